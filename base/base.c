@@ -1,0 +1,411 @@
+/* Bodies of base.h. malloc and free are called here and nowhere else below the programs, so that
+ * a test can make any allocation fail. */
+#include "base/base.h"
+
+#include "base/pass.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* --- errors --- */
+
+td_status td_fail(td_err *err, td_status code, const char *fmt, ...)
+{
+    if (err != NULL) {
+        err->code = code;
+        va_list args;
+        va_start(args, fmt);
+        (void)vsnprintf(err->msg, sizeof err->msg, fmt, args);
+        va_end(args);
+    }
+    return code;
+}
+
+td_status td_wrap(td_err *err, const char *fmt, ...)
+{
+    if (err == NULL) return TD_EUSAGE;
+    char context[400];
+    va_list args;
+    va_start(args, fmt);
+    (void)vsnprintf(context, sizeof context, fmt, args);
+    va_end(args);
+    char old[sizeof err->msg];
+    memcpy(old, err->msg, sizeof old);
+    const int used = snprintf(err->msg, sizeof err->msg, "%s: ", context);
+    const size_t at = used < 0 ? 0 : (size_t)used;
+    const size_t room = sizeof err->msg - at - 1;
+    const size_t keep = strnlen(old, room);
+    memcpy(err->msg + at, old, keep);
+    err->msg[at + keep] = '\0';
+    return err->code;
+}
+
+const char *td_status_text(td_status code)
+{
+    static const char *const sentences[] = {
+#define X(c, sentence) sentence,
+        TD_STATUSES(X)
+#undef X
+    };
+    return (size_t)code < sizeof sentences / sizeof *sentences ? sentences[code] : "unknown status";
+}
+
+int td_exit_code(td_status code)
+{
+    switch (code) {
+    case TD_OK: return 0;
+    case TD_EPLAN:
+    case TD_EMISMATCH: return 1;
+    case TD_EPARSE:
+    case TD_EUSAGE: return 2;
+    case TD_EINTR: return 130;
+    default: return 3;
+    }
+}
+
+/* --- memory --- */
+
+enum { ARENA_ALIGN = 64 };
+static const size_t arena_block_bytes = (size_t)1 << 20;
+
+typedef struct arena_block {
+    struct arena_block *next;
+    size_t used, size;
+    char *data;
+} arena_block;
+
+struct td_arena {
+    arena_block *head;
+    size_t used;
+    long fail_at;
+};
+
+td_arena *td_arena_new(void) { return calloc(1, sizeof(td_arena)); }
+
+void td_arena_free(td_arena *a)
+{
+    if (a == NULL) return;
+    for (arena_block *b = a->head; b != NULL;) {
+        arena_block *const next = b->next;
+        free(b->data);
+        free(b);
+        b = next;
+    }
+    free(a);
+}
+
+size_t td_arena_used(const td_arena *a) { return a->used; }
+
+void td_arena_fail_at(td_arena *a, long n) { a->fail_at = n; }
+
+static arena_block *block_new(size_t size)
+{
+    arena_block *const b = calloc(1, sizeof *b);
+    if (b == NULL) return NULL;
+    /* calloc leaves large blocks to the kernel's zero pages: nothing is touched before its use */
+    b->data = calloc(size + ARENA_ALIGN, 1);
+    if (b->data == NULL) {
+        free(b);
+        return NULL;
+    }
+    b->size = size;
+    return b;
+}
+
+static char *block_at(const arena_block *b, size_t at)
+{
+    const uintptr_t base = ((uintptr_t)b->data + ARENA_ALIGN - 1) & ~(uintptr_t)(ARENA_ALIGN - 1);
+    return (char *)base + at;
+}
+
+void *td_alloc(td_arena *a, size_t count, size_t size)
+{
+    if (a->fail_at > 0 && --a->fail_at == 0) return NULL;
+    size_t bytes = 0;
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 4) return NULL;
+    bytes = (bytes + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    if (bytes == 0) bytes = ARENA_ALIGN;
+    arena_block *b = a->head;
+    if (b == NULL || b->size - b->used < bytes) {
+        b = block_new(bytes > arena_block_bytes / 4 ? bytes : arena_block_bytes);
+        if (b == NULL) return NULL;
+        /* a block made for one large item goes behind the open one, which keeps its room */
+        if (a->head != NULL && b->size == bytes) {
+            b->next = a->head->next;
+            a->head->next = b;
+        } else {
+            b->next = a->head;
+            a->head = b;
+        }
+    }
+    char *const p = block_at(b, b->used);
+    b->used += bytes;
+    a->used += bytes;
+    return p;
+}
+
+char *td_strdup(td_arena *a, const char *s)
+{
+    const size_t n = strlen(s) + 1;
+    char *const copy = td_alloc(a, n, 1);
+    if (copy != NULL) memcpy(copy, s, n);
+    return copy;
+}
+
+char *td_sprintf(td_arena *a, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    const int n = vsnprintf(NULL, 0, fmt, args);
+    va_end(args);
+    if (n < 0) return NULL;
+    char *const s = td_alloc(a, (size_t)n + 1, 1);
+    if (s == NULL) return NULL;
+    va_start(args, fmt);
+    (void)vsnprintf(s, (size_t)n + 1, fmt, args);
+    va_end(args);
+    return s;
+}
+
+td_status td_grow(td_arena *a, void **items, size_t *cap, size_t need, size_t size, td_err *err)
+{
+    if (need <= *cap) return TD_OK;
+    size_t next = *cap < 16 ? 16 : *cap;
+    while (next < need) next *= 2;
+    void *const p = td_alloc(a, next, size);
+    if (p == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %zu items", next);
+    if (*cap > 0) memcpy(p, *items, *cap * size);
+    *items = p;
+    *cap = next;
+    return TD_OK;
+}
+
+td_status td_mul_i64(int64_t a, int64_t b, int64_t *out, td_err *err)
+{
+    if (__builtin_mul_overflow(a, b, out))
+        return td_fail(err, TD_EUSAGE, "%lld times %lld does not fit 64 bits", (long long)a,
+                       (long long)b);
+    return TD_OK;
+}
+
+/* --- text --- */
+
+static bool text_room(td_text *t, size_t more)
+{
+    if (t->failed) return false;
+    if (t->len + more + 1 <= t->cap) return true;
+    size_t cap = t->cap < 256 ? 256 : t->cap;
+    while (cap < t->len + more + 1) cap *= 2;
+    char *const s = realloc(t->s, cap);
+    if (s == NULL) {
+        t->failed = true;
+        return false;
+    }
+    t->s = s;
+    t->cap = cap;
+    return true;
+}
+
+void td_text_addn(td_text *t, const char *s, size_t n)
+{
+    if (!text_room(t, n)) return;
+    memcpy(t->s + t->len, s, n);
+    t->len += n;
+    t->s[t->len] = '\0';
+}
+
+void td_text_add(td_text *t, const char *s) { td_text_addn(t, s, strlen(s)); }
+
+void td_text_addf(td_text *t, const char *fmt, ...)
+{
+    char small[512];
+    va_list args;
+    va_start(args, fmt);
+    const int n = vsnprintf(small, sizeof small, fmt, args);
+    va_end(args);
+    if (n < 0) {
+        t->failed = true;
+    } else if ((size_t)n < sizeof small) {
+        td_text_addn(t, small, (size_t)n);
+    } else if (text_room(t, (size_t)n)) {
+        va_start(args, fmt);
+        (void)vsnprintf(t->s + t->len, (size_t)n + 1, fmt, args);
+        va_end(args);
+        t->len += (size_t)n;
+    }
+}
+
+void td_text_json(td_text *t, const char *s)
+{
+    td_text_addn(t, "\"", 1);
+    for (; *s != '\0'; s++) {
+        const unsigned char c = (unsigned char)*s;
+        if (c == '"' || c == '\\') {
+            td_text_addf(t, "\\%c", c);
+        } else if (c < 0x20) {
+            td_text_addf(t, "\\u%04x", c);
+        } else {
+            td_text_addn(t, s, 1);
+        }
+    }
+    td_text_addn(t, "\"", 1);
+}
+
+void td_text_xml(td_text *t, const char *s)
+{
+    for (; *s != '\0'; s++) {
+        switch (*s) {
+        case '&': td_text_add(t, "&amp;"); break;
+        case '<': td_text_add(t, "&lt;"); break;
+        case '>': td_text_add(t, "&gt;"); break;
+        case '"': td_text_add(t, "&quot;"); break;
+        default: td_text_addn(t, s, 1);
+        }
+    }
+}
+
+void td_text_free(td_text *t)
+{
+    free(t->s);
+    *t = (td_text){0};
+}
+
+/* --- random numbers --- */
+
+static uint64_t rotate_left(uint64_t x, int k) { return (x << k) | (x >> (64 - k)); }
+
+td_rng td_rng_seed(uint64_t seed)
+{
+    td_rng r;
+    for (int i = 0; i < 4; i++) {
+        seed += 0x9e3779b97f4a7c15u;
+        uint64_t z = seed;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        r.s[i] = z ^ (z >> 31);
+    }
+    return r;
+}
+
+uint64_t td_rng_u64(td_rng *r)
+{
+    uint64_t *const s = r->s;
+    const uint64_t result = rotate_left(s[1] * 5, 7) * 9;
+    const uint64_t t = s[1] << 17;
+    s[2] ^= s[0];
+    s[3] ^= s[1];
+    s[1] ^= s[2];
+    s[0] ^= s[3];
+    s[2] ^= t;
+    s[3] = rotate_left(s[3], 45);
+    return result;
+}
+
+int64_t td_rng_below(td_rng *r, int64_t n)
+{
+    const uint64_t bound = (uint64_t)n;
+    const uint64_t limit = UINT64_MAX - UINT64_MAX % bound;
+    uint64_t x = td_rng_u64(r);
+    while (x >= limit) x = td_rng_u64(r);
+    return (int64_t)(x % bound);
+}
+
+double td_rng_unit(td_rng *r) { return (double)(td_rng_u64(r) >> 11) * 0x1p-53; }
+
+double td_rng_normal(td_rng *r)
+{
+    const double u = 1.0 - td_rng_unit(r);
+    const double v = td_rng_unit(r);
+    return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
+}
+
+/* --- clock and files --- */
+
+int64_t td_now_ns(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static td_status read_stream(FILE *f, td_arena *a, const char *path, size_t max_bytes, char **text,
+                             size_t *len, td_err *err)
+{
+    char *buf = NULL;
+    size_t cap = 0, n = 0;
+    for (;;) {
+        TD_TRY(TD_GROW(a, buf, cap, n + 65537, err));
+        const size_t got = fread(buf + n, 1, cap - n - 1, f);
+        n += got;
+        if (n > max_bytes)
+            return td_fail(err, TD_EIO, "%s: larger than %zu bytes", path, max_bytes);
+        if (got == 0) break;
+    }
+    if (ferror(f)) return td_fail(err, TD_EIO, "%s: cannot read: %s", path, strerror(errno));
+    buf[n] = '\0';
+    *text = buf;
+    *len = n;
+    return TD_OK;
+}
+
+td_status td_read_file(td_arena *a, const char *path, size_t max_bytes, char **text, size_t *len,
+                       td_err *err)
+{
+    if (strcmp(path, "-") == 0) return read_stream(stdin, a, "stdin", max_bytes, text, len, err);
+    FILE *const f = fopen(path, "rb");
+    if (f == NULL) return td_fail(err, TD_EIO, "%s: cannot open: %s", path, strerror(errno));
+    const td_status st = read_stream(f, a, path, max_bytes, text, len, err);
+    (void)fclose(f);
+    return st;
+}
+
+td_status td_write_file(const char *path, const char *bytes, size_t len, td_err *err)
+{
+    char tmp[PATH_MAX];
+    const int n = snprintf(tmp, sizeof tmp, "%s.%ld.tmp", path, (long)getpid());
+    if (n < 0 || (size_t)n >= sizeof tmp)
+        return td_fail(err, TD_EIO, "%s: file name too long", path);
+    FILE *const f = fopen(tmp, "wb");
+    if (f == NULL) return td_fail(err, TD_EIO, "%s: cannot write: %s", path, strerror(errno));
+    const bool wrote = fwrite(bytes, 1, len, f) == len;
+    const bool closed = fclose(f) == 0;
+    if (wrote && closed && rename(tmp, path) == 0) return TD_OK;
+    const int why = errno;
+    (void)unlink(tmp);
+    return td_fail(err, TD_EIO, "%s: cannot write: %s", path, strerror(why));
+}
+
+/* --- passes --- */
+
+char pass_letter(pass_kind kind)
+{
+    static const char letters[] = {
+#define X(k, letter, name, forward) letter,
+        TD_PASSES(X)
+#undef X
+    };
+    return kind < PASS_COUNT ? letters[kind] : '?';
+}
+
+const char *pass_name(pass_kind kind)
+{
+    static const char *const names[] = {
+#define X(k, letter, name, forward) name,
+        TD_PASSES(X)
+#undef X
+    };
+    return kind < PASS_COUNT ? names[kind] : "unknown pass";
+}
+
+pass_kind pass_from_letter(char letter)
+{
+    for (int k = 0; k < PASS_COUNT; k++)
+        if (pass_letter((pass_kind)k) == letter) return (pass_kind)k;
+    return PASS_COUNT;
+}

@@ -1,0 +1,77 @@
+/* Exact sizes in bytes. The executor allocates from these functions and the simulator predicts from
+ * them, so the two cannot drift apart. */
+#ifndef COSTMODEL_SIZES_H
+#define COSTMODEL_SIZES_H
+
+#include "costmodel/model.h"
+
+/* What a buffer of the plan holds. */
+#define SIZE_KINDS(X)                                                                              \
+    X(SIZE_WEIGHTS, "weights")         /* of a stage, in the run's dtype */                        \
+    X(SIZE_GRADS, "gradients")         /* accumulators of a stage */                               \
+    X(SIZE_OPTIMIZER, "optimizer")     /* master weights where dtype is not fp32, m, v */          \
+    X(SIZE_BOUNDARY, "boundary")       /* one activation or gradient tensor between stages */      \
+    X(SIZE_STASH, "stash")             /* what F keeps for B (or for I) */                         \
+    X(SIZE_WSTASH, "weight stash")     /* what I keeps for W */                                    \
+    X(SIZE_KV, "keys and values")      /* K/V rows of one slice, all layers of a stage */          \
+    X(SIZE_DKV, "dK and dV")           /* fp32 prefix accumulators of one microbatch */            \
+    X(SIZE_SCRATCH, "scratch")         /* workspace of one pass, reused by all */                  \
+    X(SIZE_TOKENS, "tokens")           /* input ids and targets of one microbatch */               \
+    X(SIZE_VOCAB_STATS, "softmax statistics")                                                      \
+    X(SIZE_VOCAB_STASH, "vocabulary stash") /* local softmax kept from S to T */                   \
+    X(SIZE_NORM, "norm partials")      /* per-tensor sums of squares of a stage */                 \
+    X(SIZE_TIED_GRADS, "tied gradients") /* gradient of the tied table, exchanged by the end stages */
+
+#define X(kind, name) kind,
+typedef enum size_kind { SIZE_KINDS(X) SIZE_KIND_COUNT } size_kind;
+#undef X
+
+const char *size_kind_name(size_kind kind);
+
+/* Everything sizes depend on. Without a model (model == NULL) sizes are unit activations: the stash
+ * of one microbatch on 1/P of the model is UNIT_ACTIVATION_BYTES, a chunk's 1/chunks of it, a
+ * slice's its share of the tokens; everything else is 0. */
+#define UNIT_ACTIVATION_BYTES ((int64_t)1 << 20)
+
+typedef struct sizes {
+    const model_desc *model;
+    run_shape run;
+    const stage_desc *stages; /* [n_stages]; NULL without a model */
+    int32_t n_stages, chunks; /* chunks per rank and pipe, for unit activations */
+    int32_t vocab_shards;     /* > 1: vocabulary layers sharded over so many ranks */
+} sizes;
+
+/* Bytes of one buffer of `kind` for `stage`, holding `slice_len` tokens of each of the micro_batch
+ * sequences after a prefix of `prefix` tokens (both ignored by what does not depend on them).
+ * Errors: TD_EUSAGE when the product does not fit 63 bits. */
+TD_MUST_USE td_status sizes_bytes(const sizes *z, size_kind kind, int32_t stage, int64_t slice_len,
+                                  int64_t prefix, int64_t *bytes, td_err *err);
+
+/* One parameter tensor of a stage; offsets in elements from the start of the stage's weights. The
+ * same offsets serve weights, gradients and each optimizer moment. */
+typedef struct param_tensor {
+    char name[64];  /* Hugging Face's name: "h.3.attn.c_attn.weight" */
+    int64_t layer;  /* -1: not of a layer */
+    int32_t kind;   /* param_kind */
+    int64_t rows, cols, offset; /* cols 1 for vectors; rows are output features: y = x W^T */
+} param_tensor;
+
+typedef enum param_kind {
+    PARAM_TOKEN_EMBEDDING, PARAM_POSITION_EMBEDDING, PARAM_TYPE_EMBEDDING,
+    PARAM_EMBEDDING_NORM_WEIGHT, PARAM_EMBEDDING_NORM_BIAS,
+    PARAM_NORM1_WEIGHT, PARAM_NORM1_BIAS, PARAM_QKV_WEIGHT, PARAM_QKV_BIAS,
+    PARAM_OUT_WEIGHT, PARAM_OUT_BIAS, PARAM_NORM2_WEIGHT, PARAM_NORM2_BIAS,
+    PARAM_UP_WEIGHT, PARAM_UP_BIAS, PARAM_GATE_WEIGHT, PARAM_DOWN_WEIGHT, PARAM_DOWN_BIAS,
+    PARAM_FINAL_NORM_WEIGHT, PARAM_FINAL_NORM_BIAS, PARAM_HEAD_WEIGHT, PARAM_HEAD_BIAS,
+    PARAM_HEAD_DENSE_WEIGHT, PARAM_HEAD_DENSE_BIAS,
+    PARAM_KIND_COUNT
+} param_kind;
+
+/* The parameters of a stage in model order: writes up to max, returns how many there are. A stage
+ * with the head of a tied model lists its own copy of the table as PARAM_HEAD_WEIGHT, unless the
+ * same stage holds the embedding. */
+int64_t stage_params(const model_desc *m, const stage_desc *stage, param_tensor *out, int64_t max);
+/* Their total number of elements, with each tensor's start rounded up to 16 elements. */
+int64_t stage_param_elements(const model_desc *m, const stage_desc *stage);
+
+#endif
