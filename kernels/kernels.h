@@ -1,0 +1,214 @@
+/* The arithmetic of training a transformer, fp32, on CPU cores.
+ *
+ * Conventions, for every function here:
+ *  - Matrices are row-major. `ld` is the distance in elements between two rows (ld >= cols); where
+ *    a function has no ld the rows are contiguous. Lengths, strides and counts are in elements.
+ *  - Outputs are ASSIGNED, every element of them, unless the comment says "+=". Gradients of
+ *    parameters are +=; activations and their gradients are assigned.
+ *  - Pointers must not overlap, except where "may be" is said. No alignment is needed.
+ *  - Nothing is allocated; nothing is global. Sizes of zero are legal and do nothing.
+ *  - Deterministic: the same arguments give the same bits, for any number of threads (work is cut
+ *    into pieces by shape alone, and no piece shares an output with another).
+ *  - A context serves one call at a time; different contexts may be used at the same time. */
+#ifndef KERNELS_KERNELS_H
+#define KERNELS_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* --- matrix library and threads --- */
+
+/* The BLAS in use. Fill it with k_blas_open; treat the members as private. */
+typedef struct k_blas {
+    void *handle;
+    void (*sgemm)(void);
+    char info[200];
+} k_blas;
+
+/* Opens OpenBLAS (libopenblas.so.0), one thread per call. On CPUs with AVX-512 whose core it would
+ * not recognise it sets OPENBLAS_CORETYPE beforehand, unless that is already set; so call this once
+ * per process, before other threads start. When there is no such library, our own slower product is
+ * used: never fails. core: NULL, or a core name that overrides ("Haswell", "SkylakeX"; "none": our
+ * own product). */
+void k_blas_open(k_blas *blas, const char *core);
+void k_blas_close(k_blas *blas);
+
+/* For a run's header: library, variant, core, e.g. "OpenBLAS 0.3.21 pthread, SkylakeX". */
+const char *k_blas_info(const k_blas *blas);
+
+/* A context: a BLAS, a pool of threads, and their scratch (about 1 MiB each). */
+typedef struct k_ctx k_ctx;
+
+/* Bytes that a context with that many threads needs (threads >= 1). */
+size_t k_ctx_size(int threads);
+
+/* Builds a context in mem (k_ctx_size(threads) bytes, 64-byte aligned) and starts threads - 1
+ * threads; the caller's is the other one. blas must outlive it. NULL when a thread cannot start. */
+k_ctx *k_ctx_start(void *mem, const k_blas *blas, int threads);
+
+/* Ends the threads. The memory is the caller's again. NULL is fine. */
+void k_ctx_stop(k_ctx *ctx);
+
+int k_ctx_threads(const k_ctx *ctx);
+
+/* The instruction set in use: "v4" (AVX-512), "v3" (AVX2), "v1" (any). All give the same bits. */
+const char *k_ctx_isa(const k_ctx *ctx);
+/* Chooses another; false when this CPU or build lacks it. */
+bool k_ctx_set_isa(k_ctx *ctx, const char *isa);
+
+/* --- matrix product --- */
+
+/* C = alpha * op(A) op(B) + beta * C; op(A) is m x k, op(B) k x n, C m x n. A is stored m x k with
+ * lda, or k x m when trans_a; B is stored k x n with ldb, or n x k when trans_b. beta 0 never reads
+ * C. (y = x W^T of a [out,in] weight: trans_b; of a [in,out] weight: neither; dW += dy^T x: trans_a,
+ * beta 1.) */
+void k_gemm_cpu(k_ctx *ctx, bool trans_a, bool trans_b, long m, long n, long k, float alpha,
+                const float *a, long lda, const float *b, long ldb, float beta, float *c, long ldc);
+
+/* --- rows: norms --- */
+
+/* s = x + bias + res; y = (s - mean(s)) * rstd(s) * gamma + beta, rstd = 1/sqrt(var(s) + eps) with
+ * the biased variance. x, res, sum, y: [rows, cols]; bias, gamma, beta: [cols]; mean, rstd: [rows].
+ * bias, res, sum may be NULL (left out); sum may be x or res. */
+void k_layernorm_fwd_cpu(k_ctx *ctx, long rows, long cols, float eps, const float *x,
+                         const float *bias, const float *res, float *sum, const float *gamma,
+                         const float *beta, float *y, float *mean, float *rstd);
+
+/* dx = dres + rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gamma, xhat = (s - mean) * rstd;
+ * dgamma += sum over rows of dy * xhat; dbeta += of dy. s is the norm's input (x + bias + res).
+ * dres may be NULL; dx NULL skips dx; dgamma and dbeta both NULL skip those (split backward). dx may
+ * be dy or dres. */
+void k_layernorm_bwd_cpu(k_ctx *ctx, long rows, long cols, const float *dy, const float *s,
+                         const float *gamma, const float *mean, const float *rstd,
+                         const float *dres, float *dx, float *dgamma, float *dbeta);
+
+/* s = x + res; y = s * rstd * gamma, rstd = 1/sqrt(mean(s^2) + eps) (Zhang and Sennrich 2019).
+ * res and sum may be NULL; sum may be x or res. */
+void k_rmsnorm_fwd_cpu(k_ctx *ctx, long rows, long cols, float eps, const float *x,
+                       const float *res, float *sum, const float *gamma, float *y, float *rstd);
+
+/* dx = dres + rstd * (g - xhat * mean(g * xhat)), g = dy * gamma, xhat = s * rstd; dgamma += sum of
+ * dy * xhat. dres, dx, dgamma may be NULL; dx may be dy or dres. */
+void k_rmsnorm_bwd_cpu(k_ctx *ctx, long rows, long cols, const float *dy, const float *s,
+                       const float *gamma, const float *rstd, const float *dres, float *dx,
+                       float *dgamma);
+
+/* --- rows: elementwise --- */
+
+/* x[r][c] += bias[c], in place. */
+void k_bias_add_cpu(k_ctx *ctx, long rows, long cols, float *x, long ld, const float *bias);
+
+/* out[c] += sum over rows of x[r][c], rows in order. */
+void k_colsum_cpu(k_ctx *ctx, long rows, long cols, const float *x, long ld, float *out);
+
+typedef enum k_gelu { K_GELU_TANH, K_GELU_ERF } k_gelu; /* GPT-2's and BERT's */
+
+/* y = gelu(x + bias); x, y: [rows, cols]; bias NULL is zero; y may be x.
+ * TANH: u/2 (1 + tanh(sqrt(2/pi)(u + 0.044715 u^3))); ERF: u/2 (1 + erf(u / sqrt 2)). */
+void k_gelu_fwd_cpu(k_ctx *ctx, k_gelu kind, long rows, long cols, const float *x,
+                    const float *bias, float *y);
+
+/* dx = dy * gelu'(x + bias); dx may be dy. The bias' gradient is k_colsum_cpu of dx. */
+void k_gelu_bwd_cpu(k_ctx *ctx, k_gelu kind, long rows, long cols, const float *x,
+                    const float *bias, const float *dy, float *dx);
+
+/* y = silu(gate) * up, silu(u) = u / (1 + e^-u). gate and up: [rows, cols] with ld (the two halves
+ * of a fused projection: ld = 2 cols, up = gate + cols); y: [rows, cols]. */
+void k_swiglu_fwd_cpu(k_ctx *ctx, long rows, long cols, const float *gate, const float *up, long ld,
+                      float *y);
+
+/* dgate = dy * up * silu'(gate); dup = dy * silu(gate); both with ldd. dgate may be gate together
+ * with dup being up (ldd = ld). */
+void k_swiglu_bwd_cpu(k_ctx *ctx, long rows, long cols, const float *gate, const float *up, long ld,
+                      const float *dy, float *dgate, float *dup, long ldd);
+
+/* Rotary tables: table[p][i] = cos(p w_i), table[p][d/2 + i] = sin(p w_i), w_i = theta^(-2i/d),
+ * i < d/2, p < positions. table: [positions, d], d even. (Su et al. 2021) */
+void k_rope_table_cpu(k_ctx *ctx, long positions, long d, double theta, float *table);
+
+/* Rotates, in place, each head's (x_i, x_{i + d/2}) by its position's angles (the half-rotation
+ * form of Hugging Face models). x: row r holds `heads` heads of d, with ld; its position is
+ * pos0 + r % seq. The table covers positions up to pos0 + seq. backward: rotates back. */
+void k_rope_cpu(k_ctx *ctx, bool backward, long rows, long seq, long pos0, long heads, long d,
+                const float *table, float *x, long ld);
+
+/* --- embedding and loss --- */
+
+/* y[r] = tok[ids[r]] + pos[pos0 + r % seq] + extra. tok: [vocab, cols]; pos: [>= pos0 + seq, cols] or
+ * NULL; extra: [cols] or NULL (BERT's token type). ids must be in range. y: [rows, cols]. */
+void k_embed_fwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
+                     const float *tok, const float *pos, const float *extra, float *y);
+
+/* dtok[ids[r]] += dy[r], dpos[pos0 + r % seq] += dy[r], dextra += dy[r], rows in order. Each of
+ * dtok, dpos, dextra may be NULL. */
+void k_embed_bwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
+                     const float *dy, float *dtok, float *dpos, float *dextra);
+
+/* Cross-entropy of each row against its target: loss[r] = lse[r] - logits[r][target[r]], lse the
+ * log of the sum of exponentials; rows with target -1 (ignored) have loss 0 and gradient 0.
+ * dlogits = scale * (softmax - onehot). logits, dlogits: [rows, vocab] with ld. loss: [rows] double.
+ * lse: [rows] or NULL. dlogits: NULL (loss only) or may be logits. Returns the sum of loss in row order. */
+double k_xent_cpu(k_ctx *ctx, long rows, long vocab, const float *logits, long ld,
+                  const int32_t *target, float scale, double *loss, float *lse, float *dlogits);
+
+/* The gradient alone, given lse from an earlier k_xent_cpu: the same bits as there. */
+void k_xent_bwd_cpu(k_ctx *ctx, long rows, long vocab, const float *logits, long ld,
+                    const int32_t *target, float scale, const float *lse, float *dlogits);
+
+/* --- attention --- */
+
+/* Queries of s_q rows against keys of s_kv rows. causal: query r sees keys c <= r + (s_kv - s_q)
+ * (the mask is aligned to the bottom right, so a slice at offset o passes s_kv = o + s_q);
+ * otherwise all. heads is a multiple of kv_heads; query head h reads key head h / (heads/kv_heads).
+ * Row r of batch b, head h starts at base + b * batch + r * ld + h * d. K and V share strides,
+ * so do dK and dV. d <= 256. */
+typedef struct k_attn {
+    long batch, heads, kv_heads, d;
+    long s_q, s_kv;
+    bool causal;
+    float scale;              /* of the scores, normally 1/sqrt(d) */
+    const int32_t *kv_len;    /* [batch] keys that count, 1..s_kv; NULL: all (only when not causal) */
+    long q_ld, q_batch;       /* q */
+    long kv_ld, kv_batch;     /* k, v */
+    long o_ld, o_batch;       /* o, dout */
+    long dq_ld, dq_batch;     /* dq */
+    long dkv_ld, dkv_batch;   /* dk, dv */
+} k_attn;
+
+/* o = softmax(scale q k^T + mask) v; lse[b][h][r] = log of the sum of exponentials of the scaled
+ * scores ([batch, heads, s_q]). The scores are never stored whole (Dao et al. 2022). */
+void k_attn_fwd_cpu(k_ctx *ctx, const k_attn *a, const float *q, const float *k, const float *v,
+                    float *o, float *lse);
+
+/* dq is assigned. dk, dv ([s_kv] rows) are += when accumulate, else assigned: slices run last to
+ * first and accumulate over the whole prefix. delta: workspace [batch, heads, s_q]. dq, dk, dv may
+ * be views of one buffer. */
+void k_attn_bwd_cpu(k_ctx *ctx, const k_attn *a, bool accumulate, const float *q, const float *k,
+                    const float *v, const float *o, const float *dout, const float *lse,
+                    float *delta, float *dq, float *dk, float *dv);
+
+/* --- vectors and optimizer --- */
+
+void k_fill_cpu(k_ctx *ctx, long n, float value, float *x);              /* x = value */
+void k_scale_cpu(k_ctx *ctx, long n, float a, float *x);                 /* x *= a */
+void k_axpy_cpu(k_ctx *ctx, long n, float a, const float *x, float *y);  /* y += a x */
+void k_add_cpu(k_ctx *ctx, long n, const float *x, const float *y, float *z); /* z = x + y; z may be either */
+
+/* Sum of squares in double, in a fixed order: exactly the same for any thread count. NaN and
+ * infinity come through. */
+double k_sumsq_cpu(k_ctx *ctx, long n, const float *x);
+
+/* One AdamW step's numbers (Loshchilov and Hutter 2019). */
+typedef struct k_adamw {
+    float lr, beta1, beta2, eps, weight_decay;
+    float grad_scale; /* the gradient is multiplied by this first (clipping); 1 for none */
+    long step;        /* 1 for the first step: bias correction */
+    bool clear_grad;  /* sets g to 0 afterwards */
+} k_adamw;
+
+/* g' = grad_scale g; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2;
+ * w -= lr (m/(1-b1^step) / (sqrt(v/(1-b2^step)) + eps) + weight_decay w). All [n]. */
+void k_adamw_cpu(k_ctx *ctx, const k_adamw *p, long n, float *w, float *g, float *m, float *v);
+
+#endif
