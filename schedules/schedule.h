@@ -147,7 +147,8 @@ typedef struct sched_family {
     td_status (*generate)(const sched_request *q, td_arena *a, schedule *out, td_err *err);
 } sched_family;
 
-const sched_family *sched_families(size_t *n);
+size_t sched_family_count(void);
+const sched_family *sched_family_at(size_t i);
 /* Finds a family by name; the error has a "did you mean". */
 TD_MUST_USE td_status sched_find(const char *name, const sched_family **out, td_err *err);
 /* Finds, generates and checks. */

@@ -1,0 +1,9 @@
+/* The schedule families, one row of the registry each. */
+#ifndef SCHEDULES_FAMILIES_H
+#define SCHEDULES_FAMILIES_H
+
+#include "schedules/schedule.h"
+
+extern const sched_family family_gpipe, family_1f1b, family_interleaved_1f1b;
+
+#endif

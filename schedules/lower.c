@@ -1,0 +1,297 @@
+/* From Schedule to Plan: the passes in their order, and the first of them, place. */
+#include "schedules/lower.h"
+
+#include <string.h>
+
+/* --- shared helpers --- */
+
+static uint64_t class_hash(const plan_class *c)
+{
+    uint64_t h = (uint64_t)c->kind | (uint64_t)c->detail << 8 | (uint64_t)c->purpose << 16 |
+                 (uint64_t)c->inst << 24;
+    h = (h ^ (uint64_t)c->second) * 0x9e3779b97f4a7c15u;
+    h = (h ^ (uint32_t)c->slice_len ^ (uint64_t)(uint32_t)c->prefix << 32) * 0xbf58476d1ce4e5b9u;
+    h = (h ^ (uint64_t)c->bytes) * 0x94d049bb133111ebu;
+    return h ^ h >> 29;
+}
+
+static bool class_same(const plan_class *a, const plan_class *b)
+{
+    return a->kind == b->kind && a->detail == b->detail && a->purpose == b->purpose &&
+           a->inst == b->inst && a->second == b->second && a->slice_len == b->slice_len &&
+           a->prefix == b->prefix && a->bytes == b->bytes;
+}
+
+static void class_file(class_table *t, uint32_t i)
+{
+    size_t at = class_hash(&t->items[i]) & (t->n_slots - 1);
+    while (t->slots[at] != 0) at = (at + 1) & (t->n_slots - 1);
+    t->slots[at] = i + 1;
+}
+
+static td_status class_rehash(class_table *t, td_err *err)
+{
+    t->n_slots = t->n_slots == 0 ? 1024 : t->n_slots * 2;
+    while (t->n_slots < 2 * (t->n + 1)) t->n_slots *= 2;
+    t->slots = TD_NEW_N(t->a, uint32_t, t->n_slots);
+    if (t->slots == NULL) return td_fail(err, TD_ENOMEM, "out of memory for task classes");
+    for (uint32_t i = 0; i < t->n; i++) class_file(t, i);
+    return TD_OK;
+}
+
+td_status class_table_open(class_table *t, td_arena *a, const plan *from, td_err *err)
+{
+    *t = (class_table){.a = a};
+    if (from != NULL && from->n_classes > 0) {
+        TD_TRY(TD_GROW(a, t->items, t->cap, from->n_classes, err));
+        memcpy(t->items, from->classes, from->n_classes * sizeof *t->items);
+        t->n = from->n_classes;
+    }
+    return class_rehash(t, err);
+}
+
+td_status class_intern(class_table *t, const plan_class *c, uint32_t *out, td_err *err)
+{
+    size_t at = class_hash(c) & (t->n_slots - 1);
+    for (; t->slots[at] != 0; at = (at + 1) & (t->n_slots - 1))
+        if (class_same(&t->items[t->slots[at] - 1], c)) {
+            *out = t->slots[at] - 1;
+            return TD_OK;
+        }
+    TD_TRY(TD_GROW(t->a, t->items, t->cap, t->n + 1, err));
+    t->items[t->n] = *c;
+    *out = (uint32_t)t->n++;
+    if (2 * t->n > t->n_slots) return class_rehash(t, err);
+    class_file(t, *out);
+    return TD_OK;
+}
+
+void class_table_close(const class_table *t, plan *p)
+{
+    p->classes = t->items;
+    p->n_classes = (uint32_t)t->n;
+}
+
+void lower_slice(const lowering *l, int32_t m, int32_t k, int32_t *len, int32_t *prefix)
+{
+    const schedule *const s = l->s;
+    if (s->slice_tokens != NULL) {
+        const int32_t *const tokens = &s->slice_tokens[(size_t)m * (size_t)s->n_slices];
+        *prefix = 0;
+        for (int32_t i = 0; i < k; i++) *prefix += tokens[i];
+        *len = tokens[k];
+        return;
+    }
+    const int64_t total = l->o->sizes->model != NULL ? l->o->sizes->run.seq_len : s->n_slices;
+    const int64_t base = total / s->n_slices, rest = total % s->n_slices;
+    *len = (int32_t)(base + (k < rest ? 1 : 0));
+    *prefix = (int32_t)(base * k + (k < rest ? k : rest));
+}
+
+td_status lower_add_streams(td_arena *a, const plan *in, const new_stream *streams,
+                            uint32_t n_streams, const plan_task *tasks, uint32_t n_tasks,
+                            plan *out, td_err *err)
+{
+    *out = *in;
+    if ((uint64_t)in->n_tasks + n_tasks >= PLAN_NONE)
+        return td_fail(err, TD_EUSAGE, "more tasks than a plan can number");
+    out->n_streams = in->n_streams + n_streams;
+    out->n_tasks = in->n_tasks + n_tasks;
+    out->streams = TD_NEW_N(a, plan_stream, out->n_streams);
+    out->tasks = TD_NEW_N(a, plan_task, out->n_tasks + 1);
+    out->ranks = TD_NEW_N(a, plan_rank, out->n_ranks);
+    if (out->streams == NULL || out->tasks == NULL || out->ranks == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for %u tasks", out->n_tasks);
+    memcpy(out->tasks, in->tasks, in->n_tasks * sizeof *tasks);
+    if (n_tasks > 0) memcpy(out->tasks + in->n_tasks, tasks, n_tasks * sizeof *tasks);
+    uint32_t at = 0;
+    for (uint32_t r = 0; r < in->n_ranks; r++) {
+        plan_rank *const rank = &out->ranks[r];
+        *rank = in->ranks[r];
+        memcpy(&out->streams[at], &in->streams[rank->first_stream],
+               rank->n_streams * sizeof *out->streams);
+        rank->first_stream = at;
+        at += rank->n_streams;
+        for (uint32_t i = 0; i < n_streams; i++) {
+            if (streams[i].rank != r) continue;
+            out->streams[at++] = (plan_stream){.kind = streams[i].kind, .rank = r,
+                                               .first_task = in->n_tasks + streams[i].first,
+                                               .n_tasks = streams[i].n,
+                                               .channel = streams[i].channel};
+            rank->n_streams++;
+        }
+    }
+    return TD_OK;
+}
+
+/* --- place --- */
+
+static td_status place_insts(const lowering *l, plan *p, td_err *err)
+{
+    const schedule *const s = l->s;
+    p->n_insts = (uint32_t)(s->n_pipes * s->n_stages);
+    p->insts = TD_NEW_N(l->a, plan_inst, p->n_insts);
+    if (p->insts == NULL) return td_fail(err, TD_ENOMEM, "out of memory for stages");
+    for (int32_t i = 0; i < s->n_pipes; i++)
+        for (int32_t st = 0; st < s->n_stages; st++)
+            p->insts[i * s->n_stages + st] =
+                (plan_inst){.pipe = i, .stage = st, .forward_row = s->pipes[i].forward_row[st],
+                            .backward_row = s->pipes[i].backward_row[st]};
+    return TD_OK;
+}
+
+/* The class of one pass. */
+static td_status place_class(const lowering *l, class_table *classes, const sched_cell *c,
+                             uint32_t *cls, td_err *err)
+{
+    plan_class pc = {.kind = c->kind, .inst = lower_inst(l, c->microbatch, c->stage),
+                     .second = PLAN_NONE};
+    lower_slice(l, c->microbatch, c->slice, &pc.slice_len, &pc.prefix);
+    return class_intern(classes, &pc, cls, err);
+}
+
+/* The task of a node; a pair's members go to p->members. */
+static td_status place_task(const lowering *l, class_table *classes, const sched_cell *c, plan *p,
+                            plan_task *t, td_err *err)
+{
+    *t = (plan_task){.kind = c->kind, .slice = c->slice, .microbatch = (uint32_t)c->microbatch,
+                     .link = PLAN_NONE, .gate = PLAN_NONE, .join = PLAN_NONE};
+    TD_TRY(place_class(l, classes, c, &t->cls, err));
+    if (!c->overlaps) return TD_OK;
+    const sched_cell *const d = c + 1;
+    if (d->overlaps)
+        return td_fail(err, TD_EPLAN, "an overlapped cell holds a forward and a backward, no more");
+    uint32_t second = 0;
+    TD_TRY(place_class(l, classes, d, &second, err));
+    p->members[p->n_members] = (plan_member){.kind = c->kind, .slice = c->slice,
+                                             .microbatch = t->microbatch, .cls = t->cls};
+    p->members[p->n_members + 1] = (plan_member){.kind = d->kind, .slice = d->slice,
+                                                 .microbatch = (uint32_t)d->microbatch,
+                                                 .cls = second};
+    t->kind = TASK_PAIR;
+    t->link = p->n_members;
+    p->n_members += 2;
+    plan_class pair = classes->items[t->cls];
+    pair.kind = TASK_PAIR;
+    pair.bytes = t->cls; /* a pair's class names both members; it moves no bytes */
+    pair.second = second;
+    return class_intern(classes, &pair, &t->cls, err);
+}
+
+static td_status place_row(const lowering *l, class_table *classes, int32_t row, plan *p,
+                           td_err *err)
+{
+    const sched_index *const ix = l->ix;
+    const uint32_t n = ix->row_first[row + 1] - ix->row_first[row];
+    for (int32_t d = 0; d < l->replicas; d++) {
+        const uint32_t rank = lower_rank(l, row, d);
+        const uint32_t first = p->n_tasks;
+        p->ranks[rank] = (plan_rank){.row = row, .replica = d, .first_stream = rank,
+                                     .n_streams = 1};
+        p->streams[rank] = (plan_stream){.kind = STREAM_COMPUTE, .rank = rank,
+                                         .first_task = first, .n_tasks = n};
+        for (uint32_t i = 0; i < n; i++)
+            TD_TRY(place_task(l, classes, ix->cell[ix->row_first[row] + i], p,
+                              &p->tasks[first + i], err));
+        p->n_tasks += n;
+    }
+    return TD_OK;
+}
+
+td_status lower_place(const lowering *l, plan *out, td_err *err)
+{
+    const schedule *const s = l->s;
+    const lower_options *const o = l->o;
+    *out = (plan){.schedule_name = s->name, .n_rows = s->n_rows, .n_stages = s->n_stages,
+                  .n_pipes = s->n_pipes, .n_microbatches = s->n_microbatches,
+                  .n_slices = s->n_slices, .dp = o->dp, .tp = o->tp, .folded_dp = o->fold,
+                  .folded_tp = o->tp > 1, .mapping = o->mapping,
+                  .lookahead = o->lookahead, .send_window = o->send_window,
+                  .chunks = o->sizes->chunks < 1 ? 1 : o->sizes->chunks};
+    int32_t len = 0, prefix = 0;
+    lower_slice(l, 0, s->n_slices - 1, &len, &prefix);
+    out->seq_len = len + prefix;
+    const int64_t n_ranks = (int64_t)s->n_rows * l->replicas;
+    const int64_t n_tasks = (int64_t)l->ix->n_nodes * l->replicas;
+    if (n_ranks > 1 << 24 || n_tasks >= PLAN_NONE)
+        return td_fail(err, TD_EUSAGE, "%lld ranks and %lld passes: more than a plan can number",
+                       (long long)n_ranks, (long long)n_tasks);
+    out->n_ranks = out->n_streams = (uint32_t)n_ranks;
+    out->ranks = TD_NEW_N(l->a, plan_rank, n_ranks);
+    out->streams = TD_NEW_N(l->a, plan_stream, n_ranks);
+    out->tasks = TD_NEW_N(l->a, plan_task, n_tasks + 1);
+    size_t n_pairs = 0;
+    for (uint32_t i = 0; i < l->ix->n_nodes; i++) n_pairs += l->ix->cell[i]->overlaps;
+    out->members = TD_NEW_N(l->a, plan_member, 2 * n_pairs * (size_t)l->replicas);
+    if (out->ranks == NULL || out->streams == NULL || out->tasks == NULL || out->members == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for %lld tasks", (long long)n_tasks);
+    TD_TRY(place_insts(l, out, err));
+    if (o->sizes->stages != NULL) {
+        out->stages = TD_NEW_N(l->a, stage_desc, s->n_stages);
+        if (out->stages == NULL) return td_fail(err, TD_ENOMEM, "out of memory for stages");
+        memcpy(out->stages, o->sizes->stages, (size_t)s->n_stages * sizeof *out->stages);
+    }
+    class_table classes;
+    TD_TRY(class_table_open(&classes, l->a, NULL, err));
+    for (int32_t row = 0; row < s->n_rows; row++)
+        TD_TRY(place_row(l, &classes, row, out, err));
+    class_table_close(&classes, out);
+    return TD_OK;
+}
+
+/* --- the passes in their order --- */
+
+static const char *const pass_names[] = {"place", "comm", "collect", "step", "memory", NULL};
+
+const char *const *plan_pass_names(void) { return pass_names; }
+
+typedef td_status lower_pass(const lowering *l, const plan *in, plan *out, td_err *err);
+
+static td_status run_passes(const lowering *l, td_arena *scratch, plan *out, td_err *err)
+{
+    static lower_pass *const passes[] = {lower_comm, lower_collect, lower_step, lower_memory};
+    TD_TRY(lower_place(l, out, err));
+    out->stage_of_run = pass_names[0];
+    for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
+        if (l->o->after != NULL && strcmp(l->o->after, out->stage_of_run) == 0) break;
+        const plan in = *out;
+        TD_TRY(passes[i](l, &in, out, err));
+        out->stage_of_run = pass_names[i + 1];
+    }
+    return plan_check(out, scratch, err);
+}
+
+static td_status check_options(const schedule *s, const lower_options *o, td_err *err)
+{
+    if (o->sizes == NULL || o->dp < 1 || o->tp < 1 || o->lookahead < 0 || o->send_window < 0)
+        return td_fail(err, TD_EUSAGE,
+                       "--dp and --tp must be at least 1, --lookahead and --send-window at least 0");
+    if (o->sizes->model != NULL && o->sizes->n_stages != s->n_stages)
+        return td_fail(err, TD_EUSAGE, "layers for %d stages, but the schedule has %d",
+                       o->sizes->n_stages, s->n_stages);
+    if (o->sizes->model != NULL && !o->sizes->model->causal && s->n_slices > 1)
+        return td_fail(err, TD_EUSAGE, "bidirectional attention cannot be cut into slices: every "
+                       "token needs every other; legal: --slices 1");
+    for (const char *const *n = pass_names; o->after != NULL; n++) {
+        if (*n == NULL)
+            return td_fail(err, TD_EUSAGE, "--after=%s: no such pass; legal: place, comm, collect, "
+                           "step, memory", o->after);
+        if (strcmp(*n, o->after) == 0) break;
+    }
+    return TD_OK;
+}
+
+td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, plan *out, td_err *err)
+{
+    TD_TRY(check_options(s, o, err));
+    TD_TRY(sched_check(s, err));
+    td_arena *const scratch = td_arena_new();
+    if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    sched_index ix;
+    td_status st = sched_index_build(s, scratch, &ix, err);
+    if (st == TD_OK) st = sched_index_levels(&ix, scratch, err);
+    const lowering l = {.s = s, .o = o, .ix = &ix, .a = a, .replicas = o->fold ? 1 : o->dp};
+    if (st == TD_OK) st = run_passes(&l, scratch, out, err);
+    td_arena_free(scratch);
+    return st;
+}

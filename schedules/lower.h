@@ -1,0 +1,80 @@
+/* What the lowering passes share. Each pass takes a plan and gives a new one; arrays that a pass does
+ * not change are shared with its input. */
+#ifndef SCHEDULES_LOWER_H
+#define SCHEDULES_LOWER_H
+
+#include "schedules/plan.h"
+#include "schedules/schedule_index.h"
+
+typedef struct lowering {
+    const schedule *s;
+    const lower_options *o;
+    const sched_index *ix; /* with levels */
+    td_arena *a;
+    int32_t replicas;      /* in the plan: 1 when folded */
+} lowering;
+
+/* Interns classes, so that equal shapes share one. */
+typedef struct class_table {
+    td_arena *a;
+    plan_class *items;
+    size_t n, cap;
+    uint32_t *slots; /* open addressing, index + 1 */
+    size_t n_slots;
+} class_table;
+
+TD_MUST_USE td_status class_table_open(class_table *t, td_arena *a, const plan *from, td_err *err);
+TD_MUST_USE td_status class_intern(class_table *t, const plan_class *c, uint32_t *out,
+                                   td_err *err);
+void class_table_close(const class_table *t, plan *p);
+
+/* Tokens of a slice and before it, per sequence. */
+void lower_slice(const lowering *l, int32_t m, int32_t k, int32_t *len, int32_t *prefix);
+
+static inline uint32_t lower_rank(const lowering *l, int32_t row, int32_t replica)
+{
+    return (uint32_t)(row * l->replicas + replica);
+}
+
+static inline uint32_t lower_inst(const lowering *l, int32_t m, int32_t stage)
+{
+    return (uint32_t)(l->s->microbatch_pipe[m] * l->s->n_stages + stage);
+}
+
+/* The total order in which everything can happen: levels first, rows break ties. A message or
+ * collective that is placed right before its first consumer in this order, and streams that keep
+ * this order, cannot deadlock (lower_comm.c says why). */
+static inline uint64_t lower_when(const lowering *l, uint32_t node, int32_t row)
+{
+    return (uint64_t)l->ix->level[node] << 24 | (uint32_t)row;
+}
+
+/* The compute task of a node on the rank of a replica, or PLAN_NONE for NODE_NONE. */
+static inline uint32_t lower_task(const lowering *l, const plan *p, uint32_t node, int32_t row,
+                                  int32_t replica)
+{
+    if (node == NODE_NONE) return PLAN_NONE;
+    return plan_compute(p, lower_rank(l, row, replica))->first_task + node - l->ix->row_first[row];
+}
+
+/* A stream to be added, with its tasks in order. */
+typedef struct new_stream {
+    uint32_t rank;
+    uint8_t kind;
+    uint32_t channel;
+    uint32_t first, n; /* of the array of new tasks */
+} new_stream;
+
+/* Appends streams and their tasks (new tasks get ids from in->n_tasks on, in the order given). */
+TD_MUST_USE td_status lower_add_streams(td_arena *a, const plan *in, const new_stream *streams,
+                                        uint32_t n_streams, const plan_task *tasks,
+                                        uint32_t n_tasks, plan *out, td_err *err);
+
+/* The passes. Each ensures that plan_check holds of its result. */
+TD_MUST_USE td_status lower_place(const lowering *l, plan *out, td_err *err);
+TD_MUST_USE td_status lower_comm(const lowering *l, const plan *in, plan *out, td_err *err);
+TD_MUST_USE td_status lower_collect(const lowering *l, const plan *in, plan *out, td_err *err);
+TD_MUST_USE td_status lower_step(const lowering *l, const plan *in, plan *out, td_err *err);
+TD_MUST_USE td_status lower_memory(const lowering *l, const plan *in, plan *out, td_err *err);
+
+#endif

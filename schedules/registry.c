@@ -1,0 +1,69 @@
+/* The registry of schedule families. */
+#include "base/text.h"
+#include "schedules/families.h"
+
+#include <string.h>
+
+enum { FAMILIES_MAX = 64 };
+
+static const sched_family *const table[] = {
+    &family_gpipe,
+    &family_1f1b,
+    &family_interleaved_1f1b,
+};
+
+size_t sched_family_count(void) { return sizeof table / sizeof *table; }
+
+const sched_family *sched_family_at(size_t i) { return table[i]; }
+
+td_status sched_find(const char *name, const sched_family **out, td_err *err)
+{
+    const char *names[FAMILIES_MAX];
+    const size_t n = sched_family_count();
+    for (size_t i = 0; i < n; i++) {
+        names[i] = table[i]->name;
+        if (strcmp(name, table[i]->name) == 0) {
+            *out = table[i];
+            return TD_OK;
+        }
+    }
+    const char *const near = td_nearest(name, names, n);
+    if (near != NULL)
+        return td_fail(err, TD_EUSAGE, "unknown schedule \"%s\"; did you mean \"%s\"?", name, near);
+    return td_fail(err, TD_EUSAGE, "unknown schedule \"%s\"; psim list shows them", name);
+}
+
+static td_status check_options(const sched_family *f, const sched_request *q, td_err *err)
+{
+    for (int32_t i = 0; i < q->n_options; i++) {
+        const char *names[FAMILIES_MAX];
+        size_t n = 0;
+        bool found = false;
+        for (const sched_option *o = f->options; o->key != NULL && n < FAMILIES_MAX; o++) {
+            names[n++] = o->key;
+            found |= strcmp(o->key, q->options[i].key) == 0;
+        }
+        if (found) continue;
+        const char *const near = td_nearest(q->options[i].key, names, n);
+        return td_fail(err, TD_EUSAGE, "--opt %s: %s has no such option; %s%s", q->options[i].key,
+                       f->name, near != NULL ? "did you mean " : "psim list shows its options",
+                       near != NULL ? near : "");
+    }
+    return TD_OK;
+}
+
+td_status sched_generate(const char *name, const sched_request *q, td_arena *a, schedule *out,
+                         td_err *err)
+{
+    const sched_family *f = NULL;
+    TD_TRY(sched_find(name, &f, err));
+    if (q->pp < 1) return td_fail(err, TD_EUSAGE, "--pp %d: must be at least 1", q->pp);
+    if (q->microbatches < 1)
+        return td_fail(err, TD_EUSAGE, "--microbatches %d: must be at least 1", q->microbatches);
+    if (q->chunks < 0 || q->slices < 0)
+        return td_fail(err, TD_EUSAGE, "--chunks and --slices must be at least 1");
+    TD_TRY(check_options(f, q, err));
+    TD_TRY(f->generate(q, a, out, err));
+    out->name = f->name;
+    return sched_check(out, err);
+}

@@ -1,0 +1,62 @@
+/* Where each pass of a schedule stands, what it needs, and in which order everything can happen.
+ * The checker and every lowering pass read schedules through this index. */
+#ifndef SCHEDULES_SCHEDULE_INDEX_H
+#define SCHEDULES_SCHEDULE_INDEX_H
+
+#include "schedules/schedule.h"
+
+#define NODE_NONE UINT32_MAX
+
+/* A node is one compute task of a row: node = row_first[row] + position, a pair being one. Behind
+ * the rows' nodes come barrier nodes, one per (barrier kind, microbatch, slice): "this vocabulary
+ * pass is done on every row". */
+typedef enum barrier_kind { BARRIER_S, BARRIER_T, BARRIER_E, BARRIER_COUNT } barrier_kind;
+
+typedef struct sched_index {
+    const schedule *s;
+    uint32_t *row_first;           /* [n_rows + 1] */
+    uint32_t n_nodes, n_all_nodes; /* without and with barriers */
+    const sched_cell **cell;       /* [n_nodes] the first cell of each node */
+    uint32_t *pos[PASS_COUNT];     /* node of a pass, NODE_NONE where absent; NULL: kind unused */
+    uint32_t *level;               /* [n_all_nodes] 1 + length of the longest path to it */
+} sched_index;
+
+/* Builds the index; fails with TD_EPLAN on a pass that is doubled, out of range, or on a row that
+ * its stage does not live on. */
+TD_MUST_USE td_status sched_index_build(const schedule *s, td_arena *a, sched_index *out,
+                                        td_err *err);
+/* Fills level; fails with TD_EPLAN and the cycle of waits when the order cannot finish. */
+TD_MUST_USE td_status sched_index_levels(sched_index *ix, td_arena *a, td_err *err);
+
+static inline bool pass_is_sharded(pass_kind k) /* runs on every row */
+{
+    return k == PASS_S || k == PASS_T || k == PASS_E || k == PASS_G;
+}
+
+/* Cell of (stage, microbatch, slice) in a table; sharded passes are found by row instead. */
+static inline size_t index_slot(const schedule *s, int32_t stage_or_row, int32_t m, int32_t k)
+{
+    return ((size_t)stage_or_row * (size_t)s->n_microbatches + (size_t)m) * (size_t)s->n_slices +
+           (size_t)k;
+}
+
+static inline uint32_t index_find(const sched_index *ix, pass_kind kind, int32_t stage_or_row,
+                                  int32_t m, int32_t k)
+{
+    return ix->pos[kind] == NULL ? NODE_NONE : ix->pos[kind][index_slot(ix->s, stage_or_row, m, k)];
+}
+
+/* The node that yields the input gradient: B, or I where backward is split. */
+uint32_t index_find_backward(const sched_index *ix, int32_t stage, int32_t m, int32_t k);
+uint32_t index_barrier(const sched_index *ix, barrier_kind b, int32_t m, int32_t k);
+int32_t index_row(const sched_index *ix, uint32_t node);
+
+/* The nodes that a pass needs, in a fixed order; returns how many (at most 8). Entries may be
+ * NODE_NONE where a needed pass does not exist, which sched_check reports. */
+enum { NEEDS_MAX = 8 };
+int index_needs(const sched_index *ix, const sched_cell *c, int32_t row, uint32_t needs[NEEDS_MAX]);
+
+/* "row 2: 1F7.0" */
+void index_node_text(const sched_index *ix, uint32_t node, td_text *out);
+
+#endif
