@@ -15,7 +15,8 @@ typedef struct trace_record {
     int32_t stage, pipe; /* -1 where none; pair: of the first member */
     uint16_t slice;
     uint8_t kind;        /* task_kind */
-    uint8_t detail;      /* messages: channel_class; collectives: coll_purpose */
+    uint8_t detail;      /* messages: channel_class; collectives: coll_purpose; pair: pass_kind of
+                            the first member */
     int32_t peer;        /* messages: the other rank; else -1 */
     /* second member of a pair; kind2 is PASS_COUNT where there is none */
     int32_t microbatch2, stage2, pipe2;
@@ -60,9 +61,26 @@ typedef struct task_times {
 TD_MUST_USE td_status trace_build(const plan *p, const task_times *t, bool with_memory,
                                   const trace_meta *meta, uint32_t n_meta, td_arena *a, trace *out,
                                   td_err *err);
-/* By name: *.gz is compressed. */
+/* Writes beside the name and renames; a name that ends in .gz is compressed. */
 TD_MUST_USE td_status trace_write(const trace *t, const char *path, td_err *err);
+/* Reads back exactly what trace_write wrote, compressed or not. TD_EPARSE: "path:line:col: ...". */
 TD_MUST_USE td_status trace_read(const char *path, td_arena *a, trace *out, td_err *err);
+/* The same from plain bytes; `name` is for messages. */
+TD_MUST_USE td_status trace_read_bytes(const char *bytes, size_t len, const char *name, td_arena *a,
+                                       trace *out, td_err *err);
+
+/* For each record the index of the other end of its message, UINT32_MAX where there is none: the
+ * n-th send and the n-th receive of a (source, destination, class) belong together. */
+TD_MUST_USE td_status trace_match_messages(const trace *t, td_arena *a, uint32_t **partner,
+                                           td_err *err);
+
+/* "F", "SEND", ...; the kind of a name, or TASK_KIND_COUNT. */
+const char *trace_kind_name(uint8_t kind);
+uint8_t trace_kind_of(const char *name);
+const char *trace_class_name(uint8_t channel);   /* "activations": of a channel_class */
+const char *trace_purpose_name(uint8_t purpose); /* "gradient sync": of a coll_purpose */
+/* The value of a key of the metadata, or NULL. */
+const char *trace_meta_get(const trace *t, const char *key);
 
 /* --- metrics.c: from (plan, times) --- */
 
