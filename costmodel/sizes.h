@@ -74,4 +74,68 @@ int64_t stage_params(const model_desc *m, const stage_desc *stage, param_tensor 
 /* Their total number of elements, with each tensor's start rounded up to 16 elements. */
 int64_t stage_param_elements(const model_desc *m, const stage_desc *stage);
 
+/* --- what the executor needs beyond totals --- */
+
+/* Elements of a stage's gradient accumulators: those of its parameters and, where one stage holds
+ * both uses of a tied table, a second table behind them for the head's use (at element
+ * stage_param_elements), so that each use sums on its own and the two are added once. */
+int64_t stage_grad_elements(const model_desc *m, const stage_desc *stage);
+/* Tensors of the whole model, a tied table once: the entries of the norm table. */
+int64_t model_tensor_count(const model_desc *m);
+/* The entry of a stage's first tensor in the norm table; the others follow. A tied head's copy of
+ * the table is the last one of its stage and would be entry model_tensor_count: it is not counted. */
+int64_t stage_first_tensor(const model_desc *m, const stage_desc *stage);
+
+/* Where one layer's tensors lie, in bytes from the start of the layer's block; -1: not there. With
+ * N = micro_batch * slice_len rows. Statistics of norms and of the softmax are fp32. */
+typedef struct layer_layout {
+    int64_t y1, mean1, rstd1; /* input of the QKV product and its norm's statistics; BERT: y1 is -1 */
+    int64_t qkv;              /* [N, (heads + 2 kv_heads) * head_dim], columns q, k, v */
+    int64_t o, lse;           /* attention's output [N, heads * head_dim], softmax [b, heads, s] */
+    int64_t sum1;             /* residual stream after attention [N, hidden] */
+    int64_t y2, mean2, rstd2; /* input of the MLP and its norm's statistics */
+    int64_t up;               /* before the activation [N, ffn], gated: [N, 2 ffn], columns gate, up */
+    int64_t act;              /* after it [N, ffn] */
+    int64_t sum2;             /* BERT: input of the layer's second norm [N, hidden]; else -1 */
+    int64_t bytes;            /* of the block */
+} layer_layout;
+
+/* What F of a stage keeps for its B, in bytes from the start of the SIZE_STASH buffer. */
+typedef struct stash_layout {
+    int64_t embed_sum, embed_mean, embed_rstd; /* BERT's embedding norm; else -1 */
+    int64_t inputs;      /* residual stream at the borders of layers, input_stride apart */
+    int64_t input_stride;
+    int64_t first_level, n_levels; /* level l is the input of the stage's layer l; level 0 is the
+                            INPUT buffer unless the stage embeds, the last level (n_layers) is the
+                            OUTPUT buffer unless the stage has the head */
+    int64_t layers;      /* first layer's block; blocks lie kept.bytes apart */
+    layer_layout kept;   /* full recomputation keeps none, selective drops o and lse */
+    int64_t final_out, final_mean, final_rstd; /* final norm; BERT: of the head's transform */
+    int64_t head_dense, head_act;              /* BERT's transform; else -1 */
+    int64_t dlogits;     /* gradient of the logits [N, logits_ld]; -1 under full recomputation */
+    int64_t logits_ld;   /* elements */
+    int64_t bytes;
+} stash_layout;
+
+/* Workspace of one pass, in bytes from the start of the SIZE_SCRATCH buffer. Both F and B use it. */
+typedef struct scratch_layout {
+    int64_t grad;      /* [N, hidden] gradient of the residual stream */
+    int64_t wide;      /* [N, max(ffn (gated: 2 ffn), qkv columns)] */
+    int64_t narrow;    /* [N, max(hidden, heads * head_dim)] */
+    int64_t act;       /* gated: [N, ffn] gradient after the activation; else -1 */
+    int64_t delta;     /* [b, heads, s] fp32 */
+    int64_t recomputed; /* a layer_layout block that holds what the stash lacks; -1: it lacks nothing */
+    layer_layout layer; /* its layout, offsets from `recomputed`; -1 for what the stash holds */
+    int64_t logits;    /* [logits_rows, logits_ld] under full recomputation; else -1 */
+    int64_t logits_rows;
+    int64_t losses;    /* [N] fp64, stages with a head; else -1 */
+    int64_t bytes;
+} scratch_layout;
+
+/* Layouts for one tensor-parallel shard. Errors: TD_EUSAGE without a model or on overflow. */
+TD_MUST_USE td_status stash_layout_of(const sizes *z, int32_t stage, int64_t slice_len,
+                                      stash_layout *out, td_err *err);
+TD_MUST_USE td_status scratch_layout_of(const sizes *z, int32_t stage, int64_t slice_len,
+                                        scratch_layout *out, td_err *err);
+
 #endif
