@@ -52,8 +52,9 @@ typedef struct plan_class {
     uint8_t reserved;
     uint32_t inst;   /* stage instance, or PLAN_NONE */
     uint32_t second; /* TASK_PAIR: class of the second member; else PLAN_NONE */
-    int32_t slice_len, prefix; /* tokens of each sequence */
-    int64_t bytes;   /* messages and collectives: payload; else 0 */
+    int32_t slice_len, prefix; /* tokens of each sequence; MARK, NORM, OPTIMIZER: slice_len is the
+                                  row, whose price is the sum over the stages that train there */
+    int64_t bytes;   /* messages and collectives: payload; TASK_PAIR: class of the first member */
 } plan_class;
 
 typedef struct plan_task {
@@ -189,6 +190,13 @@ typedef struct plan {
 static inline const plan_stream *plan_compute(const plan *p, uint32_t rank)
 {
     return &p->streams[p->ranks[rank].first_stream];
+}
+
+/* The device of a rank in the whole cluster, folded replicas and shards included. */
+static inline int32_t plan_device(const plan *p, uint32_t rank)
+{
+    const plan_rank *const r = &p->ranks[rank];
+    return (r->row * p->dp + r->replica) * p->tp + r->shard;
 }
 
 typedef struct lower_options {

@@ -1,0 +1,268 @@
+/* memory: which buffers each task reads, writes or adds to, how long each lives, and where in the
+ * rank's arena it lies.
+ *
+ * A buffer lives from the gate of its first use to the join of its last, in compute positions: a
+ * task off the compute stream may touch it from just after its gate to just before its join. Two
+ * buffers whose lives do not meet may share bytes, whatever the streams do. */
+#include "schedules/lower_memory.h"
+
+#include <string.h>
+
+/* --- buffers --- */
+
+static td_status memory_class(memory *mem, size_kind what, int32_t inst, int32_t m, int32_t k,
+                              uint32_t *out, td_err *err)
+{
+    const int32_t stage = inst < 0 ? 0 : inst % mem->l->s->n_stages;
+    plan_class key = {.kind = (uint8_t)what, .inst = inst < 0 ? PLAN_NONE : (uint32_t)inst,
+                      .second = PLAN_NONE};
+    if (m >= 0) lower_slice(mem->l, m, k, &key.slice_len, &key.prefix);
+    const size_t known = mem->classes.n;
+    TD_TRY(class_intern(&mem->classes, &key, out, err));
+    if (mem->classes.n == known) return TD_OK;
+    TD_TRY(TD_GROW(mem->l->a, mem->class_bytes, mem->cap_class_bytes, *out + 1, err));
+    return sizes_bytes(mem->l->o->sizes, what, stage, key.slice_len, key.prefix,
+                       &mem->class_bytes[*out], err);
+}
+
+/* A new buffer of the row at hand; PLAN_NONE when it would hold nothing. */
+static td_status memory_new(memory *mem, uint32_t bclass, bool whole_run, uint32_t *out,
+                            td_err *err)
+{
+    *out = PLAN_NONE;
+    if (mem->class_bytes[bclass] == 0) return TD_OK;
+    if (!mem->opens)
+        return td_fail(err, TD_EPLAN, "row %d: no pass uses the buffer of a message or collective",
+                       mem->row);
+    TD_TRY(TD_GROW(mem->l->a, mem->buffers, mem->cap_buffers, mem->n_buffers + 1, err));
+    *out = (uint32_t)(mem->n_buffers - mem->row_first[mem->row]);
+    if (*out > MEMORY_BUFFER_MAX)
+        return td_fail(err, TD_EUSAGE, "row %d: more buffers than a plan can number", mem->row);
+    mem->buffers[mem->n_buffers++] = (plan_buffer){.birth = whole_run ? 0 : UINT32_MAX,
+                                                   .death = whole_run ? UINT32_MAX : 0,
+                                                   .bclass = bclass};
+    return TD_OK;
+}
+
+td_status memory_tensor(memory *mem, memory_table table, int32_t stage, int32_t m, int32_t k,
+                        uint32_t *out, td_err *err)
+{
+    static const size_kind kinds[TABLE_COUNT] = {SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY,
+                                                 SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_STASH,
+                                                 SIZE_WSTASH, SIZE_TOKENS};
+    const size_t slot = index_slot(mem->l->s, stage, m, k);
+    uint32_t *const known = &mem->tables[table][slot];
+    if (*known != MEMORY_UNKNOWN) {
+        *out = *known;
+        return TD_OK;
+    }
+    /* the tensor at a border has the size of the later stage's input */
+    const bool at_output = table == TABLE_ACT_OUT || table == TABLE_GRAD_IN;
+    const int32_t border = at_output ? stage + 1 : stage;
+    const int32_t inst = (int32_t)lower_inst(mem->l, m, border);
+    uint32_t bclass = 0;
+    TD_TRY(memory_class(mem, kinds[table], inst, m, k, &bclass, err));
+    TD_TRY(memory_new(mem, bclass, table == TABLE_TOKENS, out, err));
+    *known = *out;
+    return TD_OK;
+}
+
+td_status memory_of_run(memory *mem, size_kind what, int32_t inst, uint32_t *out, td_err *err)
+{
+    for (size_t i = mem->run_first[mem->row]; i < mem->run_end[mem->row]; i++)
+        if (mem->run[i].what == what && mem->run[i].inst == inst) {
+            *out = mem->run[i].buffer;
+            return TD_OK;
+        }
+    uint32_t bclass = 0;
+    TD_TRY(memory_class(mem, what, inst, -1, 0, &bclass, err));
+    TD_TRY(memory_new(mem, bclass, true, out, err));
+    TD_TRY(TD_GROW(mem->l->a, mem->run, mem->cap_run, mem->n_run + 1, err));
+    mem->run[mem->n_run++] = (run_buffer){.what = what, .inst = inst, .buffer = *out};
+    mem->run_end[mem->row] = mem->n_run;
+    return TD_OK;
+}
+
+/* One workspace a rank, as large as its hungriest pass needs. */
+td_status memory_scratch(memory *mem, int32_t inst, int32_t m, int32_t k, uint32_t *out,
+                         td_err *err)
+{
+    uint32_t bclass = 0;
+    *out = mem->scratch;
+    if (!mem->opens) return TD_OK; /* a replica of a row that is done */
+    TD_TRY(memory_class(mem, SIZE_SCRATCH, inst, m, k, &bclass, err));
+    if (mem->scratch == PLAN_NONE) TD_TRY(memory_new(mem, bclass, true, &mem->scratch, err));
+    *out = mem->scratch;
+    if (*out == PLAN_NONE) return TD_OK;
+    plan_buffer *const b = &mem->buffers[mem->row_first[mem->row] + *out];
+    if (mem->class_bytes[bclass] > mem->class_bytes[b->bclass]) b->bclass = bclass;
+    return TD_OK;
+}
+
+/* --- lives --- */
+
+void memory_use(memory *mem, use_mode mode, use_role role, uint32_t buffer)
+{
+    if (buffer == PLAN_NONE) return;
+    mem->uses[mem->n_uses++] = use_pack(mode, role, buffer);
+    plan_buffer *const b = &mem->buffers[mem->row_first[mem->row] + buffer];
+    if (b->death == UINT32_MAX && b->birth == 0) return; /* of the whole run */
+    if (mem->from < b->birth) b->birth = mem->from;
+    if (mem->to != UINT32_MAX && mem->to > b->death) b->death = mem->to;
+}
+
+/* The positions in which a task may touch its buffers. `to` is UINT32_MAX when there are none. */
+static void set_window(memory *mem, const plan *p, const plan_stream *s, uint32_t task)
+{
+    const plan_stream *const compute = plan_compute(p, s->rank);
+    if (s->kind == STREAM_COMPUTE) {
+        mem->from = mem->to = task - compute->first_task;
+        return;
+    }
+    const plan_task *const t = &p->tasks[task];
+    mem->from = t->gate == PLAN_NONE ? 0 : t->gate - compute->first_task + 1;
+    const uint32_t join = t->join == PLAN_NONE ? compute->n_tasks : t->join - compute->first_task;
+    mem->to = join == 0 ? UINT32_MAX : join - 1;
+}
+
+/* --- the pass --- */
+
+static td_status open_memory(memory *mem, const lowering *l, const plan *in, td_err *err)
+{
+    *mem = (memory){.l = l, .scratch = PLAN_NONE};
+    TD_TRY(class_table_open(&mem->classes, l->a, NULL, err));
+    const size_t slots = index_slot(l->s, l->s->n_stages, 0, 0);
+    for (int t = 0; t < TABLE_COUNT; t++) {
+        mem->tables[t] = TD_NEW_N(l->a, uint32_t, slots);
+        if (mem->tables[t] == NULL) return td_fail(err, TD_ENOMEM, "out of memory for buffers");
+        for (size_t i = 0; i < slots; i++) mem->tables[t][i] = MEMORY_UNKNOWN;
+    }
+    size_t bound = 0;
+    for (uint32_t i = 0; i < in->n_tasks; i++)
+        bound += in->tasks[i].kind < TASK_SEND ? 2 * MEMORY_PASS_USES
+                                               : 2 + 3 * (size_t)in->n_insts *
+                                                         (in->tasks[i].kind == TASK_NORM ||
+                                                          in->tasks[i].kind == TASK_OPTIMIZER);
+    mem->row_first = TD_NEW_N(l->a, size_t, l->s->n_rows + 1);
+    mem->uses = TD_NEW_N(l->a, uint32_t, bound);
+    mem->run_first = TD_NEW_N(l->a, size_t, l->s->n_rows);
+    mem->run_end = TD_NEW_N(l->a, size_t, l->s->n_rows);
+    if (mem->row_first == NULL || mem->uses == NULL || mem->run_first == NULL ||
+        mem->run_end == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for buffer uses");
+    return TD_OK;
+}
+
+/* Streams by first task, so that a walk over them meets tasks in order of their ids. */
+static const plan_stream **streams_by_task(td_arena *a, const plan *p)
+{
+    const plan_stream **const order = TD_NEW_N(a, const plan_stream *, p->n_streams);
+    uint32_t *const at = TD_NEW_N(a, uint32_t, p->n_tasks + 1);
+    if (order == NULL || at == NULL) return NULL;
+    for (uint32_t i = 0; i < p->n_streams; i++)
+        if (p->streams[i].n_tasks > 0) at[p->streams[i].first_task] = i + 1;
+    uint32_t n = 0;
+    for (uint32_t t = 0; t < p->n_tasks;) {
+        const plan_stream *const s = &p->streams[at[t] - 1];
+        order[n++] = s;
+        t += s->n_tasks;
+    }
+    for (; n < p->n_streams; n++) order[n] = NULL;
+    return order;
+}
+
+static td_status walk(memory *mem, const plan *in, plan *out, td_err *err)
+{
+    const plan_stream **const order = streams_by_task(mem->l->a, in);
+    if (order == NULL) return td_fail(err, TD_ENOMEM, "out of memory for streams");
+    for (uint32_t i = 0; i < in->n_streams && order[i] != NULL; i++) {
+        const plan_stream *const s = order[i];
+        const plan_rank *const rank = &in->ranks[s->rank];
+        const bool opens_row = s->kind == STREAM_COMPUTE && rank->replica == 0;
+        mem->row = rank->row;
+        if (opens_row) {
+            mem->row_first[rank->row] = mem->n_buffers;
+            mem->run_first[rank->row] = mem->run_end[rank->row] = mem->n_run;
+            mem->scratch = PLAN_NONE;
+        }
+        mem->opens = opens_row;
+        for (uint32_t j = 0; j < s->n_tasks; j++) {
+            const uint32_t task = s->first_task + j;
+            out->tasks[task].first_use = (uint32_t)mem->n_uses;
+            set_window(mem, in, s, task);
+            TD_TRY(memory_task_uses(mem, out, task, err));
+        }
+        if (opens_row) mem->row_first[rank->row + 1] = mem->n_buffers;
+    }
+    out->tasks[out->n_tasks].first_use = (uint32_t)mem->n_uses;
+    return TD_OK;
+}
+
+/* Every replica of a row has the row's buffers. */
+static td_status copy_buffers(memory *mem, plan *out, td_err *err)
+{
+    const int32_t replicas = mem->l->replicas;
+    const size_t n = mem->n_buffers * (size_t)replicas;
+    if (n >= PLAN_NONE) return td_fail(err, TD_EUSAGE, "more buffers than a plan can number");
+    out->n_buffers = (uint32_t)n;
+    out->buffers = replicas == 1 ? mem->buffers : TD_NEW_N(mem->l->a, plan_buffer, n);
+    out->n_bclasses = (uint32_t)mem->classes.n;
+    out->bclasses = TD_NEW_N(mem->l->a, plan_bclass, out->n_bclasses);
+    if ((n > 0 && out->buffers == NULL) || out->bclasses == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for buffers");
+    for (uint32_t i = 0; i < out->n_bclasses; i++) {
+        const plan_class *const c = &mem->classes.items[i];
+        out->bclasses[i] = (plan_bclass){.what = c->kind, .inst = c->inst,
+                                         .slice_len = c->slice_len, .prefix = c->prefix,
+                                         .bytes = mem->class_bytes[i]};
+    }
+    uint32_t at = 0;
+    for (uint32_t r = 0; r < out->n_ranks; r++) {
+        const size_t first = mem->row_first[out->ranks[r].row];
+        const size_t count = mem->row_first[out->ranks[r].row + 1] - first;
+        out->ranks[r].first_buffer = at;
+        out->ranks[r].n_buffers = (uint32_t)count;
+        if (replicas > 1 && count > 0)
+            memcpy(&out->buffers[at], &mem->buffers[first], count * sizeof *out->buffers);
+        at += (uint32_t)count;
+    }
+    return TD_OK;
+}
+
+static td_status check_limit(const lowering *l, const plan *p, td_err *err)
+{
+    for (uint32_t r = 0; r < p->n_ranks && l->o->memory_limit > 0; r++) {
+        const plan_rank *const k = &p->ranks[r];
+        if (k->arena_bytes <= l->o->memory_limit) continue;
+        return td_fail(err, TD_EPLAN,
+                       "rank %u needs %lld bytes, %lld over the limit of %lld (%lld of them weights, "
+                       "gradients and optimizer); more --pp or --tp, --recompute, or a schedule "
+                       "with fewer microbatches in flight would help",
+                       r, (long long)k->arena_bytes,
+                       (long long)(k->arena_bytes - l->o->memory_limit),
+                       (long long)l->o->memory_limit, (long long)k->persistent_bytes);
+    }
+    return TD_OK;
+}
+
+td_status lower_memory(const lowering *l, const plan *in, plan *out, td_err *err)
+{
+    *out = *in;
+    memory mem;
+    TD_TRY(open_memory(&mem, l, in, err));
+    out->tasks = TD_NEW_N(l->a, plan_task, in->n_tasks + 1);
+    out->ranks = TD_NEW_N(l->a, plan_rank, in->n_ranks);
+    out->members = TD_NEW_N(l->a, plan_member, in->n_members);
+    if (out->tasks == NULL || out->ranks == NULL || out->members == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for %u tasks", in->n_tasks);
+    memcpy(out->tasks, in->tasks, in->n_tasks * sizeof *out->tasks);
+    memcpy(out->ranks, in->ranks, in->n_ranks * sizeof *out->ranks);
+    if (in->n_members > 0)
+        memcpy(out->members, in->members, in->n_members * sizeof *out->members);
+    TD_TRY(walk(&mem, in, out, err));
+    out->uses = mem.uses;
+    out->n_uses = (uint32_t)mem.n_uses;
+    TD_TRY(copy_buffers(&mem, out, err));
+    for (uint32_t r = 0; r < out->n_ranks; r++) TD_TRY(memory_place(l->a, out, r, err));
+    return check_limit(l, out, err);
+}

@@ -1,0 +1,215 @@
+/* What each kind of task does with which buffer. Order within a task is by role and fixed. */
+#include "schedules/lower_memory.h"
+
+/* A pass at hand. */
+typedef struct pass_at {
+    pass_kind kind;
+    int32_t pipe, stage, inst, m, k;
+    bool first, last;  /* of the stages */
+    bool away;         /* forward and backward of the stage live on different rows */
+} pass_at;
+
+static pass_at pass_of(const memory *mem, const plan *p, uint32_t cls, uint8_t kind, uint32_t m,
+                       uint16_t k)
+{
+    const plan_inst *const inst = &p->insts[p->classes[cls].inst];
+    return (pass_at){.kind = (pass_kind)kind, .pipe = inst->pipe, .stage = inst->stage,
+                     .inst = (int32_t)p->classes[cls].inst, .m = (int32_t)m, .k = k,
+                     .first = inst->stage == 0, .last = inst->stage == mem->l->s->n_stages - 1,
+                     .away = inst->forward_row != inst->backward_row};
+}
+
+static td_status use_tensor(memory *mem, use_mode mode, use_role role, memory_table table,
+                            int32_t stage, const pass_at *p, td_err *err)
+{
+    uint32_t b = PLAN_NONE;
+    TD_TRY(memory_tensor(mem, table, stage, p->m, p->k, &b, err));
+    memory_use(mem, mode, role, b);
+    return TD_OK;
+}
+
+static td_status use_run(memory *mem, use_mode mode, use_role role, size_kind what, int32_t inst,
+                         td_err *err)
+{
+    uint32_t b = PLAN_NONE;
+    TD_TRY(memory_of_run(mem, what, inst, &b, err));
+    memory_use(mem, mode, role, b);
+    return TD_OK;
+}
+
+static td_status use_scratch(memory *mem, const pass_at *p, td_err *err)
+{
+    uint32_t b = PLAN_NONE;
+    TD_TRY(memory_scratch(mem, p->inst, p->m, p->k, &b, err));
+    memory_use(mem, USE_WRITE, ROLE_SCRATCH, b);
+    return TD_OK;
+}
+
+/* The output of a stage: the next stage's input where that is on the same row. */
+static td_status use_output(memory *mem, const pass_at *p, td_err *err)
+{
+    const sched_pipe *const pipe = &mem->l->s->pipes[p->pipe];
+    if (pipe->forward_row[p->stage + 1] == pipe->forward_row[p->stage])
+        return use_tensor(mem, USE_WRITE, ROLE_OUTPUT, TABLE_ACT_IN, p->stage + 1, p, err);
+    return use_tensor(mem, USE_WRITE, ROLE_OUTPUT, TABLE_ACT_OUT, p->stage, p, err);
+}
+
+static td_status use_dinput(memory *mem, const pass_at *p, td_err *err)
+{
+    const sched_pipe *const pipe = &mem->l->s->pipes[p->pipe];
+    if (pipe->backward_row[p->stage - 1] == pipe->backward_row[p->stage])
+        return use_tensor(mem, USE_WRITE, ROLE_DINPUT, TABLE_GRAD_IN, p->stage - 1, p, err);
+    return use_tensor(mem, USE_WRITE, ROLE_DINPUT, TABLE_GRAD_OUT, p->stage, p, err);
+}
+
+/* The stage's input, where this pass finds it. */
+static td_status use_input(memory *mem, const pass_at *p, td_err *err)
+{
+    if (p->first) return TD_OK;
+    const memory_table table = p->away && p->kind != PASS_F ? TABLE_HANDOFF_IN : TABLE_ACT_IN;
+    return use_tensor(mem, USE_READ, ROLE_INPUT, table, p->stage, p, err);
+}
+
+static td_status use_tokens(memory *mem, const pass_at *p, td_err *err)
+{
+    const bool head = p->last && mem->l->s->vocab == VOCAB_NONE;
+    if (!p->first && !head) return TD_OK;
+    /* one row's first and last stage share the microbatch's tokens */
+    const sched_pipe *const pipe = &mem->l->s->pipes[p->pipe];
+    const int32_t last = mem->l->s->n_stages - 1;
+    const int32_t *const rows = p->away && p->kind != PASS_F ? pipe->backward_row
+                                                             : pipe->forward_row;
+    const int32_t stage = p->last && rows[0] == rows[last] ? 0 : p->stage;
+    return use_tensor(mem, USE_READ, ROLE_TOKENS, TABLE_TOKENS, stage, p, err);
+}
+
+static td_status uses_of_forward(memory *mem, const pass_at *p, td_err *err)
+{
+    const bool keeps = p->kind == PASS_R || !p->away; /* a forward row keeps nothing */
+    TD_TRY(use_input(mem, p, err));
+    TD_TRY(use_tokens(mem, p, err));
+    TD_TRY(use_run(mem, USE_READ, ROLE_WEIGHTS, SIZE_WEIGHTS, p->inst, err));
+    if (keeps) TD_TRY(use_tensor(mem, USE_WRITE, ROLE_STASH, TABLE_STASH, p->stage, p, err));
+    if (!p->last && p->kind == PASS_F) TD_TRY(use_output(mem, p, err));
+    return use_scratch(mem, p, err);
+}
+
+static td_status uses_of_backward(memory *mem, const pass_at *p, td_err *err)
+{
+    TD_TRY(use_input(mem, p, err));
+    TD_TRY(use_tokens(mem, p, err));
+    TD_TRY(use_run(mem, USE_READ, ROLE_WEIGHTS, SIZE_WEIGHTS, p->inst, err));
+    TD_TRY(use_tensor(mem, USE_READ, ROLE_STASH, TABLE_STASH, p->stage, p, err));
+    if (!p->last)
+        TD_TRY(use_tensor(mem, USE_READ, ROLE_DOUTPUT, TABLE_GRAD_IN, p->stage, p, err));
+    if (!p->first) TD_TRY(use_dinput(mem, p, err));
+    if (p->kind == PASS_B)
+        TD_TRY(use_run(mem, USE_ADD, ROLE_GRADS, SIZE_GRADS, p->inst, err));
+    else
+        TD_TRY(use_tensor(mem, USE_WRITE, ROLE_WSTASH, TABLE_WSTASH, p->stage, p, err));
+    return use_scratch(mem, p, err);
+}
+
+static td_status uses_of_weight_gradient(memory *mem, const pass_at *p, td_err *err)
+{
+    TD_TRY(use_input(mem, p, err));
+    TD_TRY(use_tokens(mem, p, err));
+    TD_TRY(use_tensor(mem, USE_READ, ROLE_STASH, TABLE_STASH, p->stage, p, err));
+    TD_TRY(use_tensor(mem, USE_READ, ROLE_WSTASH, TABLE_WSTASH, p->stage, p, err));
+    TD_TRY(use_run(mem, USE_ADD, ROLE_GRADS, SIZE_GRADS, p->inst, err));
+    return use_scratch(mem, p, err);
+}
+
+static td_status uses_of_pass(memory *mem, const pass_at *p, td_err *err)
+{
+    switch (p->kind) {
+    case PASS_F:
+    case PASS_R: return uses_of_forward(mem, p, err);
+    case PASS_B:
+    case PASS_I: return uses_of_backward(mem, p, err);
+    case PASS_W: return uses_of_weight_gradient(mem, p, err);
+    default: return TD_OK;
+    }
+}
+
+static td_status uses_of_message(memory *mem, const plan *p, const plan_task *t, td_err *err)
+{
+    const plan_class *const c = &p->classes[t->cls];
+    const pass_at at = pass_of(mem, p, t->cls, t->kind, t->microbatch, t->slice);
+    const bool send = t->kind == TASK_SEND;
+    const use_mode mode = send ? USE_READ : USE_WRITE;
+    memory_table table = TABLE_ACT_IN;
+    int32_t stage = at.stage; /* the one that receives */
+    switch ((channel_class)c->detail) {
+    case CHANNEL_ACT:
+        table = send ? TABLE_ACT_OUT : TABLE_ACT_IN;
+        stage -= send;
+        break;
+    case CHANNEL_GRAD:
+        table = send ? TABLE_GRAD_OUT : TABLE_GRAD_IN;
+        stage += send;
+        break;
+    case CHANNEL_HANDOFF:
+        if (!send) {
+            table = TABLE_HANDOFF_IN;
+        } else if (mem->l->s->handoff != HANDOFF_LAGGED) {
+            table = TABLE_ACT_OUT;
+            stage -= 1;
+        }
+        break;
+    case CHANNEL_WEIGHTS: return use_run(mem, mode, ROLE_MESSAGE, SIZE_WEIGHTS, at.inst, err);
+    }
+    return use_tensor(mem, mode, ROLE_MESSAGE, table, stage, &at, err);
+}
+
+static td_status uses_of_collective(memory *mem, const plan *p, const plan_task *t, td_err *err)
+{
+    const plan_class *const c = &p->classes[t->cls];
+    switch ((coll_purpose)c->purpose) {
+    case PURPOSE_GRAD_SYNC:
+    case PURPOSE_TIED:
+        return use_run(mem, USE_ADD, ROLE_MESSAGE, SIZE_GRADS, (int32_t)c->inst, err);
+    case PURPOSE_NORM: return use_run(mem, USE_ADD, ROLE_MESSAGE, SIZE_NORM, -1, err);
+    default: return TD_OK;
+    }
+}
+
+/* The gradient norm and the optimizer step see every stage that trains on the row. */
+static td_status uses_of_step(memory *mem, const plan *p, const plan_task *t, td_err *err)
+{
+    const bool step = t->kind == TASK_OPTIMIZER;
+    for (uint32_t i = 0; i < p->n_insts; i++) {
+        if (p->insts[i].backward_row != mem->row) continue;
+        const int32_t inst = (int32_t)i;
+        if (step) TD_TRY(use_run(mem, USE_WRITE, ROLE_WEIGHTS, SIZE_WEIGHTS, inst, err));
+        TD_TRY(use_run(mem, step ? USE_ADD : USE_READ, ROLE_GRADS, SIZE_GRADS, inst, err));
+        if (step) TD_TRY(use_run(mem, USE_ADD, ROLE_OPTIMIZER, SIZE_OPTIMIZER, inst, err));
+    }
+    return use_run(mem, step ? USE_READ : USE_WRITE, ROLE_NORM, SIZE_NORM, -1, err);
+}
+
+td_status memory_task_uses(memory *mem, plan *p, uint32_t task, td_err *err)
+{
+    const plan_task *const t = &p->tasks[task];
+    switch ((task_kind)t->kind) {
+    case TASK_SEND:
+    case TASK_RECV: return uses_of_message(mem, p, t, err);
+    case TASK_COLL: return uses_of_collective(mem, p, t, err);
+    case TASK_NORM:
+    case TASK_OPTIMIZER: return uses_of_step(mem, p, t, err);
+    case TASK_MARK:
+    case TASK_VERIFY:
+    case TASK_KIND_COUNT: return TD_OK;
+    case TASK_PAIR:
+        for (uint32_t i = t->link; i < t->link + 2; i++) {
+            plan_member *const mb = &p->members[i];
+            const pass_at at = pass_of(mem, p, mb->cls, mb->kind, mb->microbatch, mb->slice);
+            mb->first_use = (uint32_t)mem->n_uses;
+            TD_TRY(uses_of_pass(mem, &at, err));
+            mb->n_uses = (uint32_t)mem->n_uses - mb->first_use;
+        }
+        return TD_OK;
+    }
+    const pass_at at = pass_of(mem, p, t->cls, t->kind, t->microbatch, t->slice);
+    return uses_of_pass(mem, &at, err);
+}
