@@ -1,0 +1,123 @@
+/* Prices of a plan's classes, and where its ranks stand on a cluster. */
+#include "base/text.h"
+#include "sim/sim.h"
+
+#include <string.h>
+
+const char *sim_protocol_name(sim_protocol protocol)
+{
+    return protocol == PROTOCOL_EAGER ? "eager" : "rendezvous";
+}
+
+td_status sim_protocol_parse(const char *name, sim_protocol *out, td_err *err)
+{
+    static const char *const names[] = {"eager", "rendezvous"};
+    for (int i = 0; i < 2; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *out = (sim_protocol)i;
+            return TD_OK;
+        }
+    return td_fail(err, TD_EUSAGE, "--protocol %s: legal: eager, rendezvous", name);
+}
+
+int32_t sim_device_of(const plan *p, uint32_t rank)
+{
+    const plan_rank *const r = &p->ranks[rank];
+    return (r->row * (p->dp < 1 ? 1 : p->dp) + r->replica) * (p->tp < 1 ? 1 : p->tp) + r->shard;
+}
+
+static pass_query query_of(const plan *p, const plan_class *c)
+{
+    return (pass_query){.pass = (pass_kind)c->kind, .stage = p->insts[c->inst].stage,
+                        .slice_len = c->slice_len, .prefix = c->prefix, .seq_len = p->seq_len};
+}
+
+/* An overlapped cell: in a plan's class, bytes and second name the members' classes. */
+static td_status price_pair(const plan *p, const plan_class *c, const cost_model *cost,
+                            int64_t *ns, td_err *err)
+{
+    const pass_query x = query_of(p, &p->classes[c->bytes]);
+    const pass_query y = query_of(p, &p->classes[c->second]);
+    const bool forward_first = x.pass == PASS_F;
+    return cost_pair(cost, forward_first ? &x : &y, forward_first ? &y : &x, ns, err);
+}
+
+/* The devices of a group: all replicas where they are folded. */
+static td_status price_collective(const plan *p, uint32_t coll, const plan_class *c,
+                                  const cost_model *cost, td_arena *scratch, int64_t *ns,
+                                  td_err *err)
+{
+    const plan_group *const g = &p->groups[p->colls[coll].group];
+    const int32_t copies = p->folded_dp && g->true_size > (int32_t)g->n_members
+                               ? g->true_size / (int32_t)g->n_members : 1;
+    int32_t *const devices = TD_NEW_N(scratch, int32_t, (size_t)g->n_members * (size_t)copies);
+    if (devices == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a group");
+    int32_t n = 0;
+    for (uint32_t i = 0; i < g->n_members; i++)
+        for (int32_t d = 0; d < copies; d++)
+            devices[n++] = sim_device_of(p, p->group_members[g->first_member + i]) +
+                           d * (p->tp < 1 ? 1 : p->tp);
+    return cost_collective(cost, (coll_kind)c->detail, devices, n, g->true_size, c->bytes, ns, err);
+}
+
+static td_status price_class(const plan *p, const plan_class *c, uint32_t coll,
+                             const cost_model *cost, td_arena *scratch, int64_t *ns, td_err *err)
+{
+    if (c->kind < PASS_COUNT) {
+        const pass_query q = query_of(p, c);
+        return cost_pass(cost, &q, ns, err);
+    }
+    message_cost m = {0};
+    switch ((task_kind)c->kind) {
+    case TASK_PAIR:
+        return price_pair(p, c, cost, ns, err);
+    case TASK_SEND:
+    case TASK_RECV:
+        if (cost->units != NULL) TD_TRY(cost_message(cost, 0, 1, c->bytes, &m, err));
+        *ns = m.latency_ns + m.transfer_ns;
+        return TD_OK;
+    case TASK_COLL:
+        return price_collective(p, coll, c, cost, scratch, ns, err);
+    case TASK_NORM:
+        return cost_norm(cost, p->insts[c->inst].stage, ns, err);
+    case TASK_OPTIMIZER:
+        return cost_optimizer(cost, p->insts[c->inst].stage, ns, err);
+    default:
+        *ns = 0;
+        return TD_OK;
+    }
+}
+
+/* Groups of equal size may lie differently on the nodes, so a class of collectives takes the
+ * longest of its groups. `seen` remembers the last group of each class, plus 1. */
+static td_status price_all(const plan *p, const cost_model *cost, td_arena *scratch,
+                           int64_t *class_ns, td_err *err)
+{
+    uint32_t *const seen = TD_NEW_N(scratch, uint32_t, p->n_classes);
+    if (seen == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %u classes", p->n_classes);
+    for (uint32_t i = 0; i < p->n_classes; i++)
+        if (p->classes[i].kind != TASK_COLL)
+            TD_TRY(price_class(p, &p->classes[i], 0, cost, scratch, &class_ns[i], err));
+    for (uint32_t i = 0; i < p->n_colls; i++) {
+        const uint32_t cls = p->tasks[p->coll_tasks[p->colls[i].first_task]].cls;
+        if (seen[cls] == p->colls[i].group + 1) continue;
+        seen[cls] = p->colls[i].group + 1;
+        int64_t ns = 0;
+        TD_TRY(price_class(p, &p->classes[cls], i, cost, scratch, &ns, err));
+        if (class_ns[cls] < ns) class_ns[cls] = ns;
+    }
+    return TD_OK;
+}
+
+td_status sim_price(const plan *p, const cost_model *cost, td_arena *a, int64_t **class_ns,
+                    td_err *err)
+{
+    *class_ns = TD_NEW_N(a, int64_t, p->n_classes);
+    td_arena *const scratch = td_arena_new();
+    const td_status st =
+        *class_ns == NULL || scratch == NULL
+            ? td_fail(err, TD_ENOMEM, "out of memory for %u classes", p->n_classes)
+            : price_all(p, cost, scratch, *class_ns, err);
+    td_arena_free(scratch);
+    return st;
+}
