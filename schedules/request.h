@@ -1,0 +1,59 @@
+/* What to run: the options that psim and pexec share, and the schedule, sizes and plan that they
+ * describe. */
+#ifndef SCHEDULES_REQUEST_H
+#define SCHEDULES_REQUEST_H
+
+#include "base/cli.h"
+#include "costmodel/cost.h"
+#include "schedules/plan.h"
+
+/* Filled by request_options; zero fields were not given. */
+typedef struct request {
+    const char *schedule, *plan;
+    int64_t pp, microbatches, chunks, slices;
+    const char *slice_tokens;
+    cli_many opts;
+    double activation_limit;
+    const char *times;
+    const char *model;
+    int64_t micro_batch, seq_len, tp, dp;
+    int dtype, grad_dtype; /* data_type, -1: not given */
+    int recompute;         /* recompute_mode */
+    bool zero1, sequence_parallel;
+    const char *layout, *layers;
+    bool account_embedding, account_loss;
+    int mapping; /* plan_mapping */
+    int64_t lookahead, send_window;
+    bool fold;
+    int64_t memory_limit;
+} request;
+
+enum { REQUEST_OPTION_COUNT = 32 };
+extern const cli_option request_options[REQUEST_OPTION_COUNT];
+
+/* Everything a run stands on. Pointers lead into the setup itself, so it must not be copied. */
+typedef struct run_setup {
+    schedule schedule;
+    bool has_schedule; /* false: the plan came from a file */
+    model_desc model;
+    bool has_model;
+    unit_times units;
+    bool has_units;
+    sizes sizes;
+    lower_options lower;
+    plan plan;
+} run_setup;
+
+/* Makes the schedule that the request names: from the registry, or read from a file ("-": stdin).
+ * Fills schedule, units. Errors: TD_EUSAGE, TD_EPARSE, TD_EIO with one clear line. */
+TD_MUST_USE td_status request_schedule(const request *q, td_arena *a, run_setup *out,
+                                       td_err *err);
+
+/* The same, then model, layers, sizes and the lowered plan; or reads --plan. `dtype` is what the
+ * program takes when --dtype is not given. after: stop after this lowering pass, or NULL. */
+TD_MUST_USE td_status request_plan(const request *q, data_type dtype, const char *after,
+                                   td_arena *a, run_setup *out, td_err *err);
+
+const char *plan_mapping_name(plan_mapping m);
+
+#endif
