@@ -391,7 +391,7 @@ td_status sched_parse(const char *text, size_t len, const char *name, td_arena *
         at = nl == NULL ? end : nl + 1;
         if (p.end > p.line && p.end[-1] == '\r') p.end--;
         p.line_no++;
-        if (memchr(p.line, '\0', (size_t)(p.end - p.line)) != NULL)
+        if (p.end > p.line && memchr(p.line, '\0', (size_t)(p.end - p.line)) != NULL)
             return bad(&p, p.line, "a zero byte: this is not a schedule");
         TD_TRY(p.line < p.end && *p.line == '#' ? parse_header(&p) : parse_row(&p));
     }

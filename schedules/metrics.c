@@ -1,0 +1,111 @@
+/* Numbers from a plan and its times. Live activations are counted from the passes themselves, not
+ * from the memory plan, so that the two can be held against each other. */
+#include "schedules/trace.h"
+
+/* The share of a microbatch's activations on one rank that one pass's slice on one stage is. */
+static double share_of(const plan *p, uint32_t cls)
+{
+    const double tokens = (double)p->classes[cls].slice_len / (double)p->seq_len;
+    return tokens / (double)p->chunks;
+}
+
+typedef struct activations {
+    const plan *p;
+    activation_deltas d;
+    const uint8_t *split; /* per rank: some backward is split there */
+    double live, peak;
+} activations;
+
+static bool keeps_activations(const plan *p, uint32_t cls)
+{
+    const plan_inst *const i = &p->insts[p->classes[cls].inst];
+    return i->forward_row == i->backward_row;
+}
+
+/* A forward counts from its start, a backward to its end: so within a pass growth comes first. */
+static void count_pass(activations *a, uint8_t kind, uint32_t cls)
+{
+    const double share = share_of(a->p, cls);
+    const bool home = keeps_activations(a->p, cls);
+    double delta = 0;
+    switch ((pass_kind)kind) {
+    case PASS_F: delta = home ? a->d.f : 0; break;
+    case PASS_R: delta = home ? 0 : a->d.f; break;
+    case PASS_I: delta = a->d.i; break;
+    case PASS_W: delta = a->d.w; break;
+    case PASS_B: delta = a->d.i + a->d.w; break;
+    default: break;
+    }
+    a->live += delta * share;
+    if (a->live > a->peak) a->peak = a->live;
+}
+
+static double peak_activations(const plan *p, const plan_stream *s, activation_deltas d)
+{
+    activations a = {.p = p, .d = d};
+    for (uint32_t i = 0; i < s->n_tasks; i++) {
+        const plan_task *const t = &p->tasks[s->first_task + i];
+        if (t->kind < PASS_COUNT) {
+            count_pass(&a, t->kind, t->cls);
+        } else if (t->kind == TASK_PAIR) {
+            /* both run at once: what the pair adds is there before what it frees is gone */
+            const plan_member *const m = &p->members[t->link];
+            const bool second_first = m[1].kind == PASS_F;
+            count_pass(&a, m[second_first].kind, m[second_first].cls);
+            count_pass(&a, m[!second_first].kind, m[!second_first].cls);
+        }
+    }
+    return a.peak;
+}
+
+/* Peaks are sums of shares: rounding errors far below any share are taken out. */
+static double tidy(double x)
+{
+    const double scaled = x * 1e9;
+    return (double)(int64_t)(scaled + 0.5) / 1e9;
+}
+
+static void measure_rank(const plan *p, const task_times *t, uint32_t rank, rank_metrics *out)
+{
+    const plan_stream *const s = plan_compute(p, rank);
+    bool any = false;
+    for (uint32_t i = 0; i < s->n_tasks; i++) {
+        const uint32_t task = s->first_task + i;
+        if (p->tasks[task].kind > TASK_PAIR) continue;
+        const int64_t begin = t->begin_ns[task], end = t->end_ns[task];
+        if (!any || begin < out->first_ns) out->first_ns = begin;
+        if (!any || end > out->last_ns) out->last_ns = end;
+        any = true;
+        out->busy_ns += end - begin;
+    }
+}
+
+td_status metrics_of(const plan *p, const task_times *t, activation_deltas d, td_arena *a,
+                     plan_metrics *out, td_err *err)
+{
+    *out = (plan_metrics){.tasks = p->n_tasks, .ranks = TD_NEW_N(a, rank_metrics, p->n_ranks)};
+    if (out->ranks == NULL) return td_fail(err, TD_ENOMEM, "out of memory for metrics");
+    int64_t begin = INT64_MAX, end = 0;
+    for (uint32_t i = 0; i < p->n_tasks; i++) {
+        if (t->begin_ns[i] < begin) begin = t->begin_ns[i];
+        if (t->end_ns[i] > end) end = t->end_ns[i];
+        if (p->tasks[i].kind != TASK_SEND) continue;
+        out->messages++;
+        out->message_bytes += p->classes[p->tasks[i].cls].bytes;
+    }
+    out->step_ns = p->n_tasks == 0 ? 0 : end - begin;
+    double busy = 0;
+    for (uint32_t r = 0; r < p->n_ranks; r++) {
+        rank_metrics *const m = &out->ranks[r];
+        measure_rank(p, t, r, m);
+        busy += (double)m->busy_ns;
+        const double span = (double)(m->last_ns - m->first_ns);
+        const double bubble = span > 0 ? 1.0 - (double)m->busy_ns / span : 0;
+        if (bubble > out->span_bubble_frac) out->span_bubble_frac = bubble;
+        m->peak_bytes = p->ranks[r].arena_bytes;
+        m->peak_activations = tidy(peak_activations(p, plan_compute(p, r), d));
+    }
+    const double all = (double)out->step_ns * (double)p->n_ranks;
+    out->bubble_frac = all > 0 ? 1.0 - busy / all : 0;
+    return TD_OK;
+}

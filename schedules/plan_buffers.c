@@ -1,0 +1,178 @@
+/* Memory laws: a task touches its buffers within their lives, conflicting accesses are ordered, and
+ * buffers that live at once do not overlap.
+ *
+ * A task on the compute stream touches a buffer at its position; one off it, anywhere from just
+ * after its gate to just before its join. Two accesses are ordered when these windows do not meet,
+ * or when both are in one stream. */
+#include "schedules/plan_check.h"
+
+#include <stdlib.h>
+
+typedef struct access {
+    uint32_t buffer, from, to; /* buffer within the rank */
+    uint32_t task;
+    uint8_t writes, computes;
+} access;
+
+static int by_buffer(const void *a, const void *b)
+{
+    const access *const x = a, *const y = b;
+    if (x->buffer != y->buffer) return x->buffer < y->buffer ? -1 : 1;
+    return x->task < y->task ? -1 : x->task > y->task;
+}
+
+static td_status check_pair(const plan_map *m, const access *x, const access *y, td_err *err)
+{
+    if (!x->writes && !y->writes) return TD_OK;
+    if (m->stream_of[x->task] == m->stream_of[y->task]) return TD_OK;
+    if (x->to < y->from || y->to < x->from) return TD_OK;
+    td_text t = {0};
+    td_text_add(&t, "race: nothing orders its access to a buffer and that of ");
+    plan_task_text(m->p, y->task, &t);
+    const td_status st = check_fail(m, x->task, err, t.s == NULL ? "race" : t.s);
+    td_text_free(&t);
+    return st;
+}
+
+/* The accesses to one buffer; only those off the compute stream can race. */
+static td_status check_races(const plan_map *m, const access *x, uint32_t n, td_err *err)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (x[i].computes) continue;
+        for (uint32_t j = 0; j < n; j++)
+            if (j != i) TD_TRY(check_pair(m, &x[i], &x[j], err));
+    }
+    return TD_OK;
+}
+
+static void window_of(const plan *p, const plan_stream *s, uint32_t task, access *x)
+{
+    const plan_stream *const compute = plan_compute(p, s->rank);
+    x->computes = s->kind == STREAM_COMPUTE;
+    if (x->computes) {
+        x->from = x->to = task - compute->first_task;
+        return;
+    }
+    const plan_task *const t = &p->tasks[task];
+    x->from = t->gate == PLAN_NONE ? 0 : t->gate - compute->first_task + 1;
+    x->to = t->join == PLAN_NONE || (t->flags & TASK_FLAG_JOIN_NEXT) ? compute->n_tasks
+                                                                     : t->join - compute->first_task;
+    if (x->to > x->from) x->to--; /* an empty window counts as one position: it is there briefly */
+}
+
+static td_status check_life(const plan_map *m, uint32_t rank, const access *x, td_err *err)
+{
+    const plan *const p = m->p;
+    const plan_rank *const k = &p->ranks[rank];
+    if (x->buffer >= k->n_buffers) return check_fail(m, x->task, err, "it uses no buffer of its rank");
+    const plan_buffer *const b = &p->buffers[k->first_buffer + x->buffer];
+    const uint32_t end = plan_compute(p, rank)->n_tasks;
+    const bool empty = !x->computes && x->from == x->to; /* see window_of */
+    if (!empty && (x->from < b->birth || (x->to < end && x->to > b->death)))
+        return check_fail(m, x->task, err, "it uses a buffer outside its life");
+    return TD_OK;
+}
+
+/* All accesses of a rank, by buffer. */
+static td_status gather(const plan_map *m, uint32_t rank, td_arena *a, access **out, size_t *n,
+                        td_err *err)
+{
+    const plan *const p = m->p;
+    const plan_rank *const k = &p->ranks[rank];
+    size_t total = 0;
+    for (uint32_t i = k->first_stream; i < k->first_stream + k->n_streams; i++) {
+        const plan_stream *const s = &p->streams[i];
+        for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++)
+            total += p->tasks[t + 1].first_use - p->tasks[t].first_use;
+    }
+    access *const items = TD_NEW_N(a, access, total);
+    if (items == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the checker");
+    *n = 0;
+    for (uint32_t i = k->first_stream; i < k->first_stream + k->n_streams; i++) {
+        const plan_stream *const s = &p->streams[i];
+        for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++)
+            for (uint32_t u = p->tasks[t].first_use; u < p->tasks[t + 1].first_use; u++) {
+                access *const x = &items[(*n)++];
+                *x = (access){.buffer = use_buffer_of(p->uses[u]), .task = t,
+                              .writes = use_mode_of(p->uses[u]) != USE_READ};
+                window_of(p, s, t, x);
+                TD_TRY(check_life(m, rank, x, err));
+            }
+    }
+    qsort(items, *n, sizeof *items, by_buffer);
+    *out = items;
+    return TD_OK;
+}
+
+/* --- overlap --- */
+
+static int by_birth(const void *a, const void *b)
+{
+    const plan_buffer *const x = a, *const y = b;
+    if (x->birth != y->birth) return x->birth < y->birth ? -1 : 1;
+    return x->offset < y->offset ? -1 : x->offset > y->offset;
+}
+
+static int64_t end_of(const plan *p, const plan_buffer *b)
+{
+    return (int64_t)b->offset * PLAN_ALIGN + p->bclasses[b->bclass].bytes;
+}
+
+static td_status check_overlap(const plan *p, uint32_t rank, td_arena *a, td_err *err)
+{
+    const plan_rank *const k = &p->ranks[rank];
+    plan_buffer *const sorted = TD_NEW_N(a, plan_buffer, k->n_buffers);
+    plan_buffer *const live = TD_NEW_N(a, plan_buffer, k->n_buffers);
+    if (sorted == NULL || live == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    for (uint32_t i = 0; i < k->n_buffers; i++) sorted[i] = p->buffers[k->first_buffer + i];
+    qsort(sorted, k->n_buffers, sizeof *sorted, by_birth);
+    uint32_t n = 0; /* live ones, ascending by offset */
+    for (uint32_t i = 0; i < k->n_buffers; i++) {
+        const plan_buffer *const b = &sorted[i];
+        uint32_t kept = 0, at = 0;
+        for (uint32_t j = 0; j < n; j++) {
+            if (live[j].death < b->birth) continue;
+            live[kept] = live[j];
+            if (live[kept].offset <= b->offset) at = kept + 1;
+            kept++;
+        }
+        n = kept;
+        const bool hits_left = at > 0 && end_of(p, &live[at - 1]) > (int64_t)b->offset * PLAN_ALIGN;
+        const bool hits_right = at < n && (int64_t)live[at].offset * PLAN_ALIGN < end_of(p, b);
+        if (hits_left || hits_right)
+            return td_fail(err, TD_EPLAN, "rank %u: two buffers that live at compute position %u "
+                           "overlap at offset %lld", rank, b->birth,
+                           (long long)b->offset * PLAN_ALIGN);
+        if (end_of(p, b) > k->arena_bytes)
+            return td_fail(err, TD_EPLAN, "rank %u: a buffer ends behind the arena", rank);
+        for (uint32_t j = n; j > at; j--) live[j] = live[j - 1];
+        live[at] = *b;
+        n++;
+    }
+    return TD_OK;
+}
+
+static td_status check_rank(const plan_map *m, uint32_t rank, td_arena *a, td_err *err)
+{
+    access *items = NULL;
+    size_t n = 0;
+    TD_TRY(gather(m, rank, a, &items, &n, err));
+    for (size_t first = 0, end = 0; first < n; first = end) {
+        while (end < n && items[end].buffer == items[first].buffer) end++;
+        TD_TRY(check_races(m, &items[first], (uint32_t)(end - first), err));
+    }
+    return check_overlap(m->p, rank, a, err);
+}
+
+td_status check_buffers(const plan_map *m, td_arena *a, td_err *err)
+{
+    (void)a; /* scratch is per rank, so that memory stays bounded by the largest one */
+    for (uint32_t r = 0; r < m->p->n_ranks; r++) {
+        td_arena *const scratch = td_arena_new();
+        if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the checker");
+        const td_status st = check_rank(m, r, scratch, err);
+        td_arena_free(scratch);
+        TD_TRY(st);
+    }
+    return TD_OK;
+}

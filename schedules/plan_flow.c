@@ -1,0 +1,175 @@
+/* Does the plan compute the whole step? Each needed pass occurs exactly once, and what it needs is
+ * there: produced earlier on its rank, or brought by a message that it waits for and that left after
+ * the producer. */
+#include "schedules/plan_check.h"
+
+#include <string.h>
+
+/* Tasks by (replica, stage, microbatch, slice). */
+typedef enum flow_table {
+    FLOW_F, FLOW_BACKWARD, FLOW_W, FLOW_R, FLOW_RECV_ACT, FLOW_RECV_GRAD, FLOW_RECV_HANDOFF,
+    FLOW_TABLES
+} flow_table;
+
+typedef struct flow {
+    const plan_map *m;
+    const plan *p;
+    size_t slots;
+    uint32_t *task[FLOW_TABLES];
+    uint8_t *whole; /* the backward of the slot is B, not I */
+} flow;
+
+static size_t slot_of(const flow *f, int32_t replica, int32_t stage, uint32_t m, uint32_t k)
+{
+    const plan *const p = f->p;
+    return (((size_t)replica * (size_t)p->n_stages + (size_t)stage) * (size_t)p->n_microbatches +
+            m) * (size_t)p->n_slices + k;
+}
+
+static td_status enter(flow *f, flow_table table, size_t slot, uint32_t task, td_err *err)
+{
+    if (f->task[table][slot] != PLAN_NONE) return check_fail(f->m, task, err, "it occurs twice");
+    f->task[table][slot] = task;
+    return TD_OK;
+}
+
+static td_status enter_pass(flow *f, uint32_t task, uint8_t kind, uint32_t cls, uint32_t m,
+                            uint16_t k, td_err *err)
+{
+    const plan *const p = f->p;
+    const plan_rank *const rank = &p->ranks[map_rank(f->m, task)];
+    if (m >= (uint32_t)p->n_microbatches || k >= p->n_slices || p->classes[cls].inst >= p->n_insts)
+        return check_fail(f->m, task, err, "no such microbatch, slice or stage");
+    const plan_inst *const inst = &p->insts[p->classes[cls].inst];
+    const size_t slot = slot_of(f, rank->replica, inst->stage, m, k);
+    const int32_t home = kind == PASS_F ? inst->forward_row : inst->backward_row;
+    if (kind <= PASS_R && home != rank->row)
+        return check_fail(f->m, task, err, "its stage lives on another rank");
+    switch ((pass_kind)kind) {
+    case PASS_F: return enter(f, FLOW_F, slot, task, err);
+    case PASS_B: f->whole[slot] = 1; return enter(f, FLOW_BACKWARD, slot, task, err);
+    case PASS_I: return enter(f, FLOW_BACKWARD, slot, task, err);
+    case PASS_W: return enter(f, FLOW_W, slot, task, err);
+    case PASS_R: return enter(f, FLOW_R, slot, task, err);
+    default: return TD_OK;
+    }
+}
+
+static td_status enter_task(flow *f, uint32_t task, td_err *err)
+{
+    const plan *const p = f->p;
+    const plan_task *const t = &p->tasks[task];
+    if (t->kind < PASS_COUNT)
+        return enter_pass(f, task, t->kind, t->cls, t->microbatch, t->slice, err);
+    if (t->kind == TASK_PAIR) {
+        for (uint32_t i = t->link; i < t->link + 2; i++) {
+            const plan_member *const m = &p->members[i];
+            TD_TRY(enter_pass(f, task, m->kind, m->cls, m->microbatch, m->slice, err));
+        }
+        return TD_OK;
+    }
+    const plan_class *const c = &p->classes[t->cls];
+    if (t->kind != TASK_RECV || c->detail == CHANNEL_WEIGHTS || t->microbatch == PLAN_NONE)
+        return TD_OK;
+    if (t->microbatch >= (uint32_t)p->n_microbatches || t->slice >= p->n_slices ||
+        c->inst == PLAN_NONE)
+        return check_fail(f->m, task, err, "no such microbatch, slice or stage");
+    const int32_t replica = p->ranks[map_rank(f->m, task)].replica;
+    const flow_table table = c->detail == CHANNEL_ACT    ? FLOW_RECV_ACT
+                             : c->detail == CHANNEL_GRAD ? FLOW_RECV_GRAD
+                                                         : FLOW_RECV_HANDOFF;
+    return enter(f, table,
+                 slot_of(f, replica, p->insts[c->inst].stage, t->microbatch, t->slice), task, err);
+}
+
+/* The tensor made by `producer` is there when `consumer` starts. */
+static td_status check_arrival(const flow *f, uint32_t producer, uint32_t recv, uint32_t consumer,
+                               td_err *err)
+{
+    const plan *const p = f->p;
+    if (f->m->stream_of[producer] == f->m->stream_of[consumer])
+        return producer <= consumer ? TD_OK
+                                    : check_fail(f->m, consumer, err,
+                                                 "it comes before the pass whose result it needs");
+    if (recv == PLAN_NONE)
+        return check_fail(f->m, consumer, err, "no message brings the tensor it needs");
+    const plan_task *const r = &p->tasks[recv];
+    if (f->m->stream_of[recv] == f->m->stream_of[consumer] ||
+        map_rank(f->m, recv) != map_rank(f->m, consumer) || r->join == PLAN_NONE ||
+        r->join > consumer || (r->flags & TASK_FLAG_JOIN_NEXT))
+        return check_fail(f->m, consumer, err, "it does not wait for the tensor it needs");
+    const uint32_t gate = p->tasks[r->link].gate;
+    if (gate == PLAN_NONE || f->m->stream_of[gate] != f->m->stream_of[producer] || gate < producer)
+        return check_fail(f->m, r->link, err, "it leaves before the pass that makes its tensor");
+    return TD_OK;
+}
+
+static td_status missing(const flow *f, const char *what, int32_t stage, uint32_t m, uint32_t k,
+                         td_err *err)
+{
+    return td_fail(err, TD_EPLAN, "%s of stage %d, microbatch %u, slice %u is missing (%d stages)",
+                   what, stage, m, k, f->p->n_stages);
+}
+
+static td_status check_slot(const flow *f, int32_t replica, int32_t stage, uint32_t m, uint32_t k,
+                            td_err *err)
+{
+    const plan *const p = f->p;
+    const size_t s = slot_of(f, replica, stage, m, k);
+    const size_t per_stage = (size_t)p->n_microbatches * (size_t)p->n_slices;
+    const uint32_t fwd = f->task[FLOW_F][s], bwd = f->task[FLOW_BACKWARD][s];
+    if (fwd == PLAN_NONE) return missing(f, "the forward", stage, m, k, err);
+    if (bwd == PLAN_NONE) return missing(f, "the backward", stage, m, k, err);
+    if (!f->whole[s] && f->task[FLOW_W][s] == PLAN_NONE)
+        return missing(f, "the weight gradient", stage, m, k, err);
+    if (f->whole[s] && f->task[FLOW_W][s] != PLAN_NONE)
+        return check_fail(f->m, f->task[FLOW_W][s], err, "its backward is whole already");
+    if (stage > 0)
+        TD_TRY(check_arrival(f, f->task[FLOW_F][s - per_stage], f->task[FLOW_RECV_ACT][s], fwd,
+                             err));
+    if (stage + 1 < p->n_stages)
+        TD_TRY(check_arrival(f, f->task[FLOW_BACKWARD][s + per_stage],
+                             f->task[FLOW_RECV_GRAD][s], bwd, err));
+    const bool away = f->m->stream_of[fwd] != f->m->stream_of[bwd];
+    const uint32_t again = f->task[FLOW_R][s];
+    if (away && again == PLAN_NONE) return missing(f, "the recompute", stage, m, k, err);
+    if (again != PLAN_NONE && again > bwd)
+        return check_fail(f->m, bwd, err, "it comes before its recompute");
+    if (away && stage > 0 && f->task[FLOW_RECV_HANDOFF][s] == PLAN_NONE)
+        return check_fail(f->m, again, err, "no message brings the input it recomputes from");
+    if (!away && fwd >= bwd) return check_fail(f->m, bwd, err, "it comes before its forward");
+    if (!f->whole[s] && f->task[FLOW_W][s] <= bwd)
+        return check_fail(f->m, f->task[FLOW_W][s], err, "it comes before its input gradient");
+    if (k > 0 && (f->task[FLOW_F][s - 1] >= fwd || f->task[FLOW_BACKWARD][s - 1] <= bwd))
+        return check_fail(f->m, fwd, err,
+                          "slices go forward in order and backward in reverse order");
+    return TD_OK;
+}
+
+td_status check_flow(const plan_map *m, td_arena *a, td_err *err)
+{
+    const plan *const p = m->p;
+    flow f = {.m = m, .p = p};
+    int32_t replicas = 1;
+    for (uint32_t r = 0; r < p->n_ranks; r++) {
+        if (p->ranks[r].replica < 0 || p->ranks[r].replica >= p->dp)
+            return td_fail(err, TD_EPLAN, "rank %u: no such replica", r);
+        if (p->ranks[r].replica >= replicas) replicas = p->ranks[r].replica + 1;
+    }
+    f.slots = slot_of(&f, replicas, 0, 0, 0);
+    f.whole = TD_NEW_N(a, uint8_t, f.slots);
+    bool ok = f.whole != NULL;
+    for (int t = 0; t < FLOW_TABLES && ok; t++) {
+        f.task[t] = TD_NEW_N(a, uint32_t, f.slots);
+        ok = f.task[t] != NULL;
+        if (ok) memset(f.task[t], 0xff, f.slots * sizeof(uint32_t));
+    }
+    if (!ok) return td_fail(err, TD_ENOMEM, "out of memory for the checker");
+    for (uint32_t t = 0; t < p->n_tasks; t++) TD_TRY(enter_task(&f, t, err));
+    for (int32_t d = 0; d < replicas; d++)
+        for (int32_t s = 0; s < p->n_stages; s++)
+            for (uint32_t mb = 0; mb < (uint32_t)p->n_microbatches; mb++)
+                for (uint32_t k = 0; k < (uint32_t)p->n_slices; k++)
+                    TD_TRY(check_slot(&f, d, s, mb, k, err));
+    return TD_OK;
+}
