@@ -45,6 +45,9 @@ typedef struct stage_desc {
 /* A preset by name, or a Hugging Face config.json by path. Aliases of keys in conventions.
  * Errors name file, line, key; unknown presets get a "did you mean". */
 TD_MUST_USE td_status model_load(const char *name_or_path, model_desc *out, td_err *err);
+/* The same from text in memory; `file` is for messages and gives the name. */
+TD_MUST_USE td_status model_parse(const char *text, size_t len, const char *file, model_desc *out,
+                                  td_err *err);
 /* The preset names, for listings. */
 const char *const *model_preset_names(size_t *n);
 /* Parameters of the whole model (a tied table counted once). */
