@@ -254,8 +254,7 @@ td_status cli_parse(td_arena *a, const cli_program *program, const cli_verb *ver
     char **const all = TD_NEW_N(a, char *, argc + 1); /* argv is permuted below, this copy not */
     if (given == NULL || all == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     memcpy(all, argv, (size_t)argc * sizeof *all);
-    *args = (cli_args){
-        .program = program, .verb = verb, .given = given, .argc = argc, .argv = all};
+    *args = (cli_args){.program = program, .verb = verb, .given = given, .argc = argc, .argv = all};
     TD_TRY(set_defaults(a, verb, options, err));
     TD_TRY(parse_words(a, args, argc - 1, argv + 1, options, given, wants_help, err));
     if (*wants_help) return TD_OK;
@@ -269,18 +268,16 @@ td_status cli_parse(td_arena *a, const cli_program *program, const cli_verb *ver
     return TD_OK;
 }
 
-td_status cli_answer_no(td_err *err)
-{
-    return td_fail(err, TD_EMISMATCH, "%s", "");
-}
+td_status cli_answer_no(td_err *err) { return td_fail(err, TD_EMISMATCH, "%s", ""); }
 
 char *cli_line(td_arena *a, const cli_args *args)
 {
     td_text t = {0};
     for (int i = 0; i < args->argc; i++) {
         const char *const w = args->argv[i];
-        const bool plain = *w != '\0' && w[strspn(w, "abcdefghijklmnopqrstuvwxyz0123456789-_=.,/:+@%"
-                                                     "ABCDEFGHIJKLMNOPQRSTUVWXYZ")] == '\0';
+        const bool plain =
+            *w != '\0' && w[strspn(w, "abcdefghijklmnopqrstuvwxyz0123456789-_=.,/:+@%"
+                                      "ABCDEFGHIJKLMNOPQRSTUVWXYZ")] == '\0';
         if (i > 0) td_text_add(&t, " ");
         if (!plain) td_text_add(&t, "'");
         for (const char *s = w; *s != '\0'; s++) {

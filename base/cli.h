@@ -81,12 +81,15 @@ typedef struct cli_table {
     size_t n;
     size_t at; /* offset of this table's struct in the program's options */
 } cli_table;
-#define CLI_TABLE(array, offset) {(array), sizeof(array) / sizeof *(array), (offset)}
+#define CLI_TABLE(array, offset)                                                                   \
+    {                                                                                              \
+        (array), sizeof(array) / sizeof *(array), (offset)                                         \
+    }
 
 typedef struct cli_args cli_args;
 
 /* The work of a verb. `options` is the program's struct, filled; what it allocates from `a` lives
- * until the program ends. A failure with an empty message (see cli_answer_no) prints nothing more. */
+ * until the program ends. A failure with an empty message (cli_answer_no) prints nothing more. */
 typedef td_status (*cli_run)(td_arena *a, const cli_args *args, const void *options, td_err *err);
 
 typedef struct cli_verb {
@@ -124,8 +127,8 @@ struct cli_args {
 
 /* --- parsing --- */
 
-/* Runs a program: parses, prints help, runs the verb, prints "program: message" and a pointer to the
- * help on stderr. Returns the exit code: 0, 1, 2, 3 or 130. */
+/* Runs a program: parses, prints help, runs the verb, prints "program: message" on stderr.
+ * Returns the exit code: 0, 1, 2, 3 or 130. */
 int cli_main(const cli_program *program, int argc, char **argv, void *options, size_t size);
 
 /* Parses argv[1..] after the verb's name into `options` (zeroed and set to the defaults first).
@@ -148,7 +151,7 @@ char *cli_line(td_arena *a, const cli_args *args);
 
 void cli_help_program(td_text *out, const cli_program *program);
 void cli_help_verb(td_text *out, const cli_program *program, const cli_verb *verb);
-void cli_man(td_text *out, const cli_program *program);            /* troff, section 1 */
+void cli_man(td_text *out, const cli_program *program); /* troff, section 1 */
 void cli_completions_bash(td_text *out, const cli_program *program);
 
 /* --- terminals --- */
@@ -158,7 +161,7 @@ typedef enum cli_when { CLI_AUTO, CLI_ALWAYS, CLI_NEVER } cli_when;
 /* Colour on a stream: off under CLI_AUTO when it is no terminal, NO_COLOR is set and not empty, or
  * TERM is "dumb". */
 bool cli_color(int fd, cli_when when);
-bool cli_utf8(void);  /* the locale's character set is UTF-8 */
+bool cli_utf8(void);   /* the locale's character set is UTF-8 */
 int cli_width(int fd); /* columns of the terminal, else COLUMNS, else 80 */
 
 /* One line of progress on stderr: silent for the first half second, at most ten updates a second.

@@ -98,8 +98,10 @@ void cli_help_program(td_text *out, const cli_program *p)
         wrap(out, p->verbs[i].summary, 14, 14);
     }
     td_text_addf(out, "  %-10s  ", "help");
-    wrap(out, "this text; help VERB: the options of a verb; help --man: the manual page; "
-              "help --completions bash: completions", 14, 14);
+    wrap(out,
+         "this text; help VERB: the options of a verb; help --man: the manual page; "
+         "help --completions bash: completions",
+         14, 14);
     td_text_addf(out, "\n%s --version prints the version and what it was built with.\n", p->name);
     td_text_add(out, "Exit codes: ");
     wrap(out, exit_codes, 12, 12);
@@ -202,8 +204,7 @@ static void man_verb(td_text *out, const cli_program *p, const cli_verb *verb)
         td_text_add(out, "\n.EE\n");
     }
     for (size_t t = 0; t < verb->n_tables; t++)
-        for (size_t i = 0; i < verb->tables[t].n; i++)
-            man_option(out, &verb->tables[t].options[i]);
+        for (size_t i = 0; i < verb->tables[t].n; i++) man_option(out, &verb->tables[t].options[i]);
 }
 
 void cli_man(td_text *out, const cli_program *p)
@@ -242,13 +243,17 @@ static void bash_verb(td_text *out, const cli_verb *verb)
 
 void cli_completions_bash(td_text *out, const cli_program *p)
 {
-    td_text_addf(out, "_%s()\n{\n    local cur=${COMP_WORDS[COMP_CWORD]}\n"
+    td_text_addf(out,
+                 "_%s()\n{\n    local cur=${COMP_WORDS[COMP_CWORD]}\n"
                  "    local prev=${COMP_WORDS[COMP_CWORD - 1]} words=\n"
-                 "    case \"${COMP_WORDS[1]}:$prev\" in\n", p->name);
+                 "    case \"${COMP_WORDS[1]}:$prev\" in\n",
+                 p->name);
     for (size_t i = 0; i < p->n_verbs; i++) bash_verb(out, &p->verbs[i]);
     td_text_add(out, "    esac\n    if [ \"$COMP_CWORD\" -eq 1 ]; then\n        words=\"");
     for (size_t i = 0; i < p->n_verbs; i++) td_text_addf(out, "%s ", p->verbs[i].name);
-    td_text_addf(out, "help --help --version\"\n    fi\n"
+    td_text_addf(out,
+                 "help --help --version\"\n    fi\n"
                  "    COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\n"
-                 "complete -o default -F _%s %s\n", p->name, p->name);
+                 "complete -o default -F _%s %s\n",
+                 p->name, p->name);
 }

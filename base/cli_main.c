@@ -1,4 +1,4 @@
-/* The frame of a program: finds the verb, prints help, runs, and turns a status into an exit code. */
+/* The frame of a program: finds the verb, prints help, runs, turns a status into an exit code. */
 #include "base/cli.h"
 
 #include "base/text.h"
@@ -113,7 +113,8 @@ int cli_main(const cli_program *program, int argc, char **argv, void *options, s
     const bool written = fflush(stdout) == 0 && !ferror(stdout);
     if (st == TD_OK && !written)
         st = td_fail(&err, TD_EIO, "stdout: cannot write: %s", strerror(errno));
-    if (st != TD_OK && err.msg[0] != '\0') (void)fprintf(stderr, "%s: %s\n", program->name, err.msg);
+    if (st != TD_OK && err.msg[0] != '\0')
+        (void)fprintf(stderr, "%s: %s\n", program->name, err.msg);
     td_text_free(&out);
     td_arena_free(a);
     return td_exit_code(st);

@@ -28,8 +28,8 @@ bool cli_utf8(void)
         const char *const v = getenv(names[i]);
         if (v == NULL || v[0] == '\0') continue;
         const char *const dot = strchr(v, '.');
-        return dot != NULL && (strncasecmp(dot + 1, "utf-8", 5) == 0 ||
-                               strncasecmp(dot + 1, "utf8", 4) == 0);
+        return dot != NULL &&
+               (strncasecmp(dot + 1, "utf-8", 5) == 0 || strncasecmp(dot + 1, "utf8", 4) == 0);
     }
     return false;
 }

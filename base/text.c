@@ -87,8 +87,10 @@ td_status td_parse_bytes(const char *s, const char *name, int64_t *bytes, td_err
     while (*end == ' ') end++;
     int64_t unit = 1;
     if (*end != '\0' && !byte_unit_of(end, &unit))
-        return td_fail(err, TD_EUSAGE, "%s: \"%s\": unknown unit \"%s\"; write 80GiB (2^30) or 80GB "
-                       "(10^9)", name, s, end);
+        return td_fail(err, TD_EUSAGE,
+                       "%s: \"%s\": unknown unit \"%s\"; write 80GiB (2^30) or 80GB "
+                       "(10^9)",
+                       name, s, end);
     const double product = v * (double)unit;
     if (!(product < 0x1p62))
         return td_fail(err, TD_EUSAGE, "%s: %s is more bytes than 2^62", name, s);
@@ -111,8 +113,10 @@ static td_status list_item(const char **s, int64_t *first, int64_t *count, int64
     *count = 1;
     *step = 0;
     if (end == at || errno == ERANGE)
-        return td_fail(err, TD_EUSAGE, "%s: \"%s\" does not start with a number; write 1,2,3 or 0-3 "
-                       "or 4*16", name, at);
+        return td_fail(err, TD_EUSAGE,
+                       "%s: \"%s\" does not start with a number; write 1,2,3 or 0-3 "
+                       "or 4*16",
+                       name, at);
     if ((*end == '-' || *end == '*') && isdigit((unsigned char)end[1])) {
         const char sign = *end;
         const long long second = strtoll(end + 1, &end, 10);

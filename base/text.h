@@ -12,13 +12,13 @@ TD_MUST_USE td_status td_parse_f64(const char *s, double min, double max, const 
 /* "80GiB", "80GB" (1e9), "512KiB", "1024" (bytes). */
 TD_MUST_USE td_status td_parse_bytes(const char *s, const char *name, int64_t *bytes, td_err *err);
 /* "1,2,3" or "1 2 3"; also "0-3" for a run and "4*16" for sixteen fours. */
-TD_MUST_USE td_status td_parse_i64_list(td_arena *a, const char *s, const char *name,
-                                        int64_t **out, size_t *n, td_err *err);
+TD_MUST_USE td_status td_parse_i64_list(td_arena *a, const char *s, const char *name, int64_t **out,
+                                        size_t *n, td_err *err);
 
 /* All print into buf and return it. */
-char *td_print_bytes(char *buf, size_t size, int64_t bytes);   /* "18.2 GiB" */
-char *td_print_ns(char *buf, size_t size, int64_t ns);         /* "41.8 ms" */
-char *td_print_count(char *buf, size_t size, double count);    /* "12.4 M" */
+char *td_print_bytes(char *buf, size_t size, int64_t bytes); /* "18.2 GiB" */
+char *td_print_ns(char *buf, size_t size, int64_t ns);       /* "41.8 ms" */
+char *td_print_count(char *buf, size_t size, double count);  /* "12.4 M" */
 
 /* The name nearest to `word` among n names, or NULL when none is near (edit distance over a third
  * of the length). */
