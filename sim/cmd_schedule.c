@@ -1,0 +1,117 @@
+/* psim schedule, check and plan: schedules and plans as text. */
+#include "base/text.h"
+#include "sim/psim.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { FORMAT_CSV, FORMAT_TORCH, FORMAT_TORCH_COMMS };
+enum { FILE_MAX_BYTES = 1 << 30 };
+
+/* The schedule may stand as operand, too: psim schedule 1f1b. */
+static td_status named(const cli_args *args, const psim_options *o, request *q, td_err *err)
+{
+    *q = o->what;
+    if (args->n_operands == 0) return TD_OK;
+    if (q->schedule != NULL || q->plan != NULL)
+        return td_fail(err, TD_EUSAGE, "%s: --schedule or --plan is already given",
+                       args->operands[0]);
+    q->schedule = args->operands[0];
+    return TD_OK;
+}
+
+td_status cmd_schedule(td_arena *a, const cli_args *args, const void *options, td_err *err)
+{
+    const psim_options *const o = options;
+    request q;
+    TD_TRY(named(args, o, &q, err));
+    run_setup *const setup = TD_NEW(a, run_setup);
+    if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    TD_TRY(request_schedule(&q, a, setup, err));
+    td_text out = {0};
+    if (o->format == FORMAT_CSV) {
+        sched_print(&setup->schedule, &out);
+    } else {
+        const td_status st =
+            torch_print(&setup->schedule, o->format == FORMAT_TORCH_COMMS, &out, err);
+        if (st != TD_OK) {
+            td_text_free(&out);
+            return st;
+        }
+    }
+    if (o->output == NULL) return psim_print(&out, err);
+    const td_status st = out.failed ? td_fail(err, TD_ENOMEM, "out of memory for the text")
+                                    : td_write_file(o->output, out.s, out.len, err);
+    td_text_free(&out);
+    return st;
+}
+
+/* A plan file begins with the word that plan_print begins with. */
+static td_status is_plan(td_arena *a, const char *path, bool *yes, td_err *err)
+{
+    char *text = NULL;
+    size_t len = 0;
+    TD_TRY(td_read_file(a, path, FILE_MAX_BYTES, &text, &len, err));
+    *yes = len >= 5 && (strncmp(text, "plan", 4) == 0 || strncmp(text, "# plan", 6) == 0);
+    return TD_OK;
+}
+
+static td_status say_sound(const psim_options *o, const char *what, const plan *p, td_err *err)
+{
+    td_text out = {0};
+    if (o->json)
+        td_text_addf(&out, "{\"schema\":1,\"sound\":true,\"ranks\":%u,\"tasks\":%u,"
+                     "\"microbatches\":%d}\n", p->n_ranks, p->n_tasks, p->n_microbatches);
+    else if (!o->quiet)
+        td_text_addf(&out, "%s is sound: %u ranks, %u tasks\n", what, p->n_ranks, p->n_tasks);
+    return psim_print(&out, err);
+}
+
+/* The answer "no" of a check is data: with --json it goes to stdout. */
+static td_status say_unsound(const psim_options *o, td_err *err)
+{
+    if (!o->json || err->code != TD_EPLAN) return err->code;
+    td_text out = {0};
+    td_text_add(&out, "{\"schema\":1,\"sound\":false,\"reason\":");
+    td_text_json(&out, err->msg);
+    td_text_add(&out, "}\n");
+    TD_TRY(psim_print(&out, err));
+    return cli_answer_no(err);
+}
+
+td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_err *err)
+{
+    const psim_options *const o = options;
+    request q;
+    TD_TRY(named(args, o, &q, err));
+    if (q.schedule != NULL && strcmp(q.schedule, "-") != 0 && args->n_operands > 0 &&
+        sched_find(q.schedule, &(const sched_family *){NULL}, NULL) != TD_OK) {
+        bool plan_file = false;
+        TD_TRY(is_plan(a, q.schedule, &plan_file, err));
+        if (plan_file) {
+            q.plan = q.schedule;
+            q.schedule = NULL;
+        }
+    }
+    run_setup *const setup = TD_NEW(a, run_setup);
+    if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    if (request_plan(&q, TYPE_BF16, NULL, a, setup, err) != TD_OK) return say_unsound(o, err);
+    return say_sound(o, q.plan != NULL ? q.plan : q.schedule, &setup->plan, err);
+}
+
+td_status cmd_plan(td_arena *a, const cli_args *args, const void *options, td_err *err)
+{
+    const psim_options *const o = options;
+    request q;
+    TD_TRY(named(args, o, &q, err));
+    run_setup *const setup = TD_NEW(a, run_setup);
+    if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    TD_TRY(request_plan(&q, TYPE_BF16, o->after, a, setup, err));
+    td_text out = {0};
+    plan_print(&setup->plan, &out);
+    if (o->output == NULL) return psim_print(&out, err);
+    const td_status st = out.failed ? td_fail(err, TD_ENOMEM, "out of memory for the text")
+                                    : td_write_file(o->output, out.s, out.len, err);
+    td_text_free(&out);
+    return st;
+}

@@ -1,0 +1,66 @@
+/* What the verbs of psim share: their options, and a simulated run. */
+#ifndef SIM_PSIM_H
+#define SIM_PSIM_H
+
+#include "base/cli.h"
+#include "schedules/request.h"
+#include "schedules/trace.h"
+#include "sim/sim.h"
+
+typedef struct psim_options {
+    request what;
+    const char *cluster, *profile;
+    int protocol; /* sim_protocol, -1: by kind of times */
+    int64_t seed;
+    const char *deltas;
+    bool json, memory, quiet, no_timeline;
+    const char *trace, *output;
+    /* schedule, plan */
+    int format;
+    const char *after;
+    /* draw */
+    int style, label, index;
+    const char *width, *title;
+    bool comms;
+    /* compare, calibrate */
+    int64_t worst;
+} psim_options;
+
+/* A plan that ran. */
+typedef struct psim_result {
+    run_setup setup;
+    cluster_desc cluster;
+    bool has_cluster;
+    cost_model cost;
+    sim_protocol protocol;
+    int64_t *class_ns;
+    task_times times;
+    sim_stats stats;
+    plan_metrics metrics;
+    activation_deltas deltas;
+    trace_meta meta[16];
+    uint32_t n_meta;
+} psim_result;
+
+/* Lowers, prices and runs what the options say. Pointers lead into the result. */
+TD_MUST_USE td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o,
+                                    psim_result *out, td_err *err);
+/* One JSON object with units in its keys; a summary for people. */
+void psim_report_json(const psim_options *o, const psim_result *r, td_text *out);
+void psim_report_text(const psim_options *o, const psim_result *r, td_text *out);
+/* What to try next, a line each. */
+void psim_report_advice(const psim_options *o, const psim_result *r, td_text *out);
+
+/* Writes text to stdout; fails when stdout cannot take it. */
+TD_MUST_USE td_status psim_print(td_text *t, td_err *err);
+
+td_status cmd_list(td_arena *a, const cli_args *args, const void *options, td_err *err);
+td_status cmd_schedule(td_arena *a, const cli_args *args, const void *options, td_err *err);
+td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_err *err);
+td_status cmd_plan(td_arena *a, const cli_args *args, const void *options, td_err *err);
+td_status cmd_run_sim(td_arena *a, const cli_args *args, const void *options, td_err *err);
+td_status cmd_compare(td_arena *a, const cli_args *args, const void *options, td_err *err);
+td_status cmd_draw(td_arena *a, const cli_args *args, const void *options, td_err *err);
+td_status cmd_calibrate(td_arena *a, const cli_args *args, const void *options, td_err *err);
+
+#endif

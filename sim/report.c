@@ -1,0 +1,209 @@
+/* A simulated run as one JSON object, as a summary, and as advice. */
+#include "base/text.h"
+#include "sim/psim.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* --- JSON --- */
+
+static void json_text(td_text *t, const char *key, const char *value)
+{
+    td_text_addf(t, ",\"%s\":", key);
+    if (value == NULL) td_text_add(t, "null");
+    else td_text_json(t, value);
+}
+
+static void json_int(td_text *t, const char *key, int64_t value)
+{
+    td_text_addf(t, ",\"%s\":%lld", key, (long long)value);
+}
+
+static void json_real(td_text *t, const char *key, double value)
+{
+    td_text_addf(t, ",\"%s\":%.15g", key, value);
+}
+
+static void json_bool(td_text *t, const char *key, bool value)
+{
+    td_text_addf(t, ",\"%s\":%s", key, value ? "true" : "false");
+}
+
+static double tokens_per_s(const psim_result *r)
+{
+    const plan_metrics *const m = &r->metrics;
+    const plan *const p = &r->setup.plan;
+    if (!r->setup.has_model || m->step_ns <= 0) return 0;
+    return (double)p->n_microbatches * (double)r->setup.sizes.run.micro_batch *
+           (double)p->seq_len * p->dp / ((double)m->step_ns * 1e-9);
+}
+
+static void json_ranks(const psim_result *r, td_text *t)
+{
+    td_text_add(t, ",\"per_rank\":[");
+    for (uint32_t i = 0; i < r->setup.plan.n_ranks; i++) {
+        const rank_metrics *const m = &r->metrics.ranks[i];
+        td_text_addf(t, "%s{\"rank\":%u", i > 0 ? "," : "", i);
+        json_int(t, "busy_ns", m->busy_ns);
+        json_int(t, "first_ns", m->first_ns);
+        json_int(t, "last_ns", m->last_ns);
+        json_int(t, "peak_bytes", m->peak_bytes);
+        json_int(t, "persistent_bytes", r->setup.plan.ranks[i].persistent_bytes);
+        json_real(t, "peak_activations", m->peak_activations);
+        td_text_add(t, "}");
+    }
+    td_text_add(t, "]");
+}
+
+static void json_options(const psim_options *o, const psim_result *r, td_text *t)
+{
+    static const char *const recomputes[] = {"none", "selective", "full"};
+    const run_shape *const run = &r->setup.sizes.run;
+    td_text_add(t, ",\"options\":{\"activation_deltas\":");
+    td_text_addf(t, "[%.15g,%.15g,%.15g]", r->deltas.f, r->deltas.i, r->deltas.w);
+    json_text(t, "profile", o->profile);
+    if (r->setup.has_model) {
+        json_int(t, "micro_batch", run->micro_batch);
+        json_int(t, "seq_len_tokens", run->seq_len);
+        json_text(t, "dtype", data_type_name(run->dtype));
+        json_text(t, "grad_dtype", data_type_name(run->grad_dtype));
+        json_text(t, "recompute", recomputes[run->recompute]);
+        json_bool(t, "zero1", run->zero1);
+        json_bool(t, "sequence_parallel", run->sequence_parallel);
+    }
+    json_bool(t, "fold", r->setup.plan.folded_dp);
+    td_text_add(t, ",\"schedule\":{");
+    for (size_t i = 0; i < o->what.opts.n; i++) {
+        const char *const item = o->what.opts.item[i];
+        const char *const eq = strchr(item, '=');
+        char key[64];
+        (void)snprintf(key, sizeof key, "%.*s", eq == NULL ? 0 : (int)(eq - item), item);
+        td_text_add(t, i > 0 ? "," : "");
+        td_text_json(t, key);
+        td_text_add(t, ":");
+        td_text_json(t, eq == NULL ? "" : eq + 1);
+    }
+    td_text_add(t, "}}");
+}
+
+void psim_report_json(const psim_options *o, const psim_result *r, td_text *t)
+{
+    const plan *const p = &r->setup.plan;
+    const plan_metrics *const m = &r->metrics;
+    td_text_add(t, "{\"schema\":1");
+    json_text(t, "schedule", p->schedule_name);
+    json_int(t, "ranks", p->n_ranks);
+    json_int(t, "stages", p->n_stages);
+    json_int(t, "pipes", p->n_pipes);
+    json_int(t, "microbatches", p->n_microbatches);
+    json_int(t, "chunks", p->chunks);
+    json_int(t, "slices", p->n_slices);
+    json_int(t, "dp", p->dp);
+    json_int(t, "tp", p->tp);
+    json_int(t, "step_ns", m->step_ns);
+    json_real(t, "bubble_frac", m->bubble_frac);
+    json_real(t, "span_bubble_frac", m->span_bubble_frac);
+    if (r->setup.has_model) json_real(t, "tokens_per_s", tokens_per_s(r));
+    json_int(t, "tasks", m->tasks);
+    json_int(t, "messages", m->messages);
+    json_int(t, "message_bytes", m->message_bytes);
+    json_int(t, "shared_flows", (int64_t)r->stats.shared_flows);
+    json_text(t, "protocol", sim_protocol_name(r->protocol));
+    json_text(t, "mapping", plan_mapping_name(p->mapping));
+    json_int(t, "lookahead", p->lookahead);
+    json_int(t, "send_window", p->send_window);
+    json_text(t, "times", o->what.times);
+    json_text(t, "model", r->setup.has_model ? r->setup.model.name : NULL);
+    json_text(t, "cluster", r->has_cluster ? r->cluster.name : NULL);
+    json_int(t, "seed", o->seed);
+    json_options(o, r, t);
+    json_ranks(r, t);
+    td_text_add(t, "}\n");
+}
+
+/* --- for people --- */
+
+static uint32_t heaviest(const psim_result *r)
+{
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < r->setup.plan.n_ranks; i++)
+        if (r->metrics.ranks[i].peak_bytes > r->metrics.ranks[best].peak_bytes) best = i;
+    return best;
+}
+
+static double most_activations(const psim_result *r)
+{
+    double most = 0;
+    for (uint32_t i = 0; i < r->setup.plan.n_ranks; i++)
+        if (r->metrics.ranks[i].peak_activations > most) most = r->metrics.ranks[i].peak_activations;
+    return most;
+}
+
+static void text_ranks(const psim_result *r, td_text *t)
+{
+    td_text_addf(t, "\n  %4s  %10s  %7s  %11s  %12s  %11s\n", "rank", "busy", "bubble", "peak",
+                 "weights etc.", "activations");
+    for (uint32_t i = 0; i < r->setup.plan.n_ranks; i++) {
+        const rank_metrics *const m = &r->metrics.ranks[i];
+        char busy[32], peak[32], kept[32];
+        const int64_t step = r->metrics.step_ns;
+        td_text_addf(t, "  %4u  %10s  %5.1f %%  %11s  %12s  %11.4g\n", i,
+                     td_print_ns(busy, sizeof busy, m->busy_ns),
+                     step > 0 ? 100.0 * (1.0 - (double)m->busy_ns / (double)step) : 0.0,
+                     r->setup.has_model ? td_print_bytes(peak, sizeof peak, m->peak_bytes) : "-",
+                     r->setup.has_model ? td_print_bytes(kept, sizeof kept,
+                                              r->setup.plan.ranks[i].persistent_bytes) : "-",
+                     m->peak_activations);
+    }
+}
+
+void psim_report_text(const psim_options *o, const psim_result *r, td_text *t)
+{
+    const plan *const p = &r->setup.plan;
+    const char *const dot = cli_utf8() ? "\xc2\xb7" : "-";
+    char buf[40];
+    td_text_add(t, p->schedule_name == NULL ? "plan" : p->schedule_name);
+    if (r->setup.has_model) td_text_addf(t, " %s %s", dot, r->setup.model.name);
+    if (r->has_cluster) td_text_addf(t, " on %s", r->cluster.name);
+    td_text_addf(t, " %s %u ranks, %d stages, %d microbatches", dot, p->n_ranks, p->n_stages,
+                 p->n_microbatches);
+    if (p->tp > 1 || p->dp > 1) td_text_addf(t, ", tp %d, dp %d", p->tp, p->dp);
+    td_text_addf(t, "\n\n  step        %-12s  bubble  %.1f %%  (widest rank's own span %.1f %%)\n",
+                 td_print_ns(buf, sizeof buf, r->metrics.step_ns), 100 * r->metrics.bubble_frac,
+                 100 * r->metrics.span_bubble_frac);
+    if (r->setup.has_model) {
+        const uint32_t h = heaviest(r);
+        td_text_addf(t, "  tokens/s    %-12s", td_print_count(buf, sizeof buf, tokens_per_s(r)));
+        td_text_addf(t, "  peak    %s on rank %u",
+                     td_print_bytes(buf, sizeof buf, r->metrics.ranks[h].peak_bytes), h);
+        if (r->has_cluster)
+            td_text_addf(t, " of %s", td_print_bytes(buf, sizeof buf, r->cluster.memory_bytes));
+        td_text_add(t, "\n");
+    }
+    td_text_addf(t, "  activations %-12.4g  of a microbatch on a rank's share, at most\n",
+                 most_activations(r));
+    td_text_addf(t, "  messages    %-12lld  protocol %s, mapping %s\n",
+                 (long long)r->metrics.messages, sim_protocol_name(r->protocol),
+                 plan_mapping_name(p->mapping));
+    if (o->memory) text_ranks(r, t);
+}
+
+void psim_report_advice(const psim_options *o, const psim_result *r, td_text *t)
+{
+    const plan *const p = &r->setup.plan;
+    const uint32_t h = heaviest(r);
+    char a[40], b[40];
+    if (r->setup.has_model && r->has_cluster &&
+        r->metrics.ranks[h].peak_bytes > r->cluster.memory_bytes)
+        td_text_addf(t, "  memory: rank %u needs %s, a device has %s; try --recompute %s, more --tp, "
+                     "or a smaller --micro-batch\n", h,
+                     td_print_bytes(a, sizeof a, r->metrics.ranks[h].peak_bytes),
+                     td_print_bytes(b, sizeof b, r->cluster.memory_bytes),
+                     r->setup.sizes.run.recompute == RECOMPUTE_NONE ? "selective" : "full");
+    if (r->metrics.bubble_frac > 0.25 && r->setup.has_schedule && o->what.pp > 1)
+        td_text_addf(t, "  bubble is %.0f %%: %d microbatches on %d stages; try --microbatches %d\n",
+                     100 * r->metrics.bubble_frac, p->n_microbatches, p->n_stages,
+                     2 * p->n_microbatches);
+    if (o->trace != NULL && o->output == NULL)
+        td_text_addf(t, "  next: psim draw %s -o timeline.svg\n", o->trace);
+}

@@ -1,0 +1,116 @@
+/* From psim's options to a simulated run. */
+#include "base/text.h"
+#include "sim/psim.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef TD_VERSION
+#define TD_VERSION "0.1.0"
+#endif
+
+/* "1,0,-1": what F, I and W add to the count of live activations. */
+static td_status parse_deltas(const char *text, activation_deltas *out, td_err *err)
+{
+    *out = (activation_deltas){1, 0, -1};
+    if (text == NULL) return TD_OK;
+    double v[3];
+    const char *s = text;
+    for (int i = 0; i < 3; i++) {
+        char *end = NULL;
+        v[i] = strtod(s, &end);
+        if (end == s || *end != (i < 2 ? ',' : '\0') || !(v[i] > -1e6 && v[i] < 1e6))
+            return td_fail(err, TD_EUSAGE, "--activation-deltas %s: expected three numbers F,I,W "
+                           "as in 1,0,-1", text);
+        s = end + 1;
+    }
+    *out = (activation_deltas){v[0], v[1], v[2]};
+    return TD_OK;
+}
+
+/* The cluster must hold every device of the plan, folded replicas and shards included. */
+static td_status check_cluster(const psim_result *r, td_err *err)
+{
+    const plan *const p = &r->setup.plan;
+    const int64_t need = (int64_t)p->n_rows * p->dp * p->tp;
+    if (need <= cluster_size(&r->cluster)) return TD_OK;
+    const int64_t per_node = r->cluster.devices_per_node;
+    return td_fail(err, TD_EUSAGE, "--cluster %s has %d devices, the plan needs %lld; give it "
+                   "%lld nodes (NAME:%lld)", r->cluster.name, cluster_size(&r->cluster),
+                   (long long)need, (long long)((need + per_node - 1) / per_node),
+                   (long long)((need + per_node - 1) / per_node));
+}
+
+static td_status load_cost(td_arena *a, const psim_options *o, psim_result *r, td_err *err)
+{
+    run_setup *const s = &r->setup;
+    r->cost = (cost_model){.sizes = &s->sizes, .chunks = s->plan.chunks};
+    r->protocol = o->protocol >= 0 ? (sim_protocol)o->protocol
+                  : s->has_units   ? PROTOCOL_EAGER
+                                   : PROTOCOL_RENDEZVOUS;
+    if (o->cluster != NULL) {
+        TD_TRY(cluster_load(o->cluster, &r->cluster, err));
+        r->has_cluster = true;
+        r->cost.cluster = &r->cluster;
+        TD_TRY(check_cluster(r, err));
+    }
+    if (o->profile != NULL) {
+        profile *const fitted = TD_NEW(a, profile);
+        if (fitted == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the profile");
+        TD_TRY(profile_load(o->profile, fitted, err));
+        r->cost.profile = fitted;
+    }
+    if (s->has_units) r->cost.units = &s->units;
+    return TD_OK;
+}
+
+static td_status check_asked(const psim_options *o, td_err *err)
+{
+    if (o->what.times == NULL && o->what.model == NULL)
+        return td_fail(err, TD_EUSAGE, "how long do passes take? give --times F=1,B=2, or --model "
+                       "with --cluster");
+    if (o->what.times == NULL && o->cluster == NULL && o->profile == NULL)
+        return td_fail(err, TD_EUSAGE, "--model %s: on what? give --cluster PRESET|FILE (psim list "
+                       "shows them), a --profile, or --times F=1,B=2", o->what.model);
+    return TD_OK;
+}
+
+static void add_meta(psim_result *r, const char *key, const char *value)
+{
+    if (value != NULL) r->meta[r->n_meta++] = (trace_meta){key, value};
+}
+
+static td_status fill_meta(td_arena *a, const cli_args *args, const psim_options *o,
+                           psim_result *r, td_err *err)
+{
+    const char *const command = cli_line(a, args);
+    if (command == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    add_meta(r, "producer", "psim");
+    add_meta(r, "version", TD_VERSION);
+    add_meta(r, "schedule", r->setup.plan.schedule_name);
+    add_meta(r, "times", o->what.times);
+    add_meta(r, "model", r->setup.has_model ? r->setup.model.name : NULL);
+    add_meta(r, "cluster", r->has_cluster ? r->cluster.name : NULL);
+    add_meta(r, "profile", o->profile);
+    add_meta(r, "protocol", sim_protocol_name(r->protocol));
+    add_meta(r, "mapping", plan_mapping_name(r->setup.plan.mapping));
+    add_meta(r, "command", command);
+    return TD_OK;
+}
+
+td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o,
+                        psim_result *out, td_err *err)
+{
+    *out = (psim_result){0};
+    TD_TRY(check_asked(o, err));
+    TD_TRY(parse_deltas(o->deltas, &out->deltas, err));
+    TD_TRY(request_plan(&o->what, TYPE_BF16, NULL, a, &out->setup, err));
+    TD_TRY(load_cost(a, o, out, err));
+    const plan *const p = &out->setup.plan;
+    TD_TRY(sim_price(p, &out->cost, a, &out->class_ns, err));
+    const sim_options so = {.protocol = out->protocol, .cost = &out->cost};
+    TD_TRY(sim_run(p, out->class_ns, &so, a, &out->times, &out->stats, err));
+    TD_TRY(metrics_of(p, &out->times, out->deltas, a, &out->metrics, err));
+    return fill_meta(a, args, o, out, err);
+}
