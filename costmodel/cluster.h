@@ -26,15 +26,18 @@ typedef struct cluster_desc {
     double memory_bytes_per_s;
     int64_t memory_bytes;
     efficiency_curve matrix_efficiency, memory_efficiency;
-    double launch_ns; /* fixed cost of one kernel */
+    double launch_ns;       /* fixed cost of one kernel */
     link_desc intra, inter; /* within a node; between nodes, one device's share of the network */
     /* Flows of one node that leave it share this, when > 0. */
     double node_network_bytes_per_s;
     double all_reduce_frac; /* share of the link's bandwidth that ring collectives attain */
 } cluster_desc;
 
-/* A preset by name, or a JSON file by path. */
+/* A preset by name, or a JSON file by path; "h100-dgx x4" and "h100-dgx:4" are four nodes of it. */
 TD_MUST_USE td_status cluster_load(const char *name_or_path, cluster_desc *out, td_err *err);
+/* The same from JSON text in memory; `file` is for messages. */
+TD_MUST_USE td_status cluster_parse(const char *text, size_t len, const char *file,
+                                    cluster_desc *out, td_err *err);
 const char *const *cluster_preset_names(size_t *n);
 /* The cores of this machine: n_ranks devices that share memory bandwidth. */
 TD_MUST_USE td_status cluster_local(int32_t n_ranks, cluster_desc *out, td_err *err);

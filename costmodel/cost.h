@@ -45,6 +45,8 @@ typedef struct cost_model {
     const cluster_desc *cluster;
     const struct profile *profile; /* NULL: first principles */
     int32_t chunks;                /* chunks per rank and pipe: a chunk takes 1/chunks of a time */
+    int32_t busy; /* with a profile: ranks of the machine at work at once; 0: a node's devices */
+    bool recompute_placed; /* the schedule has R passes, so backward passes hold no recompute */
 } cost_model;
 
 /* Each returns nanoseconds >= 0 in *ns; TD_EUSAGE when a needed time was not given or when the
