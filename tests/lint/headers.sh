@@ -5,7 +5,9 @@ cc=$1
 bad=0
 flags=$(pkg-config --cflags jansson cairo 2>/dev/null)
 # kernels/bod*.h are bodies of code, compiled once for each instruction set.
-for header in $(find base costmodel schedules kernels sim exec viz -name "*.h" ! -path "kernels/bod*" 2>/dev/null | sort); do
+headers=$(find base costmodel schedules kernels sim exec viz -name "*.h" ! -path "kernels/bod*" \
+    2>/dev/null | sort)
+for header in $headers; do
     # shellcheck disable=SC2086 # flags are words
     printf '#include "%s"\n#include "%s"\nextern int nothing_else;\n' "$header" "$header" |
         "$cc" -std=c11 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -I. $flags -Wall -Wextra \
