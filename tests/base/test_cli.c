@@ -260,7 +260,7 @@ static void bars(void **state)
     assert_string_equal(cli_bar(b, sizeof b, 12, 0), "[>         ]");
     assert_string_equal(cli_bar(b, sizeof b, 12, 0.5), "[=====>    ]");
     assert_string_equal(cli_bar(b, sizeof b, 12, 1), "[==========]");
-    assert_string_equal(cli_bar(b, sizeof b, 12, NAN), "[>         ]");
+    assert_string_equal(cli_bar(b, sizeof b, 12, (double)NAN), "[>         ]");
     assert_string_equal(cli_bar(b, 5, 12, 1), "[===");
 }
 
