@@ -1,0 +1,381 @@
+/* Opening a plan for execution, and running its periods. */
+#include "exec/exec.h"
+
+#include <pthread.h>
+#include <string.h>
+
+/* --- what can be executed --- */
+
+static td_status refuse_kind(const plan *p, uint8_t kind, td_err *err)
+{
+    if (kind == PASS_F || kind == PASS_B || kind == TASK_PAIR || kind == TASK_SEND ||
+        kind == TASK_RECV || kind == TASK_COLL || kind == TASK_NORM || kind == TASK_OPTIMIZER ||
+        kind == TASK_MARK)
+        return TD_OK;
+    return td_fail(err, TD_EUSAGE, "schedule %s: %s tasks are not executed yet; choose a schedule of "
+                   "F and B passes", p->schedule_name == NULL ? "of this plan" : p->schedule_name,
+                   kind < PASS_COUNT ? pass_name((pass_kind)kind) : "validation");
+}
+
+static td_status refuse_plan(const plan *p, const sizes *z, td_err *err)
+{
+    if (p->folded_dp || p->folded_tp)
+        return td_fail(err, TD_EUSAGE, "plan: its replicas are folded, so ranks are missing; leave "
+                       "out --fold");
+    if (z->model == NULL)
+        return td_fail(err, TD_EUSAGE, "plan: it was lowered without a model; use --model");
+    if (p->n_slices > 1)
+        return td_fail(err, TD_EUSAGE, "plan: sequence slices are not executed yet");
+    if (p->n_stages != z->n_stages)
+        return td_fail(err, TD_EUSAGE, "plan: %d stages, but sizes of %d", p->n_stages,
+                       z->n_stages);
+    for (uint32_t i = 0; i < p->n_tasks; i++) TD_TRY(refuse_kind(p, p->tasks[i].kind, err));
+    for (uint32_t i = 0; i < p->n_members; i++) TD_TRY(refuse_kind(p, p->members[i].kind, err));
+    for (uint32_t i = 0; i < p->n_classes; i++) {
+        const plan_class *const c = &p->classes[i];
+        if (c->kind == TASK_COLL && c->detail != COLL_ALL_REDUCE)
+            return td_fail(err, TD_EUSAGE, "plan: only sums over all members are executed so far");
+    }
+    return TD_OK;
+}
+
+/* --- opening --- */
+
+static uint32_t position_after(const plan_stream *compute, uint32_t gate)
+{
+    return gate == PLAN_NONE ? 0 : gate - compute->first_task + 1;
+}
+
+static uint32_t position_of_join(const plan_stream *compute, const plan_task *t)
+{
+    if (t->join == PLAN_NONE || (t->flags & TASK_FLAG_JOIN_NEXT) != 0) return compute->n_tasks;
+    return t->join - compute->first_task;
+}
+
+static uint32_t channel_of(const plan *p, const plan_stream *s, uint32_t rank, uint32_t task)
+{
+    const plan_task *const t = &p->tasks[task];
+    if (t->kind == TASK_COLL) {
+        const plan_coll *const c = &p->colls[t->link];
+        uint32_t member = 0;
+        while (p->coll_tasks[c->first_task + member] != task) member++;
+        return member;
+    }
+    if (s->kind != STREAM_BOTH) return s->channel;
+    const uint32_t peer = plan_task_rank(p, t->link);
+    const uint32_t src = t->kind == TASK_SEND ? rank : peer;
+    const uint32_t dst = t->kind == TASK_SEND ? peer : rank;
+    for (uint32_t i = 0; i < p->n_channels; i++)
+        if (p->channels[i].src == src && p->channels[i].dst == dst &&
+            p->channels[i].cls == p->classes[t->cls].detail)
+            return i;
+    return PLAN_NONE;
+}
+
+/* Sorts the rank's posts by position (streams in plan order within one), and its joins. */
+static td_status open_order(const plan *p, exec_rank *r, td_arena *a, td_err *err)
+{
+    const plan_rank *const pr = &p->ranks[r->index];
+    const plan_stream *const compute = plan_compute(p, r->index);
+    const uint32_t n = compute->n_tasks;
+    for (uint32_t s = 1; s < pr->n_streams; s++)
+        r->n_posts += p->streams[pr->first_stream + s].n_tasks;
+    r->posts = TD_NEW_N(a, exec_post, r->n_posts);
+    r->joins = TD_NEW_N(a, uint32_t, r->n_posts);
+    r->first_join = TD_NEW_N(a, uint32_t, n + 3);
+    uint32_t *const at = TD_NEW_N(a, uint32_t, n + 2);
+    if (r->posts == NULL || r->joins == NULL || r->first_join == NULL || at == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for rank %u", r->index);
+    for (int round = 0; round < 2; round++) { /* counts, then places */
+        for (uint32_t s = 1; s < pr->n_streams; s++) {
+            const plan_stream *const st = &p->streams[pr->first_stream + s];
+            uint32_t when = 0;
+            for (uint32_t i = st->first_task; i < st->first_task + st->n_tasks; i++) {
+                const uint32_t gate = position_after(compute, p->tasks[i].gate);
+                when = gate > when ? gate : when;
+                if (round == 0)
+                    at[when + 1]++;
+                else
+                    r->posts[at[when]++] = (exec_post){
+                        .task = i, .post_at = when, .channel = channel_of(p, st, r->index, i)};
+            }
+        }
+        for (uint32_t i = 0; round == 0 && i <= n; i++) at[i + 1] += at[i];
+    }
+    for (uint32_t i = 0; i < r->n_posts; i++)
+        r->first_join[position_of_join(compute, &p->tasks[r->posts[i].task]) + 2]++;
+    for (uint32_t i = 0; i <= n; i++) r->first_join[i + 2] += r->first_join[i + 1];
+    for (uint32_t i = 0; i < r->n_posts; i++)
+        r->joins[r->first_join[position_of_join(compute, &p->tasks[r->posts[i].task]) + 1]++] = i;
+    return TD_OK;
+}
+
+static void note_tokens(const plan *p, exec_rank *r, uint32_t first, uint32_t end, uint32_t m)
+{
+    for (uint32_t i = first; i < end; i++)
+        if (use_role_of(p->uses[i]) == ROLE_TOKENS) r->tokens[m] = use_buffer_of(p->uses[i]);
+}
+
+static td_status open_tokens(const plan *p, exec_rank *r, td_arena *a, td_err *err)
+{
+    const plan_stream *const s = plan_compute(p, r->index);
+    r->tokens = TD_NEW_N(a, uint32_t, p->n_microbatches);
+    if (r->tokens == NULL) return td_fail(err, TD_ENOMEM, "out of memory for rank %u", r->index);
+    for (int32_t m = 0; m < p->n_microbatches; m++) r->tokens[m] = PLAN_NONE;
+    for (uint32_t i = s->first_task; i < s->first_task + s->n_tasks; i++) {
+        const plan_task *const t = &p->tasks[i];
+        if (t->kind == TASK_PAIR)
+            for (uint32_t j = t->link; j < t->link + 2; j++)
+                note_tokens(p, r, p->members[j].first_use,
+                            p->members[j].first_use + p->members[j].n_uses,
+                            p->members[j].microbatch);
+        else if (t->kind < PASS_COUNT)
+            note_tokens(p, r, t->first_use, t[1].first_use, t->microbatch);
+    }
+    return TD_OK;
+}
+
+static td_status open_ctx(const k_blas *blas, int threads, td_arena *a, k_ctx **out, td_err *err)
+{
+    void *const mem = td_alloc(a, 1, k_ctx_size(threads));
+    *out = mem == NULL ? NULL : k_ctx_start(mem, blas, threads);
+    return *out != NULL ? TD_OK
+                        : td_fail(err, TD_EDEVICE, "%d threads could not be started", threads);
+}
+
+static td_status open_wire(executor *x, td_arena *a, td_err *err)
+{
+    const plan *const p = x->p;
+    uint32_t *const members = TD_NEW_N(a, uint32_t, p->n_colls);
+    if (members == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the wire");
+    for (uint32_t i = 0; i < p->n_colls; i++)
+        members[i] = p->groups[p->colls[i].group].n_members;
+    const int64_t deadline = x->options.deadline_ns > 0 ? x->options.deadline_ns : 120000000000;
+    const wire_shape shape = {.n_ranks = p->n_ranks, .n_channels = p->n_channels,
+                              .n_colls = p->n_colls, .coll_members = members,
+                              .deadline_ns = deadline};
+    return wire_open_threads(&shape, a, &x->wire, err);
+}
+
+static td_status open_all(executor *x, td_arena *a, td_err *err)
+{
+    const plan *const p = x->p;
+    TD_TRY(open_ctx(&x->blas, x->options.threads_per_rank, a, &x->ctx, err));
+    TD_TRY(stage_open(x->z, x->ctx, a, &x->stages, err));
+    TD_TRY(open_wire(x, a, err));
+    for (uint32_t i = 0; i < p->n_ranks; i++) {
+        exec_rank *const r = &x->ranks[i];
+        r->index = i;
+        r->jitter = td_rng_seed(x->options.jitter_seed + i);
+        TD_TRY(open_order(p, r, a, err));
+        TD_TRY(open_tokens(p, r, a, err));
+        TD_TRY(open_ctx(&x->blas, x->options.threads_per_rank, a, &r->ctx, err));
+        TD_TRY(rank_arena_open(p->ranks[i].arena_bytes, &r->arena, err));
+    }
+    return TD_OK;
+}
+
+td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_arena *a,
+                    executor **out, td_err *err)
+{
+    *out = NULL;
+    TD_TRY(refuse_plan(p, z, err));
+    executor *const x = TD_NEW(a, executor);
+    if (x == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the executor");
+    *x = (executor){.p = p, .z = z, .options = *o};
+    if (x->options.threads_per_rank < 1) x->options.threads_per_rank = 1;
+    x->ranks = TD_NEW_N(a, exec_rank, p->n_ranks);
+    x->times.begin_ns = TD_NEW_N(a, int64_t, p->n_tasks);
+    x->times.end_ns = TD_NEW_N(a, int64_t, p->n_tasks);
+    x->losses = TD_NEW_N(a, double, p->n_microbatches * p->dp);
+    x->n_tensors = model_tensor_count(z->model);
+    if (x->ranks == NULL || x->times.begin_ns == NULL || x->times.end_ns == NULL ||
+        x->losses == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for the executor");
+    k_blas_open(&x->blas, NULL);
+    if (open_all(x, a, err) != TD_OK) {
+        exec_close(x);
+        return err == NULL ? TD_EDEVICE : err->code;
+    }
+    *out = x;
+    return TD_OK;
+}
+
+void exec_close(executor *x)
+{
+    if (x == NULL) return;
+    for (uint32_t i = 0; i < x->p->n_ranks; i++) {
+        k_ctx_stop(x->ranks[i].ctx);
+        rank_arena_close(&x->ranks[i].arena);
+    }
+    k_ctx_stop(x->ctx);
+    wire_close(x->wire);
+    k_blas_close(&x->blas);
+}
+
+/* --- buffers --- */
+
+float *exec_buffer(const executor *x, uint32_t rank, size_kind what, uint32_t inst)
+{
+    const plan *const p = x->p;
+    const plan_rank *const r = &p->ranks[rank];
+    for (uint32_t i = 0; i < r->n_buffers; i++) {
+        const plan_buffer *const b = &p->buffers[r->first_buffer + i];
+        const plan_bclass *const c = &p->bclasses[b->bclass];
+        if (c->what == what && c->inst == inst)
+            return (float *)(void *)(x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN);
+    }
+    return NULL;
+}
+
+uint32_t exec_rank_of(const executor *x, uint32_t inst, int32_t replica)
+{
+    const plan *const p = x->p;
+    for (uint32_t r = 0; r < p->n_ranks; r++)
+        if (p->ranks[r].row == p->insts[inst].backward_row && p->ranks[r].replica == replica)
+            return r;
+    return PLAN_NONE;
+}
+
+/* Called on each rank's own thread, so that memory lies near it and large models start quickly. */
+static void init_rank(const executor *x, uint32_t rank, uint64_t seed)
+{
+    const plan *const p = x->p;
+    const plan_rank *const r = &p->ranks[rank];
+    for (uint32_t i = 0; i < r->n_buffers; i++) {
+        const plan_buffer *const b = &p->buffers[r->first_buffer + i];
+        const plan_bclass *const c = &p->bclasses[b->bclass];
+        if (c->what != SIZE_WEIGHTS && c->what != SIZE_GRADS && c->what != SIZE_OPTIMIZER)
+            continue;
+        char *const at = x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN;
+        memset(at, 0, (size_t)c->bytes);
+        const stage_code *const code = &x->stages[p->insts[c->inst].stage];
+        if (c->what == SIZE_WEIGHTS)
+            params_init(code->m, code->params, code->n_params, seed, (float *)(void *)at);
+    }
+}
+
+void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t *ids,
+                 const int32_t *targets)
+{
+    const plan *const p = x->p;
+    const size_t n = (size_t)(x->z->run.micro_batch * x->z->run.seq_len);
+    for (uint32_t r = 0; r < p->n_ranks; r++) {
+        const uint32_t b = x->ranks[r].tokens[microbatch];
+        if (p->ranks[r].replica != replica || b == PLAN_NONE) continue;
+        int32_t *const at =
+            (int32_t *)(void *)(x->ranks[r].arena.base +
+                                (int64_t)p->buffers[p->ranks[r].first_buffer + b].offset *
+                                    PLAN_ALIGN);
+        memcpy(at, ids, n * sizeof *ids);
+        memcpy(at + n, targets, n * sizeof *targets);
+    }
+}
+
+/* --- threads --- */
+
+typedef struct rank_thread {
+    executor *x;
+    uint32_t rank;
+    bool init;
+    uint64_t seed;
+    pthread_t thread;
+    bool started;
+} rank_thread;
+
+static void *rank_main(void *arg)
+{
+    rank_thread *const t = arg;
+    if (t->init) {
+        init_rank(t->x, t->rank, t->seed);
+        return NULL;
+    }
+    td_err err = {0};
+    if (worker_run(t->x, &t->x->ranks[t->rank], &err) != TD_OK) wire_abort(t->x->wire, &err);
+    return NULL;
+}
+
+enum { MAX_RANKS_IN_PROCESS = 1024 };
+
+static td_status all_ranks(executor *x, bool init, uint64_t seed, td_err *err)
+{
+    const uint32_t n = x->p->n_ranks;
+    if (n > MAX_RANKS_IN_PROCESS)
+        return td_fail(err, TD_EUSAGE, "%u ranks: one process runs at most %d", n,
+                       (int)MAX_RANKS_IN_PROCESS);
+    rank_thread threads[MAX_RANKS_IN_PROCESS];
+    bool failed = false;
+    for (uint32_t i = 0; i < n; i++) {
+        threads[i] = (rank_thread){.x = x, .rank = i, .init = init, .seed = seed};
+        threads[i].started = !failed &&
+                             pthread_create(&threads[i].thread, NULL, rank_main, &threads[i]) == 0;
+        failed = failed || !threads[i].started;
+    }
+    td_err why;
+    if (failed) {
+        (void)td_fail(&why, TD_EDEVICE, "a thread for each of %u ranks could not be started", n);
+        wire_abort(x->wire, &why);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        if (threads[i].started) (void)pthread_join(threads[i].thread, NULL);
+    why = wire_error(x->wire);
+    return why.code == TD_OK ? TD_OK : td_fail(err, why.code, "%s", why.msg);
+}
+
+void exec_init(executor *x, uint64_t seed)
+{
+    td_err err = {0};
+    /* without threads of their own the ranks are filled in turn: the weights are the same */
+    if (all_ranks(x, true, seed, &err) != TD_OK)
+        for (uint32_t i = 0; i < x->p->n_ranks; i++) init_rank(x, i, seed);
+}
+
+td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *err)
+{
+    const plan *const p = x->p;
+    x->step = *s;
+    x->start_ns = td_now_ns();
+    wire_next_step(x->wire);
+    TD_TRY(all_ranks(x, false, 0, err));
+    const int32_t n = p->n_microbatches * p->dp;
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++) sum += x->losses[i];
+    *loss = sum / n;
+    return TD_OK;
+}
+
+/* --- evaluation --- */
+
+static int64_t boundary_bytes(const executor *x)
+{
+    const int64_t n = x->stages[0].rows * x->z->model->hidden * (int64_t)sizeof(float);
+    return (n + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
+}
+
+int64_t exec_eval_bytes(const executor *x)
+{
+    int64_t stash = 0, scratch = 0;
+    for (int32_t s = 0; s < x->p->n_stages; s++) {
+        const stage_code *const c = &x->stages[s];
+        if (c->stash.bytes > stash) stash = c->stash.bytes;
+        if (c->scratch.bytes > scratch) scratch = c->scratch.bytes;
+    }
+    return stash + scratch + 2 * boundary_bytes(x);
+}
+
+double exec_eval(const executor *x, char *work, const int32_t *ids, const int32_t *targets)
+{
+    const int64_t border = boundary_bytes(x);
+    int64_t scratch = 0;
+    for (int32_t s = 0; s < x->p->n_stages; s++)
+        if (x->stages[s].scratch.bytes > scratch) scratch = x->stages[s].scratch.bytes;
+    stage_args a = {.ids = ids, .targets = targets, .grad_scale = 1.0f,
+                    .scratch = work + 2 * border, .stash = work + 2 * border + scratch};
+    for (int32_t s = 0; s < x->p->n_stages; s++) {
+        a.input = s == 0 ? NULL : (float *)(void *)(work + (s - 1) % 2 * border);
+        a.output = (float *)(void *)(work + s % 2 * border);
+        a.weights = exec_buffer(x, exec_rank_of(x, (uint32_t)s, 0), SIZE_WEIGHTS, (uint32_t)s);
+        stage_forward(x->ctx, &x->stages[s], &a);
+    }
+    return a.loss;
+}

@@ -1,0 +1,119 @@
+/* The executor: an interpreter of plans on the cores of this machine, one thread a rank. */
+#ifndef EXEC_EXEC_H
+#define EXEC_EXEC_H
+
+#include "base/base.h"
+#include "costmodel/sizes.h"
+#include "exec/arena.h"
+#include "exec/stage.h"
+#include "exec/wire.h"
+#include "kernels/kernels.h"
+#include "schedules/plan.h"
+#include "schedules/trace.h"
+
+typedef struct exec_options {
+    int threads_per_rank;
+    int64_t deadline_ns; /* of one wait for another rank; 0: two minutes */
+    int64_t jitter_ns;   /* tests: each task is preceded by a random delay of up to this */
+    uint64_t jitter_seed;
+} exec_options;
+
+/* One task that runs beside compute, and when. */
+typedef struct exec_post {
+    uint32_t task;
+    uint32_t post_at; /* just before this compute position; n_compute: at the end */
+    uint32_t channel; /* messages */
+    wire_op op;
+} exec_post;
+
+typedef struct exec_rank {
+    uint32_t index;
+    rank_arena arena;
+    k_ctx *ctx;
+    exec_post *posts;      /* [n_posts] in the order in which they are posted */
+    uint32_t n_posts;
+    uint32_t *joins;       /* posts (indices) by the position that waits for them */
+    uint32_t *first_join;  /* [n_compute + 2] */
+    uint32_t *tokens;      /* [n_microbatches] buffer, or PLAN_NONE */
+    td_rng jitter;
+} exec_rank;
+
+/* The numbers of one optimizer step. */
+typedef struct exec_step {
+    float lr, beta1, beta2, eps, weight_decay; /* decay of matrices and tables only */
+    double clip;            /* largest norm of the whole gradient; 0: no clipping */
+    long number;            /* 1 for the first */
+    float *const *grads_out; /* [n_insts of replica 0] copies of the summed gradients, or NULL */
+} exec_step;
+
+typedef struct executor {
+    const plan *p;
+    const sizes *z;
+    stage_code *stages; /* [n_stages] */
+    exec_rank *ranks;   /* [n_ranks] */
+    wire *wire;
+    k_blas blas;
+    k_ctx *ctx;          /* of the calling thread */
+    exec_options options;
+    exec_step step;      /* at hand */
+    task_times times;    /* of the last step, from its start */
+    int64_t start_ns;
+    double *losses;      /* [dp * n_microbatches] mean loss of each microbatch of the last step */
+    double grad_norm;    /* of the last step */
+    int64_t n_tensors;   /* entries of the norm table */
+} executor;
+
+/* Maps every rank's memory, lays canaries, starts the kernel threads. The plan must be lowered to
+ * its end, unfolded, with a model. Errors: TD_EUSAGE for what is not executed yet, TD_EDEVICE. */
+TD_MUST_USE td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_arena *a,
+                                executor **out, td_err *err);
+void exec_close(executor *x);
+
+/* Weights by name and seed (the same for every plan); gradients and moments zero. */
+void exec_init(executor *x, uint64_t seed);
+
+/* Tokens of one microbatch: ids and targets [micro_batch * seq_len]. */
+void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t *ids,
+                 const int32_t *targets);
+
+/* One period of the plan. *loss: the mean over microbatches, summed in index order. Errors name
+ * microbatch, stage and rank where a number stopped being finite. */
+TD_MUST_USE td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *err);
+
+/* The buffer of the whole run that holds `what` of a stage instance on a rank, or NULL. */
+float *exec_buffer(const executor *x, uint32_t rank, size_kind what, uint32_t inst);
+/* The rank that trains an instance, in a replica. */
+uint32_t exec_rank_of(const executor *x, uint32_t inst, int32_t replica);
+
+/* Mean loss of one microbatch by the current weights, through the stages in order on the calling
+ * thread; `work` holds exec_eval_bytes. */
+int64_t exec_eval_bytes(const executor *x);
+double exec_eval(const executor *x, char *work, const int32_t *ids, const int32_t *targets);
+
+/* --- worker.c --- */
+
+/* One rank's period of the plan. */
+TD_MUST_USE td_status worker_run(executor *x, exec_rank *r, td_err *err);
+
+/* --- optimizer.c --- */
+
+/* Partial sums of squares of the rank's gradients, each weight counted once in the whole run; before
+ * that a rank that holds both uses of a tied table adds their gradients. */
+void optimizer_norm(executor *x, exec_rank *r, uint32_t task);
+/* Clips and updates. Errors: a gradient that is not finite, by the tensor's name. */
+TD_MUST_USE td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err);
+/* The factor for gradients of this norm. */
+float optimizer_clip(double norm, double clip);
+/* Whether weight decay applies to a tensor. */
+bool optimizer_decays(const param_tensor *t);
+/* Linear warm-up over `warmup` steps, then half a cosine down to a tenth of `peak` at step `total`. */
+double optimizer_rate(double peak, int64_t step, int64_t warmup, int64_t total);
+
+/* --- params_init.c --- */
+
+/* Fills a stage's weights: normal(0, 0.02), projections into the residual stream scaled by
+ * 1/sqrt(2 layers) (Radford et al. 2019), norms 1, biases 0. Seeded by each tensor's name. */
+void params_init(const model_desc *m, const param_tensor *params, int64_t n, uint64_t seed,
+                 float *weights);
+
+#endif
