@@ -20,10 +20,7 @@
 #define TWO_ROOT_2_PI 1.5957691216f /* 2 sqrt(2/pi) */
 #define CUBIC 0.044715f
 
-INLINE fv gelu_tanh(fv u)
-{
-    return u * vsigmoid(TWO_ROOT_2_PI * (u + CUBIC * u * u * u));
-}
+INLINE fv gelu_tanh(fv u) { return u * vsigmoid(TWO_ROOT_2_PI * (u + CUBIC * u * u * u)); }
 
 INLINE fv gelu_tanh_slope(fv u)
 {

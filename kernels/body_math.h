@@ -13,10 +13,7 @@ typedef double dv __attribute__((vector_size(128)));
 
 #define INLINE static inline __attribute__((always_inline, unused))
 
-INLINE fv vset(float a)
-{
-    return a - (fv){0};
-}
+INLINE fv vset(float a) { return a - (fv){0}; }
 
 INLINE fv vload(const float *p)
 {
@@ -25,10 +22,7 @@ INLINE fv vload(const float *p)
     return v;
 }
 
-INLINE void vstore(float *p, fv v)
-{
-    memcpy(p, &v, sizeof v);
-}
+INLINE void vstore(float *p, fv v) { memcpy(p, &v, sizeof v); }
 
 /* The first n of sixteen (all where n is larger), zeros behind them. */
 INLINE fv vload_n(const float *p, long n)
@@ -48,15 +42,9 @@ INLINE void vstore_n(float *p, fv v, long n)
     }
 }
 
-INLINE fv vselect(iv mask, fv yes, fv no)
-{
-    return (fv)((mask & (iv)yes) | (~mask & (iv)no));
-}
+INLINE fv vselect(iv mask, fv yes, fv no) { return (fv)((mask & (iv)yes) | (~mask & (iv)no)); }
 
-INLINE fv vmax(fv a, fv b)
-{
-    return vselect(a > b, a, b);
-}
+INLINE fv vmax(fv a, fv b) { return vselect(a > b, a, b); }
 
 /* Lane i counts while i < n. */
 INLINE iv vfirst(long n)
@@ -104,7 +92,4 @@ INLINE fv vexp(fv x)
     return vselect(tiny, vset(0.0f), p * (fv)power);
 }
 
-INLINE fv vsigmoid(fv x)
-{
-    return 1.0f / (1.0f + vexp(-x));
-}
+INLINE fv vsigmoid(fv x) { return 1.0f / (1.0f + vexp(-x)); }

@@ -39,19 +39,29 @@ static void add(const void *p, long piece, float *scratch)
     FOR_PIECE(a, i) z[i] = x[i] + y[i];
 }
 
+INLINE dv square(const float *x, long n)
+{
+    const dv wide = __builtin_convertvector(vload_n(x, n), dv);
+    return wide * wide;
+}
+
+/* Two sums of sixteen lanes, so that additions need not wait for each other. */
 static void sumsq(const void *p, long piece, float *scratch)
 {
     const k_vec_args *a = (const k_vec_args *)p;
     const long from = piece * a->block, to = k_min(a->n, from + a->block);
-    dv lanes = {0};
+    dv even = {0}, odd = {0};
     double t[LANES], total = 0.0;
+    long i = from;
     (void)scratch;
-    for (long i = from; i < to; i += LANES) {
-        const dv x = __builtin_convertvector(vload_n(a->x + i, to - i), dv);
-        lanes += x * x;
+    for (; i + 2 * LANES <= to; i += 2 * LANES) {
+        even += square(a->x + i, LANES);
+        odd += square(a->x + i + LANES, LANES);
     }
-    memcpy(t, &lanes, sizeof t);
-    for (int i = 0; i < LANES; i++) total += t[i];
+    for (; i < to; i += LANES) even += square(a->x + i, to - i);
+    even += odd;
+    memcpy(t, &even, sizeof t);
+    for (int lane = 0; lane < LANES; lane++) total += t[lane];
     a->sums[piece] = total;
 }
 

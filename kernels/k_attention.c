@@ -16,10 +16,7 @@ typedef struct attn_args {
 } attn_args;
 
 /* Short sequences take short tiles: less of them is cut off by the causal mask. */
-static long tile_of(long s_q)
-{
-    return s_q > 512 ? TILE_QUERIES_MAX : 64;
-}
+static long tile_of(long s_q) { return s_q > 512 ? TILE_QUERIES_MAX : 64; }
 
 /* Keys that count for batch b. */
 static long keys_of(const k_attn *s, long b)
@@ -118,8 +115,8 @@ static void backward_tile(const attn_args *a, long b, long h, long q0, long k0, 
                  1.0f, a->dv + dkv, s->dkv_ld);
     k_gemm_piece(a->blas, true, false, t.cols, s->d, t.rows, 1.0f, ds, t.cols, q, s->q_ld, 1.0f,
                  a->dk + dkv, s->dkv_ld);
-    k_gemm_piece(a->blas, false, false, t.rows, s->d, t.cols, 1.0f, ds, t.cols, a->k + kv,
-                 s->kv_ld, k0 == 0 ? 0.0f : 1.0f, dq, s->dq_ld);
+    k_gemm_piece(a->blas, false, false, t.rows, s->d, t.cols, 1.0f, ds, t.cols, a->k + kv, s->kv_ld,
+                 k0 == 0 ? 0.0f : 1.0f, dq, s->dq_ld);
 }
 
 static void clear_head(float *x, long rows, long ld, long d)

@@ -16,7 +16,7 @@
 static const char *core_wanted(void)
 {
     unsigned a = 0, b = 0, c = 0, d = 0;
-    const unsigned avx512 = 1U << 16 | 1U << 17 | 1U << 30 | 1U << 31; /* F DQ BW VL */
+    const unsigned avx512 = 1U << 16 | 1U << 17 | 1U << 30 | 1U << 31;   /* F DQ BW VL */
     if (!__get_cpuid(0, &a, &b, &c, &d) || b != 0x68747541) return NULL; /* "Auth"enticAMD */
     __get_cpuid(1, &a, &b, &c, &d);
     const unsigned family = (a >> 8 & 15) + (a >> 20 & 255);
@@ -24,10 +24,7 @@ static const char *core_wanted(void)
     return family >= 0x1a ? "SkylakeX" : "Haswell";
 }
 #else
-static const char *core_wanted(void)
-{
-    return NULL;
-}
+static const char *core_wanted(void) { return NULL; }
 #endif
 
 typedef char *(*text_fn)(void);
@@ -97,7 +94,4 @@ void k_blas_close(k_blas *blas)
     memset(blas, 0, sizeof *blas);
 }
 
-const char *k_blas_info(const k_blas *blas)
-{
-    return blas->info;
-}
+const char *k_blas_info(const k_blas *blas) { return blas->info; }

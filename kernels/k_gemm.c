@@ -47,15 +47,19 @@ static void gemm_work(const void *p, long piece, float *scratch)
     }
 }
 
-/* The width of a piece along the longer side: a power of two of pieces, each worth about a
- * millisecond, so that packing the other operand again for each stays small beside it. */
+/* The width of a piece along the longer side. A power of two of pieces, each worth about a
+ * millisecond and not narrow, so that packing the other operand again for each stays small. */
 static long piece_width(long m, long n, long k)
 {
+    enum { NARROWEST = 192, ROUND = 64, MOST = 16 };
     const double work = (double)m * (double)n * (double)k;
     const long side = m > n ? m : n;
     long pieces = 1;
-    while (pieces < 16 && work / (double)(2 * pieces) >= 3.2e7) pieces *= 2;
-    return k_pieces(k_pieces(side, pieces), 64) * 64;
+    while (pieces < MOST && work / (double)(2 * pieces) >= 3.2e7 &&
+           side / (2 * pieces) >= NARROWEST) {
+        pieces *= 2;
+    }
+    return k_pieces(k_pieces(side, pieces), ROUND) * ROUND;
 }
 
 void k_gemm_cpu(k_ctx *ctx, bool trans_a, bool trans_b, long m, long n, long k, float alpha,

@@ -22,15 +22,9 @@ static inline long k_block(long cols, long elements)
     return rows > 1 ? rows : 1;
 }
 
-static inline long k_pieces(long n, long block)
-{
-    return (n + block - 1) / block;
-}
+static inline long k_pieces(long n, long block) { return (n + block - 1) / block; }
 
-static inline long k_min(long a, long b)
-{
-    return a < b ? a : b;
-}
+static inline long k_min(long a, long b) { return a < b ? a : b; }
 
 /* --- matrix product of one piece --- */
 

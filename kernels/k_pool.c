@@ -1,8 +1,8 @@
 /* Contexts: a pool of threads that share the pieces of one call.
  *
  * The state of a call is one 64-bit ticket: epoch, number of pieces, next piece. A thread takes a
- * piece by adding one to the ticket it has read; the exchange fails when the call is over or another
- * thread was faster, so a late thread can never run a piece of a call that has ended. */
+ * piece by adding one to the ticket it has read; the exchange fails when the call is over or
+ * another thread was faster, so a late thread can never run a piece of a call that has ended. */
 #include "kernels/k_internal.h"
 
 #include <pthread.h>
@@ -35,10 +35,7 @@ struct k_ctx {
     thread_arg lanes[];
 };
 
-static size_t round64(size_t n)
-{
-    return (n + 63) / 64 * 64;
-}
+static size_t round64(size_t n) { return (n + 63) / 64 * 64; }
 
 static size_t head_size(int threads)
 {
@@ -114,8 +111,7 @@ static void run_some(k_ctx *ctx, long pieces, k_work fn, const void *args)
     atomic_store(&ctx->fn, fn);
     atomic_store(&ctx->args, args);
     atomic_store(&ctx->done, 0);
-    atomic_store(&ctx->ticket,
-                 (epoch + 1) << (2 * PIECE_BITS) | (uint64_t)pieces << PIECE_BITS);
+    atomic_store(&ctx->ticket, (epoch + 1) << (2 * PIECE_BITS) | (uint64_t)pieces << PIECE_BITS);
     if (atomic_load(&ctx->sleepers) > 0) wake_all(ctx);
     work(ctx, ctx->lanes[0].scratch);
     for (int i = 0; atomic_load(&ctx->done) < pieces; i++) {
@@ -187,15 +183,9 @@ void k_ctx_stop(k_ctx *ctx)
     pthread_mutex_destroy(&ctx->lock);
 }
 
-int k_ctx_threads(const k_ctx *ctx)
-{
-    return ctx->threads;
-}
+int k_ctx_threads(const k_ctx *ctx) { return ctx->threads; }
 
-const char *k_ctx_isa(const k_ctx *ctx)
-{
-    return ctx->isa->name;
-}
+const char *k_ctx_isa(const k_ctx *ctx) { return ctx->isa->name; }
 
 bool k_ctx_set_isa(k_ctx *ctx, const char *isa)
 {
@@ -217,17 +207,8 @@ bool k_ctx_set_isa(k_ctx *ctx, const char *isa)
     return false;
 }
 
-const k_isa *k_ctx_bodies(const k_ctx *ctx)
-{
-    return ctx->isa;
-}
+const k_isa *k_ctx_bodies(const k_ctx *ctx) { return ctx->isa; }
 
-const k_blas *k_ctx_blas(const k_ctx *ctx)
-{
-    return ctx->blas;
-}
+const k_blas *k_ctx_blas(const k_ctx *ctx) { return ctx->blas; }
 
-double *k_ctx_sums(k_ctx *ctx)
-{
-    return ctx->sums;
-}
+double *k_ctx_sums(k_ctx *ctx) { return ctx->sums; }

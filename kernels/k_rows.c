@@ -90,12 +90,8 @@ void k_rmsnorm_bwd_cpu(k_ctx *ctx, long rows, long cols, const float *dy, const 
 
 void k_bias_add_cpu(k_ctx *ctx, long rows, long cols, float *x, long ld, const float *bias)
 {
-    const k_row_args a = {.rows = rows,
-                          .cols = cols,
-                          .block = k_block(cols, PIECE),
-                          .ld = ld,
-                          .bias = bias,
-                          .y = x};
+    const k_row_args a = {
+        .rows = rows, .cols = cols, .block = k_block(cols, PIECE), .ld = ld, .bias = bias, .y = x};
     k_run(ctx, k_pieces(rows, a.block), k_ctx_bodies(ctx)->bias_add, &a);
 }
 
@@ -109,12 +105,8 @@ void k_gelu_fwd_cpu(k_ctx *ctx, k_gelu kind, long rows, long cols, const float *
                     const float *bias, float *y)
 {
     const k_isa *isa = k_ctx_bodies(ctx);
-    const k_row_args a = {.rows = rows,
-                          .cols = cols,
-                          .block = k_block(cols, PIECE),
-                          .x = x,
-                          .bias = bias,
-                          .y = y};
+    const k_row_args a = {
+        .rows = rows, .cols = cols, .block = k_block(cols, PIECE), .x = x, .bias = bias, .y = y};
     k_run(ctx, k_pieces(rows, a.block),
           kind == K_GELU_TANH ? isa->gelu_tanh_fwd : isa->gelu_erf_fwd, &a);
 }

@@ -61,8 +61,8 @@ bool k_ctx_set_isa(k_ctx *ctx, const char *isa);
 
 /* C = alpha * op(A) op(B) + beta * C; op(A) is m x k, op(B) k x n, C m x n. A is stored m x k with
  * lda, or k x m when trans_a; B is stored k x n with ldb, or n x k when trans_b. beta 0 never reads
- * C. (y = x W^T of a [out,in] weight: trans_b; of a [in,out] weight: neither; dW += dy^T x: trans_a,
- * beta 1.) */
+ * C. (y = x W^T of a [out,in] weight: trans_b; of a [in,out] weight: neither; dW += dy^T x:
+ * trans_a, beta 1.) */
 void k_gemm_cpu(k_ctx *ctx, bool trans_a, bool trans_b, long m, long n, long k, float alpha,
                 const float *a, long lda, const float *b, long ldb, float beta, float *c, long ldc);
 
@@ -75,10 +75,10 @@ void k_layernorm_fwd_cpu(k_ctx *ctx, long rows, long cols, float eps, const floa
                          const float *bias, const float *res, float *sum, const float *gamma,
                          const float *beta, float *y, float *mean, float *rstd);
 
-/* dx = dres + rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gamma, xhat = (s - mean) * rstd;
- * dgamma += sum over rows of dy * xhat; dbeta += of dy. s is the norm's input (x + bias + res).
- * dres may be NULL; dx NULL skips dx; dgamma and dbeta both NULL skip those (split backward). dx may
- * be dy or dres. */
+/* dx = dres + rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gamma, xhat = (s - mean) *
+ * rstd; dgamma += sum over rows of dy * xhat; dbeta += of dy. s is the norm's input (x + bias +
+ * res). dres may be NULL; dx NULL skips dx; dgamma and dbeta both NULL skip those (split backward).
+ * dx may be dy or dres. */
 void k_layernorm_bwd_cpu(k_ctx *ctx, long rows, long cols, const float *dy, const float *s,
                          const float *gamma, const float *mean, const float *rstd,
                          const float *dres, float *dx, float *dgamma, float *dbeta);
@@ -135,8 +135,8 @@ void k_rope_cpu(k_ctx *ctx, bool backward, long rows, long seq, long pos0, long 
 
 /* --- embedding and loss --- */
 
-/* y[r] = tok[ids[r]] + pos[pos0 + r % seq] + extra. tok: [vocab, cols]; pos: [>= pos0 + seq, cols] or
- * NULL; extra: [cols] or NULL (BERT's token type). ids must be in range. y: [rows, cols]. */
+/* y[r] = tok[ids[r]] + pos[pos0 + r % seq] + extra. tok: [vocab, cols]; pos: [>= pos0 + seq, cols]
+ * or NULL; extra: [cols] or NULL (BERT's token type). ids must be in range. y: [rows, cols]. */
 void k_embed_fwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
                      const float *tok, const float *pos, const float *extra, float *y);
 
@@ -147,8 +147,9 @@ void k_embed_bwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, cons
 
 /* Cross-entropy of each row against its target: loss[r] = lse[r] - logits[r][target[r]], lse the
  * log of the sum of exponentials; rows with target -1 (ignored) have loss 0 and gradient 0.
- * dlogits = scale * (softmax - onehot). logits, dlogits: [rows, vocab] with ld. loss: [rows] double.
- * lse: [rows] or NULL. dlogits: NULL (loss only) or may be logits. Returns the sum of loss in row order. */
+ * dlogits = scale * (softmax - onehot). logits, dlogits: [rows, vocab] with ld. loss: [rows]
+ * double. lse: [rows] or NULL. dlogits: NULL (loss only) or may be logits. Returns the sum of loss
+ * in row order. */
 double k_xent_cpu(k_ctx *ctx, long rows, long vocab, const float *logits, long ld,
                   const int32_t *target, float scale, double *loss, float *lse, float *dlogits);
 
@@ -167,13 +168,13 @@ typedef struct k_attn {
     long batch, heads, kv_heads, d;
     long s_q, s_kv;
     bool causal;
-    float scale;              /* of the scores, normally 1/sqrt(d) */
-    const int32_t *kv_len;    /* [batch] keys that count, 1..s_kv; NULL: all (only when not causal) */
-    long q_ld, q_batch;       /* q */
-    long kv_ld, kv_batch;     /* k, v */
-    long o_ld, o_batch;       /* o, dout */
-    long dq_ld, dq_batch;     /* dq */
-    long dkv_ld, dkv_batch;   /* dk, dv */
+    float scale;            /* of the scores, normally 1/sqrt(d) */
+    const int32_t *kv_len;  /* [batch] keys that count, 1..s_kv; NULL: all (only when not causal) */
+    long q_ld, q_batch;     /* q */
+    long kv_ld, kv_batch;   /* k, v */
+    long o_ld, o_batch;     /* o, dout */
+    long dq_ld, dq_batch;   /* dq */
+    long dkv_ld, dkv_batch; /* dk, dv */
 } k_attn;
 
 /* o = softmax(scale q k^T + mask) v; lse[b][h][r] = log of the sum of exponentials of the scaled
@@ -190,10 +191,11 @@ void k_attn_bwd_cpu(k_ctx *ctx, const k_attn *a, bool accumulate, const float *q
 
 /* --- vectors and optimizer --- */
 
-void k_fill_cpu(k_ctx *ctx, long n, float value, float *x);              /* x = value */
-void k_scale_cpu(k_ctx *ctx, long n, float a, float *x);                 /* x *= a */
-void k_axpy_cpu(k_ctx *ctx, long n, float a, const float *x, float *y);  /* y += a x */
-void k_add_cpu(k_ctx *ctx, long n, const float *x, const float *y, float *z); /* z = x + y; z may be either */
+void k_fill_cpu(k_ctx *ctx, long n, float value, float *x);             /* x = value */
+void k_scale_cpu(k_ctx *ctx, long n, float a, float *x);                /* x *= a */
+void k_axpy_cpu(k_ctx *ctx, long n, float a, const float *x, float *y); /* y += a x */
+void k_add_cpu(k_ctx *ctx, long n, const float *x, const float *y,
+               float *z); /* z = x + y; z may be either */
 
 /* Sum of squares in double, in a fixed order: exactly the same for any thread count. NaN and
  * infinity come through. */

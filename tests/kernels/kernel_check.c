@@ -42,15 +42,9 @@ long pick(bench_top *t, long from, long to)
     return from + (long)td_rng_below(&t->rng, to - from + 1);
 }
 
-float *zeros(bench_top *t, long n)
-{
-    return TD_NEW_N(t->arena, float, n);
-}
+float *zeros(bench_top *t, long n) { return TD_NEW_N(t->arena, float, n); }
 
-double *zeros_f64(bench_top *t, long n)
-{
-    return TD_NEW_N(t->arena, double, n);
-}
+double *zeros_f64(bench_top *t, long n) { return TD_NEW_N(t->arena, double, n); }
 
 float *normals(bench_top *t, long n, double spread)
 {

@@ -17,7 +17,8 @@ typedef struct attn_problem {
 
 static attn_problem make_problem(bench_top *t, bool causal, long s_q, long s_kv, long most_d)
 {
-    attn_problem p = {.a = {.batch = pick(t, 1, 2), .kv_heads = pick(t, 1, 2), .d = pick(t, 1, most_d)}};
+    attn_problem p = {
+        .a = {.batch = pick(t, 1, 2), .kv_heads = pick(t, 1, 2), .d = pick(t, 1, most_d)}};
     k_attn *a = &p.a;
     a->heads = a->kv_heads * pick(t, 1, 3);
     a->s_q = s_q;
@@ -62,7 +63,7 @@ static double ref_row(const attn_problem *p, long b, long h, long r, double *o)
     const k_attn *a = &p->a;
     const double *q = p->q64 + b * a->q_batch + r * a->q_ld + h * a->d;
     const long kv = b * a->kv_batch + h / (a->heads / a->kv_heads) * a->d, n = seen(a, b, r);
-    double max = -INFINITY, sum = 0.0;
+    double max = -HUGE_VAL, sum = 0.0;
     for (long c = 0; c < n; c++) {
         max = fmax(max, dot(q, p->k64 + kv + c * a->kv_ld, a->d) * (double)a->scale);
     }
@@ -130,8 +131,8 @@ static void run_backward(k_ctx *ctx, const void *problem, float *out)
         memcpy(dk, p->dk0, (size_t)p->ndkv * sizeof *dk);
         memcpy(dv, p->dk0, (size_t)p->ndkv * sizeof *dv);
     }
-    k_attn_bwd_cpu(ctx, &p->a, p->accumulate, p->q, p->k, p->v, p->o, p->dout, p->lse,
-                   dv + p->ndkv, out, dk, dv);
+    k_attn_bwd_cpu(ctx, &p->a, p->accumulate, p->q, p->k, p->v, p->o, p->dout, p->lse, dv + p->ndkv,
+                   out, dk, dv);
 }
 
 static void check_forward(bench_top *t, attn_problem *p)
@@ -152,8 +153,8 @@ static void test_forward(void **state)
     for (int i = 0; i < 24; i++) {
         const bool causal = i % 2 == 0;
         const long s_q = i < 16 ? pick(t, 1, 70) : pick(t, 100, 700);
-        attn_problem p = make_problem(t, causal, s_q, s_q + pick(t, 0, i < 16 ? 300 : 40),
-                                      i < 16 ? 70 : 20);
+        attn_problem p =
+            make_problem(t, causal, s_q, s_q + pick(t, 0, i < 16 ? 300 : 40), i < 16 ? 70 : 20);
         int32_t lengths[2] = {(int32_t)pick(t, 1, p.a.s_kv), (int32_t)pick(t, 1, p.a.s_kv)};
         if (!causal && i % 4 == 1) p.a.kv_len = lengths;
         check_forward(t, &p);
@@ -167,8 +168,7 @@ static double *gathered(bench_top *t, const double *x, const k_attn *a, long row
     double *y = zeros_f64(t, a->batch * rows * width);
     for (long b = 0; b < a->batch; b++) {
         for (long r = 0; r < rows; r++) {
-            memcpy(y + (b * rows + r) * width, x + b * batch + r * ld,
-                   (size_t)width * sizeof *y);
+            memcpy(y + (b * rows + r) * width, x + b * batch + r * ld, (size_t)width * sizeof *y);
         }
     }
     return y;
@@ -236,8 +236,8 @@ static void check_slices(bench_top *t, long length, long most)
     float *o_parts = zeros(t, no);
     double *o64 = zeros_f64(t, no), *lse64 = zeros_f64(t, nlse), *slice64 = zeros_f64(t, no);
     k_attn_fwd_cpu(t->three, a, p.q, p.k, p.v, o, lse);
-    k_attn_bwd_cpu(t->three, a, false, p.q, p.k, p.v, o, p.dout, lse, delta, grads,
-                   grads + p.ndq, grads + p.ndq + p.ndkv);
+    k_attn_bwd_cpu(t->three, a, false, p.q, p.k, p.v, o, p.dout, lse, delta, grads, grads + p.ndq,
+                   grads + p.ndq + p.ndkv);
     ref_forward(&p, o64, lse64);
     for (long to = length, from; to > 0; to = from) {
         from = to - pick(t, 1, most < to ? most : to);
@@ -252,8 +252,8 @@ static void check_slices(bench_top *t, long length, long most)
     check_close("o of slices", o_parts, widen(t, o, no), no, 1e-5);
     check_close("dq of slices", parts, widen(t, grads, p.ndq), p.ndq, 1e-5);
     check_close("dk of slices", parts + p.ndq, widen(t, grads + p.ndq, p.ndkv), p.ndkv, 1e-5);
-    check_close("dv of slices", parts + p.ndq + p.ndkv,
-                widen(t, grads + p.ndq + p.ndkv, p.ndkv), p.ndkv, 1e-5);
+    check_close("dv of slices", parts + p.ndq + p.ndkv, widen(t, grads + p.ndq + p.ndkv, p.ndkv),
+                p.ndkv, 1e-5);
 }
 
 static void test_slices(void **state)
@@ -269,12 +269,27 @@ static void test_fused_views(void **state)
 {
     bench_top *t = (bench_top *)*state;
     const long s = 37, heads = 3, d = 8, c = heads * d;
-    k_attn a = {.batch = 2, .heads = heads, .kv_heads = heads, .d = d, .s_q = s, .s_kv = s,
-                .causal = true, .scale = 0.3f, .q_ld = 3 * c, .q_batch = 3 * c * s,
-                .kv_ld = 3 * c, .kv_batch = 3 * c * s, .o_ld = c, .o_batch = c * s,
-                .dq_ld = 3 * c, .dq_batch = 3 * c * s, .dkv_ld = 3 * c, .dkv_batch = 3 * c * s};
+    k_attn a = {.batch = 2,
+                .heads = heads,
+                .kv_heads = heads,
+                .d = d,
+                .s_q = s,
+                .s_kv = s,
+                .causal = true,
+                .scale = 0.3f,
+                .q_ld = 3 * c,
+                .q_batch = 3 * c * s,
+                .kv_ld = 3 * c,
+                .kv_batch = 3 * c * s,
+                .o_ld = c,
+                .o_batch = c * s,
+                .dq_ld = 3 * c,
+                .dq_batch = 3 * c * s,
+                .dkv_ld = 3 * c,
+                .dkv_batch = 3 * c * s};
     const float *qkv = normals(t, 2 * s * 3 * c, 1.0), *dout = normals(t, 2 * s * c, 1.0);
-    float *o = zeros(t, 2 * s * c), *lse = zeros(t, 2 * heads * s), *delta = zeros(t, 2 * heads * s);
+    float *o = zeros(t, 2 * s * c), *lse = zeros(t, 2 * heads * s),
+          *delta = zeros(t, 2 * heads * s);
     float *fused = normals(t, 2 * s * 3 * c, 1.0), *apart = zeros(t, 3 * 2 * s * c);
     k_attn_fwd_cpu(t->one, &a, qkv, qkv + c, qkv + 2 * c, o, lse);
     k_attn_bwd_cpu(t->one, &a, false, qkv, qkv + c, qkv + 2 * c, o, dout, lse, delta, fused,

@@ -35,8 +35,8 @@ static double *ref_rope(bench_top *t, const token_problem *p, double theta)
         for (long h = 0; h < p->heads; h++) {
             for (long i = 0; i < p->d / 2; i++) {
                 double *lo = y + r * p->ld + h * p->d + i, *hi = lo + p->d / 2, kept = *lo;
-                const double angle = (double)(p->pos0 + r % p->seq) *
-                                     pow(theta, -2.0 * (double)i / (double)p->d);
+                const double angle =
+                    (double)(p->pos0 + r % p->seq) * pow(theta, -2.0 * (double)i / (double)p->d);
                 const double s = p->backward ? -sin(angle) : sin(angle);
                 *lo = kept * cos(angle) - *hi * s;
                 *hi = *hi * cos(angle) + kept * s;
@@ -57,7 +57,8 @@ static void test_rope(void **state)
         p.n = p.rows * p.ld;
         p.x = normals(t, p.n, 1.0);
         p.backward = i % 2 == 1;
-        float *table = zeros(t, (p.pos0 + p.seq) * p.d), *out = zeros(t, p.n), *back = zeros(t, p.n);
+        float *table = zeros(t, (p.pos0 + p.seq) * p.d), *out = zeros(t, p.n),
+              *back = zeros(t, p.n);
         k_rope_table_cpu(t->one, p.pos0 + p.seq, p.d, 10000.0, table);
         p.table = table;
         run_everywhere(t, run_rope, &p, out, p.n);
@@ -78,7 +79,8 @@ static void run_embed(k_ctx *ctx, const void *problem, float *out)
 {
     const token_problem *p = (const token_problem *)problem;
     const long positions = p->pos0 + p->seq;
-    float *dtok = out + p->n, *dpos = dtok + p->vocab * p->cols, *dextra = dpos + positions * p->cols;
+    float *dtok = out + p->n, *dpos = dtok + p->vocab * p->cols,
+          *dextra = dpos + positions * p->cols;
     memcpy(dtok, p->tok, (size_t)(p->vocab * p->cols) * sizeof *dtok);
     memcpy(dpos, p->pos, (size_t)(positions * p->cols) * sizeof *dpos);
     memcpy(dextra, p->extra, (size_t)p->cols * sizeof *dextra);
@@ -134,8 +136,8 @@ static void run_xent(k_ctx *ctx, const void *problem, float *out)
     float again[64 * 16];
     float *lse = out + p->n;
     memcpy(out, p->x, (size_t)p->n * sizeof *out); /* in place */
-    const double sum = k_xent_cpu(ctx, p->rows, p->vocab, out, p->ld, p->ids, p->scale, loss, lse,
-                                  out);
+    const double sum =
+        k_xent_cpu(ctx, p->rows, p->vocab, out, p->ld, p->ids, p->scale, loss, lse, out);
     for (long r = 0; r < p->rows; r++) {
         total += loss[r];
         lse[p->rows + r] = (float)loss[r];
@@ -145,8 +147,8 @@ static void run_xent(k_ctx *ctx, const void *problem, float *out)
         assert_memory_equal(again, out + r * p->ld, (size_t)p->vocab * sizeof *again);
     }
     assert_memory_equal(&sum, &total, sizeof sum);
-    const double only = k_xent_cpu(ctx, p->rows, p->vocab, p->x, p->ld, p->ids, 1.0f, loss, NULL,
-                                   NULL);
+    const double only =
+        k_xent_cpu(ctx, p->rows, p->vocab, p->x, p->ld, p->ids, 1.0f, loss, NULL, NULL);
     assert_memory_equal(&sum, &only, sizeof sum);
 }
 
@@ -164,7 +166,7 @@ static void test_xent(void **state)
         double *dx = widen(t, p.x, p.n), *lse = zeros_f64(t, 2 * p.rows);
         run_everywhere(t, run_xent, &p, out, p.n + 2 * p.rows);
         for (long r = 0; r < p.rows; r++) {
-            double *row = dx + r * p.ld, max = -INFINITY, sum = 0.0;
+            double *row = dx + r * p.ld, max = -HUGE_VAL, sum = 0.0;
             for (long c = 0; c < p.vocab; c++) max = fmax(max, row[c]);
             for (long c = 0; c < p.vocab; c++) sum += exp(row[c] - max);
             lse[r] = max + log(sum);

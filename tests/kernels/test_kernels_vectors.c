@@ -96,11 +96,19 @@ static void test_adamw(void **state)
         const long n = i < 12 ? pick(t, 1, 100) : pick(t, 1, 100000);
         float *v = normals(t, n, 1.0);
         for (long k = 0; k < n; k++) v[k] *= v[k];
-        const vec_problem p = {.n = n, .x = normals(t, n, 1.0), .y = normals(t, n, 1.0),
-                               .m = normals(t, n, 0.3), .v = v,
-                               .p = {.lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f,
-                                     .weight_decay = 0.1f, .grad_scale = i % 2 ? 0.5f : 1.0f,
-                                     .step = 1 + i, .clear_grad = i % 3 == 0}};
+        const vec_problem p = {.n = n,
+                               .x = normals(t, n, 1.0),
+                               .y = normals(t, n, 1.0),
+                               .m = normals(t, n, 0.3),
+                               .v = v,
+                               .p = {.lr = 0.01f,
+                                     .beta1 = 0.9f,
+                                     .beta2 = 0.95f,
+                                     .eps = 1e-8f,
+                                     .weight_decay = 0.1f,
+                                     .grad_scale = i % 2 ? 0.5f : 1.0f,
+                                     .step = 1 + i,
+                                     .clear_grad = i % 3 == 0}};
         float *out = zeros(t, 4 * n);
         double *ref = zeros_f64(t, 4 * n);
         const double b1 = (double)p.p.beta1, b2 = (double)p.p.beta2;
