@@ -1,322 +1,371 @@
-/* Reads traces back, as a stream: a tokenizer of our own, because a document tree of a million
- * events costs gigabytes. Every complaint names line and column. */
+/* Reads traces back, as a stream: a document tree of a million events costs gigabytes. */
 #include "schedules/trace.h"
+#include "schedules/trace_json.h"
 
 #include <errno.h>
-#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
-#include <zlib.h>
 
-enum { IN_BYTES = 1 << 16, MAX_DEPTH = 32, MAX_STRING = 1 << 20, MIN_EVENT_BYTES = 40 };
+enum { MIN_EVENT_BYTES = 40, MAX_GZIP_RATIO = 1100 };
 
 /* What an event may say; args are folded in, absent ones keep their defaults. */
 typedef struct trace_event {
-    int64_t pid, tid, ts_ns;
-    int64_t kind, bytes, begin_ns, end_ns, task, stage, mb, slice, pipe, peer, detail;
+    int64_t pid, tid, ts_ns, kind;
+    int64_t begin_ns, end_ns, bytes, task, stage, mb, slice, pipe, peer, detail;
     int64_t stage2, mb2, slice2, pipe2;
-    char ph, label[40];
+    char ph, label[sizeof((trace_stream *)0)->name];
     uint8_t pass, pass2;
     bool names_thread, counts_memory;
 } trace_event;
 
-typedef struct reader {
-    const char *name;
-    gzFile file; /* NULL: all bytes are in text */
-    const char *text;
-    size_t at, n;
-    uint64_t before; /* bytes before text */
-    uint64_t line, line_start;
-    char *buf;
-    td_text str; /* the last string */
-    td_arena *a;
+static const trace_event event_defaults = {.pid = -1,
+                                           .tid = -1,
+                                           .ts_ns = 0,
+                                           .kind = -1,
+                                           .begin_ns = INT64_MIN,
+                                           .end_ns = INT64_MIN,
+                                           .task = -1,
+                                           .stage = -1,
+                                           .mb = -1,
+                                           .pipe = -1,
+                                           .peer = -1,
+                                           .stage2 = -1,
+                                           .mb2 = -1,
+                                           .pipe2 = -1,
+                                           .pass = TASK_KIND_COUNT,
+                                           .pass2 = PASS_COUNT};
+
+typedef struct trace_in {
     trace *out;
+    td_arena *a;
     td_err *err;
-    int64_t max_items; /* events that fit the file at all */
-    int64_t n_streams, n_records, n_memory, version;
-    size_t streams_cap, records_cap, memory_cap, meta_cap, peaks_cap, n_peaks;
-    uint32_t *first_stream; /* [n_ranks + 1] */
-} reader;
+    int64_t max_events; /* that fit the file at all */
+    int64_t version, n_ranks, n_streams, n_records, n_memory;
+    size_t streams_cap, meta_cap, peaks_cap, n_peaks;
+    uint32_t *first_stream; /* [n_ranks + 1]; streams of a rank are consecutive */
+    trace_event event;
+    bool events_seen;
+} trace_in;
 
-/* --- characters --- */
+/* --- fields by key --- */
 
-static td_status bad(reader *r, const char *what)
+typedef struct int_field {
+    const char *key;
+    size_t at;
+    int64_t min, max;
+} int_field;
+
+#define FIELD(type, key, member, min, max) {key, offsetof(type, member), min, max}
+#define INDEX_MAX (INT64_C(1) << 32)
+
+static const int_field event_fields[] = {
+    FIELD(trace_event, "pid", pid, 0, UINT32_MAX),
+    FIELD(trace_event, "tid", tid, 0, UINT32_MAX),
+    FIELD(trace_event, "kind", kind, 0, UINT8_MAX),
+    FIELD(trace_event, "begin_ns", begin_ns, INT64_MIN / 4, INT64_MAX / 4),
+    FIELD(trace_event, "end_ns", end_ns, INT64_MIN / 4, INT64_MAX / 4),
+    FIELD(trace_event, "bytes", bytes, 0, INT64_MAX),
+    FIELD(trace_event, "task", task, 0, UINT32_MAX),
+    FIELD(trace_event, "stage", stage, -1, INT32_MAX),
+    FIELD(trace_event, "mb", mb, -1, INT32_MAX),
+    FIELD(trace_event, "slice", slice, 0, UINT16_MAX),
+    FIELD(trace_event, "pipe", pipe, -1, INT32_MAX),
+    FIELD(trace_event, "peer", peer, -1, INT32_MAX),
+    FIELD(trace_event, "detail", detail, 0, UINT8_MAX),
+    FIELD(trace_event, "stage2", stage2, -1, INT32_MAX),
+    FIELD(trace_event, "mb2", mb2, -1, INT32_MAX),
+    FIELD(trace_event, "slice2", slice2, 0, UINT16_MAX),
+    FIELD(trace_event, "pipe2", pipe2, -1, INT32_MAX),
+};
+
+static const int_field head_fields[] = {
+    FIELD(trace_in, "tandem_trace", version, 1, 1),
+    FIELD(trace_in, "ranks", n_ranks, 0, UINT32_MAX - 1),
+    FIELD(trace_in, "streams", n_streams, 0, UINT32_MAX - 1),
+    FIELD(trace_in, "records", n_records, 0, UINT32_MAX - 1),
+    FIELD(trace_in, "memory_points", n_memory, 0, INDEX_MAX),
+};
+
+static const int_field *field_of(const int_field *fields, size_t n, const char *key)
 {
-    return td_fail(r->err, TD_EPARSE, "%s:%llu:%llu: %s", r->name, (unsigned long long)r->line,
-                   (unsigned long long)(r->before + r->at - r->line_start + 1), what);
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(fields[i].key, key) == 0) return &fields[i];
+    return NULL;
 }
 
-static bool refill(reader *r)
+static td_status read_field(json_in *r, const int_field *f, void *into)
 {
-    if (r->file == NULL) return false;
-    const int got = gzread(r->file, r->buf, IN_BYTES);
-    if (got <= 0) return false;
-    r->before += r->n;
-    r->text = r->buf;
-    r->at = 0;
-    r->n = (size_t)got;
-    return true;
-}
-
-static int peek(reader *r)
-{
-    if (r->at == r->n && !refill(r)) return -1;
-    return (unsigned char)r->text[r->at];
-}
-
-static int next(reader *r)
-{
-    const int c = peek(r);
-    if (c < 0) return c;
-    r->at++;
-    if (c == '\n') {
-        r->line++;
-        r->line_start = r->before + r->at;
-    }
-    return c;
-}
-
-static int next_visible(reader *r)
-{
-    int c = peek(r);
-    while (c == ' ' || c == '\n' || c == '\r' || c == '\t') {
-        (void)next(r);
-        c = peek(r);
-    }
-    return c;
-}
-
-/* Why the characters ended: the end of the file, or a broken compressed stream. */
-static td_status cut(reader *r, const char *where)
-{
-    int code = Z_OK;
-    const char *const why = r->file != NULL ? gzerror(r->file, &code) : "";
-    char text[200];
-    if (code != Z_OK && code != Z_STREAM_END)
-        (void)snprintf(text, sizeof text, "the compressed data is damaged: %.120s", why);
-    else
-        (void)snprintf(text, sizeof text, "the file ends within %s; was it cut?", where);
-    return bad(r, text);
-}
-
-static td_status expect(reader *r, char want, const char *where)
-{
-    const int c = next_visible(r);
-    if (c == want) {
-        (void)next(r);
-        return TD_OK;
-    }
-    if (c < 0) return cut(r, where);
-    char text[100];
-    (void)snprintf(text, sizeof text, "expected '%c' in %s", want, where);
-    return bad(r, text);
-}
-
-/* --- values --- */
-
-static td_status read_hex4(reader *r, unsigned *code)
-{
-    *code = 0;
-    for (int i = 0; i < 4; i++) {
-        const int c = peek(r);
-        if (c < 0) return cut(r, "a string");
-        int digit = -1;
-        if (c >= '0' && c <= '9') digit = c - '0';
-        if (c >= 'a' && c <= 'f') digit = c - 'a' + 10;
-        if (c >= 'A' && c <= 'F') digit = c - 'A' + 10;
-        if (digit < 0) return bad(r, "expected four hexadecimal digits after \\u");
-        *code = *code * 16 + (unsigned)digit;
-        (void)next(r);
-    }
-    return TD_OK;
-}
-
-static void add_utf8(td_text *t, unsigned code)
-{
-    char b[4];
-    size_t n = 0;
-    if (code < 0x80) {
-        b[n++] = (char)code;
-    } else if (code < 0x800) {
-        b[n++] = (char)(0xc0 | code >> 6);
-        b[n++] = (char)(0x80 | (code & 0x3f));
-    } else {
-        if (code >= 0x10000) {
-            b[n++] = (char)(0xf0 | code >> 18);
-            b[n++] = (char)(0x80 | (code >> 12 & 0x3f));
-        } else {
-            b[n++] = (char)(0xe0 | code >> 12);
-        }
-        b[n++] = (char)(0x80 | (code >> 6 & 0x3f));
-        b[n++] = (char)(0x80 | (code & 0x3f));
-    }
-    td_text_addn(t, b, n);
-}
-
-static td_status read_escape(reader *r)
-{
-    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    const int c = peek(r);
-    if (c < 0) return cut(r, "a string");
-    if (c != 'u') {
-        const char *const at = strchr(from, c);
-        if (c == '\0' || at == NULL) return bad(r, "unknown escape in a string");
-        (void)next(r);
-        td_text_addn(&r->str, &to[at - from], 1);
-        return TD_OK;
-    }
-    (void)next(r);
-    unsigned code = 0;
-    TD_TRY(read_hex4(r, &code));
-    if (code >= 0xd800 && code < 0xdc00) {
-        unsigned low = 0;
-        if (next(r) != '\\' || next(r) != 'u') return bad(r, "half a surrogate pair in a string");
-        TD_TRY(read_hex4(r, &low));
-        if (low < 0xdc00 || low > 0xdfff) return bad(r, "half a surrogate pair in a string");
-        code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
-    } else if (code == 0 || (code >= 0xdc00 && code <= 0xdfff)) {
-        return bad(r, "a string holds no such character");
-    }
-    add_utf8(&r->str, code);
-    return TD_OK;
-}
-
-/* Leaves the string in r->str. */
-static td_status read_string(reader *r)
-{
-    TD_TRY(expect(r, '"', "a string"));
-    r->str.len = 0;
-    td_text_addn(&r->str, "", 0);
-    for (;;) {
-        const int c = peek(r);
-        if (c < 0) return cut(r, "a string");
-        if (c < 0x20) return bad(r, "a control character in a string");
-        if (r->str.len > MAX_STRING) return bad(r, "a string longer than a megabyte");
-        (void)next(r);
-        if (c == '"') break;
-        if (c == '\\') {
-            TD_TRY(read_escape(r));
-        } else {
-            const char byte = (char)c;
-            td_text_addn(&r->str, &byte, 1);
-        }
-    }
-    return r->str.failed ? td_fail(r->err, TD_ENOMEM, "%s: out of memory", r->name) : TD_OK;
-}
-
-/* An integer; with `decimals` a number of so many decimals, scaled to an integer by them. */
-static td_status read_scaled(reader *r, int decimals, int64_t *out)
-{
-    int c = next_visible(r);
-    const bool negative = c == '-';
-    if (negative) {
-        (void)next(r);
-        c = peek(r);
-    }
-    if (c < 0) return cut(r, "a number");
-    if (c < '0' || c > '9') return bad(r, "expected a number");
     int64_t v = 0;
-    bool point = false;
-    int left = decimals;
-    for (;; c = peek(r)) {
-        if (c == '.' && !point && decimals > 0) {
-            point = true;
-        } else if (c >= '0' && c <= '9' && !(point && left == 0)) {
-            if (__builtin_mul_overflow(v, 10, &v) || __builtin_sub_overflow(v, c - '0', &v))
-                return bad(r, "a number that does not fit 64 bits");
-            if (point) left--;
-        } else {
-            break;
-        }
-        (void)next(r);
-    }
-    if (c == '.' || c == 'e' || c == 'E' || (c >= '0' && c <= '9'))
-        return bad(r, decimals > 0 ? "expected at most three decimals" : "expected an integer");
-    for (; left > 0; left--)
-        if (__builtin_mul_overflow(v, 10, &v)) return bad(r, "a number that does not fit 64 bits");
-    /* digits were gathered below zero, where the range is one larger */
-    if (!negative && __builtin_mul_overflow(v, -1, &v))
-        return bad(r, "a number that does not fit 64 bits");
-    *out = v;
+    TD_TRY(json_int(r, f->min, f->max, &v));
+    memcpy((char *)into + f->at, &v, sizeof v);
     return TD_OK;
 }
 
-static td_status read_int(reader *r, int64_t min, int64_t max, int64_t *out)
+#define N_OF(array) (sizeof(array) / sizeof *(array))
+
+/* --- head --- */
+
+static td_status read_meta(json_in *r, void *ctx)
 {
-    TD_TRY(read_scaled(r, 0, out));
-    if (*out < min || *out > max) {
-        char text[120];
-        (void)snprintf(text, sizeof text, "%lld is out of range: expected %lld to %lld",
-                       (long long)*out, (long long)min, (long long)max);
-        return bad(r, text);
-    }
+    trace_in *const t = ctx;
+    TD_TRY(TD_GROW(t->a, t->out->meta, t->meta_cap, t->out->n_meta + 1, t->err));
+    trace_meta *const m = &t->out->meta[t->out->n_meta];
+    m->key = td_strdup(t->a, r->str.s);
+    TD_TRY(json_string(r));
+    m->value = td_strdup(t->a, r->str.s);
+    if (m->key == NULL || m->value == NULL)
+        return td_fail(t->err, TD_ENOMEM, "%s: out of memory", r->name);
+    t->out->n_meta++;
     return TD_OK;
 }
 
-static td_status skip_value(reader *r, int depth);
-
-static td_status skip_members(reader *r, char close, int depth)
+static td_status read_peak(json_in *r, void *ctx)
 {
-    (void)next(r);
-    if (next_visible(r) == close) {
-        (void)next(r);
+    trace_in *const t = ctx;
+    TD_TRY(TD_GROW(t->a, t->out->peak_bytes, t->peaks_cap, t->n_peaks + 1, t->err));
+    return json_int(r, 0, INT64_MAX, &t->out->peak_bytes[t->n_peaks++]);
+}
+
+static td_status read_head_member(json_in *r, void *ctx)
+{
+    trace_in *const t = ctx;
+    static const struct {
+        const char *key;
+        size_t at;
+    } counts[] = {
+        {"stages", offsetof(trace, n_stages)},
+        {"pipes", offsetof(trace, n_pipes)},
+        {"slices", offsetof(trace, n_slices)},
+        {"microbatches", offsetof(trace, n_microbatches)},
+        {"chunks", offsetof(trace, chunks)},
+    };
+    for (size_t i = 0; i < N_OF(counts); i++) {
+        if (strcmp(counts[i].key, r->str.s) != 0) continue;
+        int64_t v = 0;
+        TD_TRY(json_int(r, 0, INT32_MAX, &v));
+        const int32_t count = (int32_t)v;
+        memcpy((char *)t->out + counts[i].at, &count, sizeof count);
         return TD_OK;
     }
-    for (;;) {
-        if (close == '}') {
-            TD_TRY(read_string(r));
-            TD_TRY(expect(r, ':', "an object"));
-        }
-        TD_TRY(skip_value(r, depth + 1));
-        const int c = next_visible(r);
-        if (c == close) {
-            (void)next(r);
-            return TD_OK;
-        }
-        TD_TRY(expect(r, ',', close == '}' ? "an object" : "an array"));
-    }
+    if (strcmp(r->str.s, "step_ns") == 0) return json_int(r, 0, INT64_MAX, &t->out->step_ns);
+    if (strcmp(r->str.s, "meta") == 0) return json_object(r, "the metadata", read_meta, t);
+    if (strcmp(r->str.s, "peak_bytes") == 0) return json_array(r, "peak_bytes", read_peak, t);
+    const int_field *const f = field_of(head_fields, N_OF(head_fields), r->str.s);
+    return f != NULL ? read_field(r, f, t) : json_skip(r);
 }
 
-static td_status skip_value(reader *r, int depth)
+static td_status prepare(json_in *r, trace_in *t)
 {
-    if (depth > MAX_DEPTH) return bad(r, "nested too deeply");
-    const int c = next_visible(r);
-    if (c < 0) return cut(r, "a value");
-    if (c == '"') return read_string(r);
-    if (c == '{') return skip_members(r, '}', depth);
-    if (c == '[') return skip_members(r, ']', depth);
-    size_t n = 0;
-    for (int k = c; k >= 0 && strchr("+-.0123456789eEtrufalsn", k) != NULL && k != 0; k = peek(r)) {
-        (void)next(r);
-        n++;
-    }
-    return n > 0 ? TD_OK : bad(r, "expected a value");
+    trace *const o = t->out;
+    if (t->version != 1)
+        return json_bad(r, "not a trace of this project: \"otherData\" with \"tandem_trace\": 1 must "
+                           "come before \"traceEvents\"");
+    /* counts are believed only as far as the file could hold them */
+    if (t->n_records > t->max_events || t->n_memory > t->max_events ||
+        t->n_ranks > t->max_events || t->n_streams > t->max_events)
+        return json_bad(r, "the file is too short for the counts in \"otherData\"; was it cut?");
+    if (o->peak_bytes != NULL && t->n_peaks != (size_t)t->n_ranks)
+        return json_bad(r, "\"peak_bytes\" has not one number for each rank");
+    o->n_ranks = (uint32_t)t->n_ranks;
+    o->streams = TD_NEW_N(t->a, trace_stream, t->n_streams);
+    o->records = TD_NEW_N(t->a, trace_record, t->n_records);
+    o->memory = TD_NEW_N(t->a, trace_memory, t->n_memory);
+    t->first_stream = TD_NEW_N(t->a, uint32_t, t->n_ranks + 1);
+    if (o->streams == NULL || o->records == NULL || o->memory == NULL || t->first_stream == NULL)
+        return td_fail(t->err, TD_ENOMEM, "%s: out of memory for %lld records", r->name,
+                       (long long)t->n_records);
+    t->events_seen = true;
+    return TD_OK;
 }
 
-typedef td_status (*member_fn)(reader *r, void *ctx);
+/* --- events --- */
 
-/* Calls fn with the value next and its key in r->str, for each member. */
-static td_status read_object(reader *r, const char *where, member_fn fn, void *ctx)
+static td_status read_arg(json_in *r, void *ctx)
 {
-    TD_TRY(expect(r, '{', where));
-    if (next_visible(r) == '}') return expect(r, '}', where);
-    for (;;) {
-        TD_TRY(read_string(r));
-        TD_TRY(expect(r, ':', where));
-        TD_TRY(fn(r, ctx));
-        if (next_visible(r) == '}') return expect(r, '}', where);
-        TD_TRY(expect(r, ',', where));
+    trace_event *const e = ctx;
+    const int_field *const f = field_of(event_fields, N_OF(event_fields), r->str.s);
+    if (f != NULL) return read_field(r, f, e);
+    const bool first = strcmp(r->str.s, "pass") == 0;
+    if (first || strcmp(r->str.s, "pass2") == 0) {
+        TD_TRY(json_string(r));
+        const uint8_t kind = trace_kind_of(r->str.s);
+        if (kind == TASK_KIND_COUNT) return json_bad(r, "unknown kind of task");
+        *(first ? &e->pass : &e->pass2) = kind;
+        return TD_OK;
     }
+    if (strcmp(r->str.s, "name") != 0) return json_skip(r);
+    TD_TRY(json_string(r));
+    if (r->str.len >= sizeof e->label && e->names_thread)
+        return json_bad(r, "the name of a stream is too long");
+    (void)snprintf(e->label, sizeof e->label, "%.39s", r->str.s);
+    return TD_OK;
 }
 
-static td_status read_array(reader *r, const char *where, member_fn fn, void *ctx)
+static td_status read_event_member(json_in *r, void *ctx)
 {
-    TD_TRY(expect(r, '[', where));
-    if (next_visible(r) == ']') return expect(r, ']', where);
-    for (;;) {
-        TD_TRY(fn(r, ctx));
-        if (next_visible(r) == ']') return expect(r, ']', where);
-        TD_TRY(expect(r, ',', where));
+    trace_event *const e = ctx;
+    if (strcmp(r->str.s, "args") == 0) return json_object(r, "args", read_arg, e);
+    if (strcmp(r->str.s, "ts") == 0) return json_scaled(r, 3, &e->ts_ns);
+    if (strcmp(r->str.s, "name") == 0) {
+        TD_TRY(json_string(r));
+        e->names_thread = strcmp(r->str.s, "thread_name") == 0;
+        e->counts_memory = strcmp(r->str.s, "memory") == 0;
+        return TD_OK;
     }
+    if (strcmp(r->str.s, "ph") == 0) {
+        TD_TRY(json_string(r));
+        e->ph = r->str.s[0];
+        return TD_OK;
+    }
+    const int_field *const f = field_of(event_fields, 2, r->str.s);
+    return f != NULL ? read_field(r, f, e) : json_skip(r);
+}
+
+static td_status add_stream(json_in *r, trace_in *t, const trace_event *e)
+{
+    trace *const o = t->out;
+    if (e->kind < 0) return TD_OK; /* a further lane of a stream that has its name already */
+    if (o->n_streams == (uint32_t)t->n_streams) return json_bad(r, "more streams than announced");
+    if (o->n_streams > 0 && o->streams[o->n_streams - 1].rank > (uint32_t)e->pid)
+        return json_bad(r, "streams are not grouped by rank");
+    trace_stream *const s = &o->streams[o->n_streams++];
+    s->rank = (uint32_t)e->pid;
+    s->kind = (uint8_t)e->kind;
+    memcpy(s->name, e->label, sizeof s->name);
+    for (uint32_t rank = s->rank + 1; rank <= o->n_ranks; rank++)
+        t->first_stream[rank] = o->n_streams;
+    return TD_OK;
+}
+
+static td_status add_record(json_in *r, trace_in *t, const trace_event *e)
+{
+    trace *const o = t->out;
+    const uint32_t first = t->first_stream[e->pid];
+    const uint32_t n = t->first_stream[e->pid + 1] - first;
+    if (n == 0 || e->tid < 1) return json_bad(r, "an event on a thread without a name");
+    const uint32_t stream = first + (uint32_t)((e->tid - 1) % n);
+    if (e->pass >= TASK_KIND_COUNT || e->begin_ns == INT64_MIN || e->end_ns == INT64_MIN ||
+        e->task < 0)
+        return json_bad(r, "an event without pass, task, begin_ns or end_ns");
+    if (e->end_ns < e->begin_ns) return json_bad(r, "an event that ends before it begins");
+    if (o->n_records == (uint64_t)t->n_records) return json_bad(r, "more events than announced");
+    if (o->n_records > 0 && o->records[o->n_records - 1].stream > stream)
+        return json_bad(r, "events are not in the order of their streams");
+    o->records[o->n_records++] = (trace_record){.begin_ns = e->begin_ns,
+                                                .end_ns = e->end_ns,
+                                                .bytes = e->bytes,
+                                                .task = (uint32_t)e->task,
+                                                .stream = stream,
+                                                .microbatch = (int32_t)e->mb,
+                                                .stage = (int32_t)e->stage,
+                                                .pipe = (int32_t)e->pipe,
+                                                .slice = (uint16_t)e->slice,
+                                                .kind = e->pass,
+                                                .detail = (uint8_t)e->detail,
+                                                .peer = (int32_t)e->peer,
+                                                .microbatch2 = (int32_t)e->mb2,
+                                                .stage2 = (int32_t)e->stage2,
+                                                .pipe2 = (int32_t)e->pipe2,
+                                                .slice2 = (uint16_t)e->slice2,
+                                                .kind2 = e->pass2};
+    o->streams[stream].n++;
+    return TD_OK;
+}
+
+static td_status add_memory(json_in *r, trace_in *t, const trace_event *e)
+{
+    trace *const o = t->out;
+    if (o->n_memory == (uint64_t)t->n_memory) return json_bad(r, "more counters than announced");
+    const trace_memory m = {.at_ns = e->ts_ns, .bytes = e->bytes, .rank = (uint32_t)e->pid};
+    if (o->n_memory > 0) {
+        const trace_memory *const last = &o->memory[o->n_memory - 1];
+        if (last->rank > m.rank || (last->rank == m.rank && last->at_ns > m.at_ns))
+            return json_bad(r, "memory counters are not in order");
+    }
+    o->memory[o->n_memory++] = m;
+    return TD_OK;
+}
+
+static td_status read_event(json_in *r, void *ctx)
+{
+    trace_in *const t = ctx;
+    trace_event *const e = &t->event;
+    *e = event_defaults;
+    TD_TRY(json_object(r, "an event", read_event_member, e));
+    const bool record = e->ph == 'X';
+    const bool stream = e->ph == 'M' && e->names_thread;
+    const bool memory = e->ph == 'C' && e->counts_memory;
+    if (!record && !stream && !memory) return TD_OK;
+    if (e->pid < 0 || e->pid >= t->n_ranks) return json_bad(r, "an event of a rank that is not there");
+    if (stream) return add_stream(r, t, e);
+    return record ? add_record(r, t, e) : add_memory(r, t, e);
+}
+
+static td_status read_top_member(json_in *r, void *ctx)
+{
+    trace_in *const t = ctx;
+    if (strcmp(r->str.s, "otherData") == 0)
+        return json_object(r, "otherData", read_head_member, t);
+    if (strcmp(r->str.s, "traceEvents") != 0) return json_skip(r);
+    if (t->events_seen) return json_bad(r, "\"traceEvents\" comes twice");
+    TD_TRY(prepare(r, t));
+    return json_array(r, "traceEvents", read_event, t);
+}
+
+/* --- the file --- */
+
+static td_status read_all(json_in *r, trace_in *t)
+{
+    TD_TRY(json_object(r, "the trace", read_top_member, t));
+    if (json_next(r) >= 0) return json_bad(r, "something follows the end of the trace");
+    if (!t->events_seen) return json_bad(r, "there is no \"traceEvents\"");
+    trace *const o = t->out;
+    if (o->n_records != (uint64_t)t->n_records || o->n_streams != (uint32_t)t->n_streams ||
+        o->n_memory != (uint64_t)t->n_memory)
+        return json_bad(r, "events are missing: the counts in \"otherData\" say more");
+    uint32_t at = 0;
+    for (uint32_t s = 0; s < o->n_streams; s++) {
+        o->streams[s].first = at;
+        at += o->streams[s].n;
+    }
+    return TD_OK;
+}
+
+static td_status read_from(json_in *r, int64_t max_bytes, td_arena *a, trace *out, td_err *err)
+{
+    *out = (trace){0};
+    trace_in t = {.out = out, .a = a, .err = err, .max_events = max_bytes / MIN_EVENT_BYTES};
+    r->err = err;
+    r->line = 1;
+    const td_status st = read_all(r, &t);
+    td_text_free(&r->str);
+    return st;
+}
+
+td_status trace_read_bytes(const char *bytes, size_t len, const char *name, td_arena *a, trace *out,
+                           td_err *err)
+{
+    json_in r = {.name = name, .text = bytes, .n = len};
+    return read_from(&r, (int64_t)len, a, out, err);
+}
+
+td_status trace_read(const char *path, td_arena *a, trace *out, td_err *err)
+{
+    struct stat info;
+    if (stat(path, &info) != 0)
+        return td_fail(err, TD_EIO, "%s: cannot open: %s", path, strerror(errno));
+    if (S_ISDIR(info.st_mode)) return td_fail(err, TD_EIO, "%s: is a folder", path);
+    /* a pipe tells no size: then the counts in the file are taken as they are */
+    const int64_t max_bytes =
+        S_ISREG(info.st_mode) ? (int64_t)info.st_size * MAX_GZIP_RATIO : INT64_MAX;
+    json_in r = {.name = path, .buf = TD_NEW_N(a, char, JSON_IN_BYTES)};
+    if (r.buf == NULL) return td_fail(err, TD_ENOMEM, "%s: out of memory", path);
+    r.text = r.buf;
+    r.file = gzopen(path, "rb");
+    if (r.file == NULL)
+        return td_fail(err, TD_EIO, "%s: cannot open: %s", path, strerror(errno));
+    const td_status st = read_from(&r, max_bytes, a, out, err);
+    (void)gzclose(r.file);
+    return st;
 }
