@@ -110,7 +110,7 @@ void cli_help_program(td_text *out, const cli_program *p)
 static void help_option(td_text *out, const cli_option *o)
 {
     if (o->kind == CLI_HEADING) {
-        td_text_addf(out, "\n%s:\n", o->help);
+        if (o->help != NULL) td_text_addf(out, "\n%s:\n", o->help);
         return;
     }
     td_text left = {0}, right = {0};
@@ -171,6 +171,7 @@ static void troff(td_text *out, const char *s)
 static void man_option(td_text *out, const cli_option *o)
 {
     if (o->kind == CLI_HEADING) {
+        if (o->help == NULL) return;
         td_text_add(out, ".PP\n.I ");
         troff(out, o->help);
         td_text_add(out, "\n");

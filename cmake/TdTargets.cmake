@@ -36,7 +36,23 @@ function(td_program name)
     td_link(${name} PRIVATE ${arg_DEPS})
     target_link_libraries(${name} PRIVATE m)
     install(TARGETS ${name} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-    set_property(GLOBAL APPEND PROPERTY TD_PROGRAMS ${name})
+    if(NOT CMAKE_CROSSCOMPILING)
+        td_program_texts(${name})
+    endif()
+endfunction()
+
+# The man page and the completions of a program, printed by itself from its option tables.
+function(td_program_texts name)
+    set(man ${CMAKE_CURRENT_BINARY_DIR}/${name}.1)
+    set(bash ${CMAKE_CURRENT_BINARY_DIR}/${name}.bash)
+    add_custom_command(OUTPUT ${man} ${bash}
+        COMMAND ${name} help --man > ${man}
+        COMMAND ${name} help --completions bash > ${bash}
+        DEPENDS ${name} COMMENT "Writing ${name}.1 and its completions" VERBATIM)
+    add_custom_target(${name}_texts ALL DEPENDS ${man} ${bash})
+    install(FILES ${man} DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
+    install(FILES ${bash} DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions
+            RENAME ${name})
 endfunction()
 
 # td_test(name SOURCES ... [DEPS folder ...] [LIBS item ...] [LABELS label ...] [TIMEOUT seconds]
