@@ -155,9 +155,31 @@ static uint32_t send_join(const lowering *l, const message *m)
     return at < end ? (uint32_t)at : NODE_NONE;
 }
 
-/* Posted `lookahead` passes before the consumer starts. */
+/* The node before which a trail has an end of this message, or NODE_NONE. */
+static uint32_t trail_node(const lowering *l, const message *m, bool is_send)
+{
+    static const int first_action[] = {CELL_SEND_F, CELL_SEND_B};
+    if (m->cls > CHANNEL_GRAD) return NODE_NONE;
+    const uint32_t *const table =
+        l->ix->trail[first_action[m->cls] - CELL_SEND_F + (is_send ? 0 : 1)];
+    if (table == NULL) return NODE_NONE;
+    /* SEND actions name the stage that sends, RECV actions the one that receives */
+    const int32_t sender = m->cls == CHANNEL_ACT ? m->stage - 1 : m->stage + 1;
+    return table[index_slot(l->s, is_send ? sender : m->stage, m->m, m->k)];
+}
+
+static uint32_t send_gate(const lowering *l, const message *m)
+{
+    const uint32_t node = trail_node(l, m, true);
+    return node == NODE_NONE || node <= m->src_node ? m->src_node : node - 1;
+}
+
+/* Posted `lookahead` passes before the consumer starts, or where the trail has it. */
 static uint32_t recv_gate(const lowering *l, const message *m)
 {
+    const uint32_t node = trail_node(l, m, false);
+    if (node != NODE_NONE && node <= m->dst_node)
+        return node > l->ix->row_first[m->dst_row] ? node - 1 : NODE_NONE;
     const uint32_t position = m->dst_node - l->ix->row_first[m->dst_row];
     const uint32_t back = (uint32_t)l->o->lookahead + 1;
     return position >= back ? m->dst_node - back : NODE_NONE;
@@ -264,7 +286,7 @@ static td_status emit_end(const comm *c, const plan *in, class_table *classes, c
                      .microbatch = (uint32_t)m->m};
     TD_TRY(message_class(l, classes, m, (task_kind)t->kind, &t->cls, err));
     const int32_t row = send ? m->src_row : m->dst_row;
-    t->gate = lower_task(l, in, send ? m->src_node : recv_gate(l, m), row, replica);
+    t->gate = lower_task(l, in, send ? send_gate(l, m) : recv_gate(l, m), row, replica);
     t->join = lower_task(l, in, send ? send_join(l, m) : m->dst_node, row, replica);
     o->end_task[2 * e->message + (send ? 0 : 1)] = in->n_tasks + o->n_tasks++;
     return TD_OK;

@@ -116,16 +116,12 @@ static td_status read_table_record(plan_reader *r, size_t t)
 
 static td_status read_stage(plan_reader *r)
 {
-    static const plan_field fields[] = {
-        {"first_layer", offsetof(stage_desc, first_layer), 8, true, NULL, 0},
-        {"n_layers", offsetof(stage_desc, n_layers), 8, true, NULL, 0},
-        {"embedding", offsetof(stage_desc, embedding), 1, false, NULL, 0},
-        {"head", offsetof(stage_desc, head), 1, false, NULL, 0}};
     if (!r->head || r->n_stages >= r->p->n_stages) return bad(r, "more stages than the plan has");
     if (r->p->stages == NULL) r->p->stages = TD_NEW_N(r->a, stage_desc, r->p->n_stages);
     if (r->p->stages == NULL) return td_fail(r->err, TD_ENOMEM, "out of memory for stages");
     TD_TRY(read_index(r, (uint32_t)r->n_stages));
-    return read_record(r, fields, sizeof fields / sizeof *fields, &r->p->stages[r->n_stages++]);
+    return read_record(r, plan_stage_fields, plan_stage_n_fields,
+                       &r->p->stages[r->n_stages++]);
 }
 
 static td_status read_head(plan_reader *r)

@@ -15,6 +15,7 @@
 static const char *const kind_words[] = {"F", "B", "I", "W", "R", "S", "T", "E", "G", "PAIR",
                                          "SEND", "RECV", "COLL", "NORM", "OPTIMIZER", "VERIFY",
                                          "MARK"};
+static const char *const bool_words[] = {"no", "yes"};
 static const char *const mapping_words[] = {"channel", "direction", "single"};
 static const char *const stream_words[] = {"compute", "send", "recv", "both", "coll"};
 static const char *const channel_words[] = {"activations", "gradients", "handoff", "weights"};
@@ -24,11 +25,17 @@ static const char *const size_words[] = {SIZE_KINDS(X)};
 
 _Static_assert(COUNT(kind_words) == TASK_KIND_COUNT, "one word for each kind of task");
 
+const plan_field plan_stage_fields[] = {
+    SIGNED(stage_desc, first_layer), SIGNED(stage_desc, n_layers),
+    WORDS(stage_desc, embedding, bool_words), WORDS(stage_desc, head, bool_words)};
+const size_t plan_stage_n_fields = COUNT(plan_stage_fields);
+
 const plan_field plan_head_fields[] = {
     SIGNED(plan, n_rows), SIGNED(plan, n_stages), SIGNED(plan, n_pipes),
     SIGNED(plan, n_microbatches), SIGNED(plan, n_slices), SIGNED(plan, seq_len),
-    SIGNED(plan, chunks), SIGNED(plan, dp), SIGNED(plan, tp), FIELD(plan, folded_dp),
-    FIELD(plan, folded_tp), WORDS(plan, mapping, mapping_words), SIGNED(plan, lookahead),
+    SIGNED(plan, chunks), SIGNED(plan, dp), SIGNED(plan, tp),
+    WORDS(plan, folded_dp, bool_words),
+    WORDS(plan, folded_tp, bool_words), WORDS(plan, mapping, mapping_words), SIGNED(plan, lookahead),
     SIGNED(plan, send_window),
 };
 const size_t plan_head_n_fields = COUNT(plan_head_fields);

@@ -22,6 +22,8 @@ typedef struct plan_table {
     uint16_t record_bytes, array_offset, count_offset;
 } plan_table;
 
+extern const plan_field plan_stage_fields[]; /* of a stage_desc */
+extern const size_t plan_stage_n_fields;
 extern const plan_field plan_head_fields[];
 extern const size_t plan_head_n_fields;
 extern const plan_table plan_tables[];

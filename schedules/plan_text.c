@@ -27,10 +27,10 @@ static void print_record(const void *record, const plan_field *fields, size_t n,
 
 static void print_stages(const plan *p, td_text *out)
 {
-    for (int32_t i = 0; p->stages != NULL && i < p->n_stages; i++)
-        td_text_addf(out, "stage %d first_layer=%lld n_layers=%lld embedding=%d head=%d\n", i,
-                     (long long)p->stages[i].first_layer, (long long)p->stages[i].n_layers,
-                     p->stages[i].embedding, p->stages[i].head);
+    for (int32_t i = 0; p->stages != NULL && i < p->n_stages; i++) {
+        td_text_addf(out, "stage %d", i);
+        print_record(&p->stages[i], plan_stage_fields, plan_stage_n_fields, out);
+    }
 }
 
 void plan_print(const plan *p, td_text *out)
@@ -64,10 +64,7 @@ static bool same_stages(const plan *a, const plan *b)
 {
     if (a->stages == NULL || b->stages == NULL) return a->stages == b->stages;
     for (int32_t i = 0; i < a->n_stages; i++)
-        if (a->stages[i].first_layer != b->stages[i].first_layer ||
-            a->stages[i].n_layers != b->stages[i].n_layers ||
-            a->stages[i].embedding != b->stages[i].embedding ||
-            a->stages[i].head != b->stages[i].head)
+        if (!same_record(&a->stages[i], &b->stages[i], plan_stage_fields, plan_stage_n_fields))
             return false;
     return true;
 }
@@ -104,10 +101,8 @@ static uint64_t hash_record(uint64_t h, const void *record, const plan_field *fi
 uint64_t plan_hash(const plan *p)
 {
     uint64_t h = hash_record(0xcbf29ce484222325u, p, plan_head_fields, plan_head_n_fields);
-    for (int32_t i = 0; p->stages != NULL && i < p->n_stages; i++) {
-        h = hash_value(hash_value(h, p->stages[i].first_layer), p->stages[i].n_layers);
-        h = hash_value(hash_value(h, p->stages[i].embedding), p->stages[i].head);
-    }
+    for (int32_t i = 0; p->stages != NULL && i < p->n_stages; i++)
+        h = hash_record(h, &p->stages[i], plan_stage_fields, plan_stage_n_fields);
     for (size_t t = 0; t < plan_n_tables; t++) {
         const plan_table *const table = &plan_tables[t];
         const uint32_t n = plan_table_count(p, table);

@@ -19,6 +19,9 @@ typedef struct sched_index {
     const sched_cell **cell;       /* [n_nodes] the first cell of each node */
     uint32_t *pos[PASS_COUNT];     /* node of a pass, NODE_NONE where absent; NULL: kind unused */
     uint32_t *level;               /* [n_all_nodes] 1 + length of the longest path to it */
+    /* A communication trail: the node before which an action stands, by (stage, microbatch); of
+     * SEND_F, RECV_F, SEND_B, RECV_B in this order. NODE_NONE where absent; NULL: no such action. */
+    uint32_t *trail[4];
 } sched_index;
 
 /* Builds the index; fails with TD_EPLAN on a pass that is doubled, out of range, or on a row that
