@@ -1,0 +1,188 @@
+/* The engine against a slow reference on random plans, against closed forms, and its refusals.
+ * Does not pin prices, nor what lowering makes of a schedule. */
+#include "sim_reference.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { RANDOM_PLANS = 300 };
+
+static void equals_reference(void **state)
+{
+    (void)state;
+    td_rng rng = td_rng_seed(1);
+    for (int i = 0; i < RANDOM_PLANS; i++) {
+        td_arena *const a = td_arena_new();
+        char what[160];
+        plan p;
+        random_plan(&rng, a, &p, what, sizeof what);
+        int64_t *const ns = random_times(&rng, &p, a);
+        for (int protocol = 0; protocol < 2; protocol++) {
+            task_times slow = {0}, fast = {0};
+            td_err err = {0};
+            const sim_options o = {.protocol = (sim_protocol)protocol};
+            if (!reference_run(&p, ns, o.protocol, a, &slow))
+                fail_msg("%s: the reference does not finish", what);
+            if (sim_run(&p, ns, &o, a, &fast, NULL, &err) != TD_OK)
+                fail_msg("%s: %s", what, err.msg);
+            for (uint32_t t = 0; t < p.n_tasks; t++)
+                if (fast.begin_ns[t] != slow.begin_ns[t] || fast.end_ns[t] != slow.end_ns[t])
+                    fail_msg("%s protocol %d task %u of kind %d: %lld..%lld, reference "
+                             "%lld..%lld", what, protocol, t, (int)p.tasks[t].kind,
+                             (long long)fast.begin_ns[t], (long long)fast.end_ns[t],
+                             (long long)slow.begin_ns[t], (long long)slow.end_ns[t]);
+        }
+        td_arena_free(a);
+    }
+}
+
+/* Lowers a schedule without step and runs it with times by kind. */
+static int64_t step_of(const char *name, int32_t pp, int32_t m, int32_t v, int64_t f, int64_t b,
+                       int64_t comm, td_arena *a)
+{
+    const sched_request q = {.pp = pp, .microbatches = m, .chunks = v};
+    sizes z = {.n_stages = pp * v, .chunks = v};
+    const lower_options o = {.sizes = &z, .dp = 1, .tp = 1, .lookahead = 1, .no_step = true};
+    schedule s = {0};
+    plan p;
+    td_err err = {0};
+    if (sched_generate(name, &q, a, &s, &err) != TD_OK ||
+        plan_lower(&s, &o, a, &p, &err) != TD_OK)
+        fail_msg("%s pp %d m %d v %d: %s", name, pp, m, v, err.msg);
+    int64_t *const ns = TD_NEW_N(a, int64_t, p.n_classes);
+    for (uint32_t i = 0; i < p.n_classes; i++)
+        ns[i] = p.classes[i].kind == PASS_F   ? f
+                : p.classes[i].kind == PASS_B ? b
+                                              : comm;
+    task_times t = {0};
+    sim_stats stats;
+    const sim_options so = {.protocol = PROTOCOL_EAGER};
+    if (sim_run(&p, ns, &so, a, &t, &stats, &err) != TD_OK) fail_msg("%s", err.msg);
+    return stats.end_ns;
+}
+
+static void expect(const char *name, int32_t pp, int32_t m, int32_t v, int64_t f, int64_t b,
+                   int64_t comm, int64_t want)
+{
+    td_arena *const a = td_arena_new();
+    const int64_t got = step_of(name, pp, m, v, f, b, comm, a);
+    if (got != want)
+        fail_msg("%s pp %d m %d v %d F %lld B %lld comm %lld: %lld, closed form %lld", name, pp, m,
+                 v, (long long)f, (long long)b, (long long)comm, (long long)got, (long long)want);
+    td_arena_free(a);
+}
+
+/* (M + P - 1)(F + B) with F, B of a whole rank. */
+static void flush_schedules(void **state)
+{
+    (void)state;
+    for (int32_t pp = 2; pp <= 16; pp++)
+        for (int32_t m = 1; m <= 64; m += m < 20 ? 1 : 11) {
+            expect("gpipe", pp, m, 1, 1000, 2000, 0, (int64_t)(m + pp - 1) * 3000);
+            expect("1f1b", pp, m, 1, 1000, 2000, 0, (int64_t)(m + pp - 1) * 3000);
+        }
+}
+
+/* M(F + B) + (P - 1)(F + B)/V for P | M. */
+static void interleaved(void **state)
+{
+    (void)state;
+    for (int32_t pp = 2; pp <= 16; pp++)
+        for (int32_t v = 2; v <= 4; v++)
+            for (int32_t m = pp; m <= 64; m += pp)
+                expect("interleaved-1f1b", pp, m, v, 1200 / v, 2400 / v, 0,
+                       (int64_t)m * 3600 + (int64_t)(pp - 1) * 3600 / v);
+}
+
+/* (M + P - 1)(F + B) + c (2(P - 1)M/P + 2(P - 2)) for P | M and c <= F. */
+static void latency(void **state)
+{
+    (void)state;
+    for (int32_t pp = 2; pp <= 16; pp++)
+        for (int32_t k = 1; k <= 4; k++)
+            for (int64_t c = 10; c <= 1000; c += 330) {
+                const int64_t m = (int64_t)k * pp;
+                expect("1f1b", pp, (int32_t)m, 1, 1000, 2000, c,
+                       (m + pp - 1) * 3000 + c * (2 * (pp - 1) * k + 2 * (pp - 2)));
+            }
+}
+
+/* The ends of a stream that wait for each other: rank 0 sends first, rank 1 too. */
+static void deadlock_is_reported(void **state)
+{
+    (void)state;
+    td_arena *const a = td_arena_new();
+    plan_task tasks[] = {
+        {.kind = TASK_MARK, .link = PLAN_NONE, .gate = PLAN_NONE, .join = PLAN_NONE},
+        {.kind = TASK_RECV, .cls = 1, .link = 4, .gate = 0, .join = PLAN_NONE},
+        {.kind = TASK_SEND, .cls = 1, .link = 5, .gate = 0, .join = PLAN_NONE},
+        {.kind = TASK_MARK, .link = PLAN_NONE, .gate = PLAN_NONE, .join = PLAN_NONE},
+        {.kind = TASK_SEND, .cls = 1, .link = 1, .gate = 3, .join = PLAN_NONE},
+        {.kind = TASK_RECV, .cls = 1, .link = 2, .gate = 3, .join = PLAN_NONE},
+        {0},
+    };
+    plan_stream streams[] = {
+        {.kind = STREAM_COMPUTE, .rank = 0, .first_task = 0, .n_tasks = 1},
+        {.kind = STREAM_BOTH, .rank = 0, .first_task = 1, .n_tasks = 2},
+        {.kind = STREAM_COMPUTE, .rank = 1, .first_task = 3, .n_tasks = 1},
+        {.kind = STREAM_BOTH, .rank = 1, .first_task = 4, .n_tasks = 2},
+    };
+    plan_rank ranks[] = {{.first_stream = 0, .n_streams = 2},
+                         {.row = 1, .first_stream = 2, .n_streams = 2}};
+    plan_class classes[] = {{.kind = TASK_MARK, .inst = PLAN_NONE},
+                            {.kind = TASK_SEND, .inst = PLAN_NONE}};
+    const int64_t ns[] = {0, 7};
+    const plan p = {.ranks = ranks, .n_ranks = 2, .streams = streams, .n_streams = 4,
+                    .tasks = tasks, .n_tasks = 6, .classes = classes, .n_classes = 2,
+                    .dp = 1, .tp = 1};
+    const sim_options meet = {.protocol = PROTOCOL_RENDEZVOUS};
+    task_times t = {0};
+    sim_stats stats;
+    td_err err = {0};
+    /* As it stands both orders agree. */
+    assert_int_equal(sim_run(&p, ns, &meet, a, &t, &stats, &err), TD_OK);
+    assert_int_equal(stats.end_ns, 14);
+    /* Rank 1 in the other order: each waits for the other. */
+    tasks[4] = (plan_task){.kind = TASK_RECV, .cls = 1, .link = 2, .gate = 3, .join = PLAN_NONE};
+    tasks[5] = (plan_task){.kind = TASK_SEND, .cls = 1, .link = 1, .gate = 3, .join = PLAN_NONE};
+    tasks[1].link = 5;
+    tasks[2].link = 4;
+    assert_int_equal(sim_run(&p, ns, &meet, a, &t, &stats, &err), TD_EPLAN);
+    assert_non_null(strstr(err.msg, "deadlock: 2 of 2 ranks"));
+    /* Messages that hold no stream do not mind. */
+    const sim_options eager = {.protocol = PROTOCOL_EAGER};
+    assert_int_equal(sim_run(&p, ns, &eager, a, &t, &stats, &err), TD_OK);
+    assert_int_equal(stats.end_ns, 7);
+    td_arena_free(a);
+}
+
+static void overflow_is_refused(void **state)
+{
+    (void)state;
+    td_arena *const a = td_arena_new();
+    td_rng rng = td_rng_seed(2);
+    char what[160];
+    plan p;
+    random_plan(&rng, a, &p, what, sizeof what);
+    int64_t *const ns = random_times(&rng, &p, a);
+    ns[0] = INT64_MAX / 4;
+    task_times t = {0};
+    td_err err = {0};
+    const sim_options o = {.protocol = PROTOCOL_EAGER};
+    assert_int_equal(sim_run(&p, ns, &o, a, &t, NULL, &err), TD_EUSAGE);
+    td_arena_free(a);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(equals_reference),     cmocka_unit_test(flush_schedules),
+        cmocka_unit_test(interleaved),          cmocka_unit_test(latency),
+        cmocka_unit_test(deadlock_is_reported), cmocka_unit_test(overflow_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
