@@ -1,0 +1,248 @@
+/* Durations: from unit times, first principles or a profile; rounded once, here. */
+#include "costmodel/cost.h"
+
+#include "costmodel/model_params.h"
+#include "costmodel/network_cost.h"
+#include "costmodel/profile.h"
+#include "costmodel/work.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+static td_status round_ns(double ns, const char *what, int64_t *out, td_err *err)
+{
+    if (!(ns >= 0 && ns < 9e18))
+        return td_fail(err, TD_EUSAGE, "%s: %g ns does not fit; the longest is 292 years", what,
+                       ns);
+    *out = (int64_t)floor(ns + 0.5);
+    return TD_OK;
+}
+
+static td_status need_cluster(const cost_model *c, const char *what, td_err *err)
+{
+    if (c->cluster != NULL && c->sizes != NULL) return TD_OK;
+    return td_fail(err, TD_EUSAGE,
+                   "%s: nothing to price it with; give --times F=1,B=2, or --model and --cluster",
+                   what);
+}
+
+/* --- unit times --- */
+
+/* The part of a microbatch through 1/P of the model that a pass is. */
+static double unit_share(const cost_model *c, const pass_query *q)
+{
+    const double slice = q->seq_len > 0 ? (double)q->slice_len / (double)q->seq_len : 1;
+    /* vocabulary passes are a rank's whole share whatever its number of chunks; rows of a file
+     * are taken as they are */
+    const bool chunked = q->pass <= PASS_R && c->units->stage_pass_ms == NULL && c->chunks > 1;
+    return chunked ? slice / c->chunks : slice;
+}
+
+/* Unrounded ns of a pass in unit times. */
+static td_status unit_pass_ns(const cost_model *c, const pass_query *q, double *ns, td_err *err)
+{
+    const unit_times *const u = c->units;
+    const char letter = pass_letter(q->pass);
+    double ms = u->given[q->pass] ? u->pass_ms[q->pass] : -1;
+    if (u->stage_pass_ms != NULL) {
+        if (q->stage < 0 || q->stage >= u->n_stages)
+            return td_fail(err, TD_EUSAGE,
+                           "--times: no row for stage %" PRId32 "; the file has %" PRId32
+                           " rows, one a stage",
+                           q->stage, u->n_stages);
+        ms = u->stage_pass_ms[(size_t)q->stage * PASS_COUNT + q->pass];
+    }
+    if (ms < 0)
+        return td_fail(err, TD_EUSAGE,
+                       "--times: no time for %c (%s) of stage %" PRId32
+                       ", which the schedule has; give %c=MS",
+                       letter, pass_name(q->pass), q->stage, letter);
+    *ns = ms * 1e6 * unit_share(c, q);
+    return TD_OK;
+}
+
+/* --- first principles --- */
+
+static double kernel_ns(const cluster_desc *c, const work_item *k, bool fp32)
+{
+    const double peak = fp32 ? c->vector_flops_per_s : c->matrix_flops_per_s;
+    const double compute =
+        k->flops > 0 ? k->flops / (peak * efficiency_at(&c->matrix_efficiency, k->flops)) : 0;
+    const double memory =
+        k->bytes > 0
+            ? k->bytes / (c->memory_bytes_per_s * efficiency_at(&c->memory_efficiency, k->bytes))
+            : 0;
+    return (compute > memory ? compute : memory) * 1e9 + c->launch_ns;
+}
+
+/* The sums that tensor parallelism puts inside a pass. With sequence parallelism each is an
+ * all-gather and a reduce-scatter, of the same volume (Korthikanti et al. 2022, section 4.2). */
+static double sums_ns(const cost_model *c, const work_list *list)
+{
+    const double tp = (double)c->sizes->run.tp, node = c->cluster->devices_per_node;
+    if (list->sums <= 0) return 0;
+    /* tensor-parallel ranks are neighbours and fill a node first */
+    const group_shape g = tp <= node ? (group_shape){1, tp} : (group_shape){ceil(tp / node), node};
+    return list->sums * network_collective_ns(c->cluster, COLL_ALL_REDUCE, g, list->sum_bytes);
+}
+
+static td_status machine_pass_ns(const cost_model *c, const pass_query *q, double *ns, td_err *err)
+{
+    work_list list;
+    TD_TRY(need_cluster(c, "pass", err));
+    TD_TRY(work_of(c->sizes, q, !c->recompute_placed, &list, err));
+    const bool fp32 = c->sizes->run.dtype == TYPE_FP32;
+    *ns = sums_ns(c, &list);
+    for (int32_t i = 0; i < list.n; i++)
+        *ns += list.items[i].count * kernel_ns(c->cluster, &list.items[i], fp32);
+    return TD_OK;
+}
+
+static double slowdown(const cost_model *c, bool memory)
+{
+    const int32_t busy = c->busy > 0          ? c->busy
+                         : c->cluster != NULL ? c->cluster->devices_per_node
+                                              : 1;
+    return profile_contention(c->profile, busy, memory);
+}
+
+static td_status measured_pass_ns(const cost_model *c, const pass_query *q, double *ns, td_err *err)
+{
+    if (c->sizes == NULL) return td_fail(err, TD_EUSAGE, "profile: no model; give --model");
+    sizes z = *c->sizes;
+    if (c->recompute_placed) z.run.recompute = RECOMPUTE_NONE;
+    TD_TRY(profile_pass_ns(c->profile, &z, q, ns, err));
+    *ns *= slowdown(c, false);
+    return TD_OK;
+}
+
+static td_status pass_ns(const cost_model *c, const pass_query *q, double *ns, td_err *err)
+{
+    if ((unsigned)q->pass >= PASS_COUNT)
+        return td_fail(err, TD_EUSAGE, "pass %d: no such pass", (int)q->pass);
+    if (c->units != NULL) return unit_pass_ns(c, q, ns, err);
+    if (c->profile != NULL) return measured_pass_ns(c, q, ns, err);
+    return machine_pass_ns(c, q, ns, err);
+}
+
+td_status cost_pass(const cost_model *c, const pass_query *q, int64_t *ns, td_err *err)
+{
+    double x = 0;
+    TD_TRY(pass_ns(c, q, &x, err));
+    return round_ns(x, pass_name(q->pass), ns, err);
+}
+
+td_status cost_pair(const cost_model *c, const pass_query *f, const pass_query *b, int64_t *ns,
+                    td_err *err)
+{
+    double x = 0, y = 0;
+    if (c->units != NULL && c->units->pair_given) {
+        /* two passes of unequal slices overlap for the mean of their shares */
+        const double share = (unit_share(c, f) + unit_share(c, b)) / 2;
+        return round_ns(c->units->pair_ms * 1e6 * share, "overlapped pair", ns, err);
+    }
+    TD_TRY(pass_ns(c, f, &x, err));
+    TD_TRY(pass_ns(c, b, &y, err));
+    return round_ns(x + y, "overlapped pair", ns, err);
+}
+
+/* --- the step --- */
+
+static td_status stage_shard_params(const cost_model *c, int32_t stage, double *params, td_err *err)
+{
+    const sizes *const z = c->sizes;
+    if (z == NULL || z->model == NULL || z->stages == NULL || stage < 0 || stage >= z->n_stages)
+        return td_fail(err, TD_EUSAGE, "optimizer: no stage %" PRId32 " of a model; give --model",
+                       stage);
+    const stage_desc *const s = &z->stages[stage];
+    const double tp = z->run.tp > 1 ? (double)z->run.tp : 1;
+    const double shards = z->vocab_shards > 1 ? z->vocab_shards : 1;
+    double ends = 0;
+    /* a sharded table lies on every rank, so each stage holds its part */
+    if (s->embedding || shards > 1) ends += (double)model_embedding_params(z->model);
+    if (s->head || shards > 1) ends += (double)model_head_params(z->model);
+    if (z->model->tied && s->embedding && s->head)
+        ends -= (double)z->model->vocab * (double)z->model->hidden;
+    *params = ((double)s->n_layers * (double)model_layer_params(z->model) + ends / shards) / tp;
+    return TD_OK;
+}
+
+/* One sweep over memory of so many bytes a parameter, or the measured speed of it. */
+static td_status sweep_ns(const cost_model *c, const profile_fit *fit, double params,
+                          double bytes_each, int64_t *ns, td_err *err)
+{
+    if (c->profile != NULL && fit->n > 0)
+        return round_ns(profile_eval(fit, params, 0) * slowdown(c, true), "optimizer", ns, err);
+    TD_TRY(need_cluster(c, "optimizer", err));
+    const work_item sweep = {"sweep", 0, params * bytes_each, 1, false};
+    return round_ns(params > 0 ? kernel_ns(c->cluster, &sweep, true) : 0, "optimizer", ns, err);
+}
+
+td_status cost_optimizer(const cost_model *c, int32_t stage, int64_t *ns, td_err *err)
+{
+    *ns = 0;
+    if (c->units != NULL) return TD_OK;
+    double params = 0;
+    TD_TRY(stage_shard_params(c, stage, &params, err));
+    const run_shape *const run = &c->sizes->run;
+    if (run->zero1 && run->dp > 1) params /= (double)run->dp;
+    /* AdamW reads the gradient and clears it; reads and writes both moments and the fp32 weight;
+     * writes the weight of the run's type where that is not fp32 */
+    const double grad = 2 * (double)data_type_bytes(run->grad_dtype);
+    const double low = run->dtype == TYPE_FP32 ? 0 : (double)data_type_bytes(run->dtype);
+    return sweep_ns(c, c->profile != NULL ? &c->profile->optimizer : NULL, params, grad + 24 + low,
+                    ns, err);
+}
+
+td_status cost_norm(const cost_model *c, int32_t stage, int64_t *ns, td_err *err)
+{
+    *ns = 0;
+    if (c->units != NULL) return TD_OK;
+    double params = 0;
+    TD_TRY(stage_shard_params(c, stage, &params, err));
+    return sweep_ns(c, c->profile != NULL ? &c->profile->norm : NULL, params,
+                    (double)data_type_bytes(c->sizes->run.grad_dtype), ns, err);
+}
+
+/* --- between ranks --- */
+
+td_status cost_message(const cost_model *c, int32_t src_rank, int32_t dst_rank, int64_t bytes,
+                       message_cost *out, td_err *err)
+{
+    *out = (message_cost){0};
+    if (src_rank == dst_rank) return TD_OK;
+    if (c->units != NULL)
+        return round_ns(c->units->comm_ms * 1e6, "message", &out->latency_ns, err);
+    const bool near = c->cluster == NULL || cluster_node_of(c->cluster, src_rank) ==
+                                                cluster_node_of(c->cluster, dst_rank);
+    if (c->profile != NULL && c->profile->message.n > 0 && near) {
+        const profile_fit *const f = &c->profile->message;
+        const double latency = f->c[0].value > 0 ? f->c[0].value : 0;
+        const double each = f->c[1].value > 0 ? f->c[1].value : 0;
+        TD_TRY(round_ns(latency, "message", &out->latency_ns, err));
+        return round_ns(each * (double)bytes, "message", &out->transfer_ns, err);
+    }
+    if (c->cluster == NULL)
+        return td_fail(err, TD_EUSAGE, "message: no cluster to price it with; give --cluster");
+    const link_desc *const link = near ? &c->cluster->intra : &c->cluster->inter;
+    TD_TRY(round_ns(link->latency_ns, "message", &out->latency_ns, err));
+    return round_ns((double)bytes / link->bytes_per_s * 1e9, "message", &out->transfer_ns, err);
+}
+
+td_status cost_collective(const cost_model *c, coll_kind kind, const int32_t *ranks,
+                          int32_t n_ranks, int32_t n, int64_t bytes, int64_t *ns, td_err *err)
+{
+    *ns = 0;
+    if (n <= 1) return TD_OK;
+    if (c->units != NULL) return round_ns(c->units->coll_ms * 1e6, "collective", ns, err);
+    if (c->profile != NULL && c->profile->all_reduce.n > 0 &&
+        (c->cluster == NULL || c->cluster->n_nodes == 1)) {
+        const double moved = (double)bytes * (n - 1);
+        return round_ns(profile_eval(&c->profile->all_reduce, moved, 0), "collective", ns, err);
+    }
+    if (c->cluster == NULL)
+        return td_fail(err, TD_EUSAGE, "collective: no cluster to price it with; give --cluster");
+    const group_shape g = group_shape_of(c->cluster, ranks, n_ranks, n);
+    return round_ns(network_collective_ns(c->cluster, kind, g, (double)bytes), "collective", ns,
+                    err);
+}

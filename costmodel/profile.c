@@ -1,0 +1,175 @@
+/* Durations out of a profile. */
+#include "costmodel/profile.h"
+
+#include <inttypes.h>
+
+double profile_context(bool causal, int64_t slice_len, int64_t prefix)
+{
+    /* token i of a slice sees the prefix and i + 1 tokens of the slice */
+    return (double)prefix + (causal ? ((double)slice_len + 1) / 2 : (double)slice_len);
+}
+
+double profile_eval(const profile_fit *f, double x1, double x2)
+{
+    const double ns = f->c[0].value + f->c[1].value * x1 + f->c[2].value * x2;
+    return ns > 0 ? ns : 0;
+}
+
+td_status profile_check(const profile *p, const model_desc *m, const run_shape *run, td_err *err)
+{
+    const struct {
+        const char *what;
+        int64_t mine, theirs;
+    } sizes_of[] = {
+        {"hidden size", p->model.hidden, m->hidden},
+        {"heads", p->model.n_heads, m->n_heads},
+        {"key-value heads", p->model.n_kv_heads, m->n_kv_heads},
+        {"head size", p->model.head_dim, m->head_dim},
+        {"MLP size", p->model.ffn, m->ffn},
+        {"vocabulary", p->model.vocab, m->vocab},
+        {"tensor-parallel degree", p->tp, run->tp > 1 ? run->tp : 1},
+    };
+    for (size_t i = 0; i < sizeof sizes_of / sizeof *sizes_of; i++)
+        if (sizes_of[i].mine != 0 && sizes_of[i].mine != sizes_of[i].theirs)
+            return td_fail(err, TD_EUSAGE,
+                           "profile: measured with %s %" PRId64 " (model %s), this run has %" PRId64
+                           " (model %s); run pexec bench with this model and calibrate again",
+                           sizes_of[i].what, sizes_of[i].mine, p->model.name, sizes_of[i].theirs,
+                           m->name);
+    if (p->dtype != run->dtype)
+        return td_fail(
+            err, TD_EUSAGE, "profile: measured in %s, this run is in %s; give --dtype %s",
+            data_type_name(p->dtype), data_type_name(run->dtype), data_type_name(p->dtype));
+    return TD_OK;
+}
+
+double profile_contention(const profile *p, int32_t busy, bool memory)
+{
+    double k0 = 1, factor0 = 1;
+    if (busy <= 1) return 1;
+    for (int32_t i = 0; i < p->n_busy; i++) {
+        const estimate *const e =
+            memory && p->busy[i].memory.value > 0 ? &p->busy[i].memory : &p->busy[i].compute;
+        const double k1 = p->busy[i].busy;
+        if (busy <= k1) return factor0 + (busy - k0) / (k1 - k0) * (e->value - factor0);
+        k0 = k1;
+        factor0 = e->value;
+    }
+    const double cores = p->cores > 0 ? p->cores : busy;
+    if (busy <= cores) return factor0;
+    return factor0 * busy / (k0 > cores ? k0 : cores);
+}
+
+/* --- passes --- */
+
+typedef struct part_query {
+    const profile *p;
+    stage_part part;
+    recompute_mode mode;
+    double tokens, attended; /* the two terms of a fit */
+} part_query;
+
+static const profile_fit *fit_of(const part_query *q, pass_kind kind, recompute_mode mode)
+{
+    const profile_fit *const f = &q->p->pass[mode][kind][q->part];
+    return f->n > 0 ? f : NULL;
+}
+
+static bool fitted(const part_query *q, pass_kind kind, recompute_mode mode, double *ns)
+{
+    const profile_fit *const f = fit_of(q, kind, mode);
+    if (f == NULL) return false;
+    *ns = profile_eval(f, q->tokens, q->attended);
+    return true;
+}
+
+/* B out of I and W; I and W out of B. */
+static bool from_halves(const part_query *q, pass_kind kind, recompute_mode mode, double *ns)
+{
+    double b = 0, i = 0, w = 0;
+    const bool have_b = fitted(q, PASS_B, mode, &b);
+    const bool have_i = fitted(q, PASS_I, mode, &i);
+    const bool have_w = fitted(q, PASS_W, mode, &w) || fitted(q, PASS_W, RECOMPUTE_NONE, &w);
+    if (kind == PASS_B && have_i && have_w) {
+        *ns = i + w;
+        return true;
+    }
+    if ((kind != PASS_I && kind != PASS_W) || !have_b) return false;
+    /* tables have no input to give a gradient to */
+    if (q->part == PART_EMBEDDING)
+        *ns = kind == PASS_W ? b : 0;
+    else if (kind == PASS_I)
+        *ns = have_w ? b - w : b / 2;
+    else
+        *ns = have_i ? b - i : b / 2;
+    if (*ns < 0) *ns = 0;
+    return true;
+}
+
+/* A pass that was measured without the run's recompute: the forward is added. */
+static bool with_recompute(const part_query *q, pass_kind kind, double *ns)
+{
+    double again = 0;
+    if (!fitted(q, kind, RECOMPUTE_NONE, ns) && !from_halves(q, kind, RECOMPUTE_NONE, ns))
+        return false;
+    const bool backward = kind == PASS_B || kind == PASS_I;
+    if (!backward || q->part != PART_LAYERS || q->mode == RECOMPUTE_NONE) return true;
+    const profile_fit *const f = fit_of(q, PASS_F, RECOMPUTE_NONE);
+    if (f == NULL) return false;
+    again = q->mode == RECOMPUTE_FULL ? profile_eval(f, q->tokens, q->attended)
+                                      : f->c[2].value * q->attended;
+    *ns += again > 0 ? again : 0;
+    return true;
+}
+
+static td_status part_ns(const part_query *q, pass_kind kind, double *ns, td_err *err)
+{
+    *ns = 0;
+    if (fitted(q, kind, q->mode, ns) || from_halves(q, kind, q->mode, ns)) return TD_OK;
+    if (with_recompute(q, kind, ns)) return TD_OK;
+    if (kind == PASS_R && fitted(q, PASS_F, RECOMPUTE_NONE, ns)) return TD_OK;
+    if (q->part == PART_EMBEDDING && kind == PASS_I) return TD_OK;
+    return td_fail(err, TD_EUSAGE,
+                   "profile: no time for pass %c of the %s; it was not measured, run pexec bench "
+                   "with it and calibrate again",
+                   pass_letter(kind), stage_part_name(q->part));
+}
+
+/* Which parts a pass of a stage runs through. */
+static bool has_part(const sizes *z, const stage_desc *s, pass_kind kind, stage_part part)
+{
+    const bool ends = z->vocab_shards <= 1;
+    switch (kind) {
+    case PASS_S:
+    case PASS_T: return part == PART_HEAD;
+    case PASS_E:
+    case PASS_G: return part == PART_EMBEDDING;
+    case PASS_R: return part == PART_LAYERS && s->n_layers > 0;
+    default: break;
+    }
+    if (part == PART_LAYERS) return s->n_layers > 0;
+    return ends && (part == PART_EMBEDDING ? s->embedding : s->head);
+}
+
+td_status profile_pass_ns(const profile *p, const sizes *z, const pass_query *q, double *ns,
+                          td_err *err)
+{
+    if (z->model == NULL || z->stages == NULL)
+        return td_fail(err, TD_EUSAGE, "profile: no model; give --model");
+    if (q->stage < 0 || q->stage >= z->n_stages)
+        return td_fail(err, TD_EUSAGE, "profile: stage %" PRId32 " of %" PRId32, q->stage,
+                       z->n_stages);
+    TD_TRY(profile_check(p, z->model, &z->run, err));
+    const stage_desc *const s = &z->stages[q->stage];
+    const double tokens = (double)z->run.micro_batch * (double)q->slice_len;
+    const double context = profile_context(z->model->causal, q->slice_len, q->prefix);
+    *ns = 0;
+    for (int part = 0; part < PART_COUNT; part++) {
+        if (!has_part(z, s, q->pass, (stage_part)part)) continue;
+        const part_query one = {p, (stage_part)part, z->run.recompute, tokens, tokens * context};
+        double x = 0;
+        TD_TRY(part_ns(&one, q->pass, &x, err));
+        *ns += part == PART_LAYERS ? x * (double)s->n_layers : x;
+    }
+    return TD_OK;
+}
