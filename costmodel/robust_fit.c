@@ -1,0 +1,165 @@
+/* Bodies of robust_fit.h, on GSL's gsl_multifit_robust: iteratively reweighted least squares with
+ * the bisquare function; covariance after Street, Carroll and Ruppert (1988), as GSL's manual has
+ * it. */
+#include "costmodel/robust_fit.h"
+
+#include <gsl/gsl_cdf.h>
+#include <gsl/gsl_errno.h>
+#include <gsl/gsl_multifit.h>
+#include <math.h>
+#include <string.h>
+
+/* Length of a column after taking out its parts along the columns before it (Gram and Schmidt), as
+ * a share of its own length. */
+static double new_share(double *columns, size_t n, int at, const bool *kept)
+{
+    double *const col = columns + (size_t)at * n;
+    double before = 0, after = 0;
+    for (size_t i = 0; i < n; i++) before += col[i] * col[i];
+    for (int k = 0; k < at; k++) {
+        const double *const old = columns + (size_t)k * n;
+        double dot = 0, norm = 0;
+        for (size_t i = 0; i < n && kept[k]; i++) {
+            dot += old[i] * col[i];
+            norm += old[i] * old[i];
+        }
+        for (size_t i = 0; i < n && norm > 0; i++) col[i] -= dot / norm * old[i];
+    }
+    for (size_t i = 0; i < n; i++) after += col[i] * col[i];
+    return before > 0 ? sqrt(after / before) : 0;
+}
+
+/* Which terms the rows determine, of those allowed. */
+static td_status determined(const fit_row *rows, size_t n, td_arena *a, unsigned allowed,
+                            unsigned *used, td_err *err)
+{
+    double *const columns = TD_NEW_N(a, double, PROFILE_TERMS *n);
+    bool kept[PROFILE_TERMS] = {0};
+    *used = 0;
+    if (columns == NULL) return td_fail(err, TD_ENOMEM, "calibrate: out of memory");
+    for (int t = 0; t < PROFILE_TERMS; t++) {
+        for (size_t i = 0; i < n; i++) columns[(size_t)t * n + i] = rows[i].x[t] / rows[i].y;
+        kept[t] = (allowed >> t & 1u) != 0 && new_share(columns, n, t, kept) > 1e-3;
+        if (kept[t]) *used |= 1u << t;
+    }
+    return TD_OK;
+}
+
+typedef struct gsl_fit {
+    gsl_matrix *x, *cov;
+    gsl_vector *y, *c, *r;
+    gsl_multifit_robust_workspace *work;
+} gsl_fit;
+
+static void gsl_fit_free(gsl_fit *g)
+{
+    if (g->x != NULL) gsl_matrix_free(g->x);
+    if (g->cov != NULL) gsl_matrix_free(g->cov);
+    if (g->y != NULL) gsl_vector_free(g->y);
+    if (g->c != NULL) gsl_vector_free(g->c);
+    if (g->r != NULL) gsl_vector_free(g->r);
+    if (g->work != NULL) gsl_multifit_robust_free(g->work);
+}
+
+/* Too few rows to tell outliers from the rest are fitted by plain least squares. */
+static gsl_fit gsl_fit_new(size_t n, size_t p)
+{
+    return (gsl_fit){
+        .x = gsl_matrix_alloc(n, p),
+        .cov = gsl_matrix_alloc(p, p),
+        .y = gsl_vector_alloc(n),
+        .c = gsl_vector_alloc(p),
+        .r = gsl_vector_alloc(n),
+        .work = gsl_multifit_robust_alloc(
+            n > 2 * p ? gsl_multifit_robust_bisquare : gsl_multifit_robust_ols, n, p),
+    };
+}
+
+/* Root mean square of the relative residuals among the rows that the fit trusts. */
+static double trusted_error(const gsl_fit *g, size_t n)
+{
+    const gsl_multifit_robust_stats stats = gsl_multifit_robust_statistics(g->work);
+    double sum = 0, weights = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double w = gsl_vector_get(stats.weights, i), r = gsl_vector_get(g->r, i);
+        sum += w * r * r;
+        weights += w;
+    }
+    return weights > 0 ? sqrt(sum / weights) : 0;
+}
+
+static int solve(gsl_fit *g, const fit_row *rows, size_t n, unsigned used, profile_fit *out)
+{
+    size_t p = 0;
+    for (int t = 0; t < PROFILE_TERMS; t++) {
+        if ((used >> t & 1u) == 0) continue;
+        for (size_t i = 0; i < n; i++) gsl_matrix_set(g->x, i, p, rows[i].x[t] / rows[i].y);
+        p++;
+    }
+    gsl_vector_set_all(g->y, 1);
+    (void)gsl_multifit_robust_maxiter(1000, g->work);
+    const int rc = gsl_multifit_robust(g->x, g->y, g->c, g->cov, g->work);
+    if (rc != GSL_SUCCESS && rc != GSL_EMAXITER) return rc;
+    for (size_t i = 0; i < n; i++) {
+        double fitted = 0;
+        for (size_t k = 0; k < p; k++)
+            fitted += gsl_matrix_get(g->x, i, k) * gsl_vector_get(g->c, k);
+        gsl_vector_set(g->r, i, 1 - fitted);
+    }
+    const double t975 = n > p ? gsl_cdf_tdist_Pinv(0.975, (double)(n - p)) : 0;
+    memset(out, 0, sizeof *out);
+    for (size_t k = 0, t = 0; t < PROFILE_TERMS; t++) {
+        if ((used >> t & 1u) == 0) continue;
+        const double variance = gsl_matrix_get(g->cov, k, k);
+        out->c[t] = (estimate){gsl_vector_get(g->c, k), variance > 0 ? t975 * sqrt(variance) : 0};
+        k++;
+    }
+    out->n = (int32_t)n;
+    out->error = trusted_error(g, n);
+    return GSL_SUCCESS;
+}
+
+static td_status fit_terms(const fit_row *rows, size_t n, unsigned used, profile_fit *out,
+                           td_err *err)
+{
+    size_t p = 0;
+    for (int t = 0; t < PROFILE_TERMS; t++) p += used >> t & 1u;
+    if (p == 0) return td_fail(err, TD_EUSAGE, "the samples determine no term of the fit");
+    if (n < p) return td_fail(err, TD_EUSAGE, "%zu samples for %zu terms", n, p);
+    if (n == p && n == 1) {
+        /* one shape measured once: its time is all that is known */
+        memset(out, 0, sizeof *out);
+        for (int t = 0; t < PROFILE_TERMS; t++)
+            if (used >> t & 1u) out->c[t].value = rows[0].y / rows[0].x[t];
+        out->n = 1;
+        return TD_OK;
+    }
+    gsl_error_handler_t *const old = gsl_set_error_handler_off();
+    gsl_fit g = gsl_fit_new(n, p);
+    const bool whole = g.x && g.cov && g.y && g.c && g.r && g.work;
+    const int rc = whole ? solve(&g, rows, n, used, out) : GSL_ENOMEM;
+    gsl_fit_free(&g);
+    (void)gsl_set_error_handler(old);
+    if (rc == GSL_ENOMEM) return td_fail(err, TD_ENOMEM, "calibrate: out of memory");
+    if (rc != GSL_SUCCESS) return td_fail(err, TD_EUSAGE, "the fit failed: %s", gsl_strerror(rc));
+    return TD_OK;
+}
+
+td_status robust_fit(const fit_row *rows, size_t n, td_arena *a, profile_fit *out, unsigned *used,
+                     td_err *err)
+{
+    unsigned allowed = (1u << PROFILE_TERMS) - 1;
+    for (;;) {
+        TD_TRY(determined(rows, n, a, allowed, used, err));
+        TD_TRY(fit_terms(rows, n, *used, out, err));
+        unsigned bad = 0;
+        for (int t = 0; t < PROFILE_TERMS; t++)
+            if (out->c[t].value < 0) bad |= 1u << t;
+        if (bad == 0) return TD_OK;
+        /* the least certain of them goes first: dropping it may mend the others */
+        unsigned worst = 0;
+        for (int t = PROFILE_TERMS - 1; t >= 0 && worst == 0; t--) worst = bad & 1u << t;
+        if ((*used & ~worst) == 0) return td_fail(err, TD_EUSAGE, "times fall as the work grows");
+        allowed = *used & ~worst;
+    }
+}
