@@ -1,0 +1,125 @@
+/* Plan and reference side by side: the same weights, the same tokens, the same optimizer. */
+#include "exec/check.h"
+#include "exec/data.h"
+
+#include <string.h>
+
+/* Whether every stage adds the gradients of its microbatches in the order 0, 1, 2 ... and in one
+ * accumulator. */
+static bool order_is_plain(const plan *p, td_arena *a)
+{
+    if (p->dp > 1 || p->n_pipes > 1 || p->n_slices > 1) return false;
+    uint32_t *const next = TD_NEW_N(a, uint32_t, p->n_insts);
+    if (next == NULL) return false;
+    for (uint32_t r = 0; r < p->n_ranks; r++) {
+        const plan_stream *const s = plan_compute(p, r);
+        for (uint32_t i = s->first_task; i < s->first_task + s->n_tasks; i++) {
+            const plan_task *const t = &p->tasks[i];
+            const uint32_t n = t->kind == TASK_PAIR ? 2 : t->kind == PASS_B ? 1 : 0;
+            for (uint32_t j = 0; j < n; j++) {
+                const plan_member one = {.kind = t->kind, .microbatch = t->microbatch,
+                                         .cls = t->cls};
+                const plan_member m = n == 2 ? p->members[t->link + j] : one;
+                if (m.kind == PASS_B && m.microbatch != next[p->classes[m.cls].inst]++)
+                    return false;
+            }
+        }
+    }
+    return true;
+}
+
+typedef struct check_run {
+    executor *x;
+    reference f;
+    int32_t *ids, *targets;
+    float **grads; /* [n_insts] */
+    int64_t rows;
+} check_run;
+
+static td_status open_run(const plan *p, const sizes *z, const check_options *o, td_arena *a,
+                          check_run *c, td_err *err)
+{
+    const int32_t n = p->n_microbatches * p->dp;
+    c->rows = z->run.micro_batch * z->run.seq_len;
+    TD_TRY(reference_open(z, n, c->x->ctx, a, &c->f, err));
+    reference_init(&c->f, o->seed);
+    exec_init(c->x, o->seed);
+    c->ids = td_alloc(a, (size_t)(n * c->rows), sizeof *c->ids);
+    c->targets = td_alloc(a, (size_t)(n * c->rows), sizeof *c->targets);
+    c->grads = TD_NEW_N(a, float *, p->n_insts);
+    if (c->ids == NULL || c->targets == NULL || c->grads == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for the check");
+    for (uint32_t i = 0; i < p->n_insts; i++) {
+        c->grads[i] = td_alloc(a, (size_t)c->x->stages[p->insts[i].stage].elements, sizeof(float));
+        if (c->grads[i] == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
+    }
+    return TD_OK;
+}
+
+static td_status one_step(check_run *c, const check_options *o, int64_t step, check_result *out,
+                          td_err *err)
+{
+    const plan *const p = c->x->p;
+    const int32_t n = p->n_microbatches * p->dp;
+    corpus_random(o->seed + (uint64_t)step, c->x->z->model->vocab, n * c->rows, c->ids,
+                  c->targets);
+    for (int32_t i = 0; i < n; i++)
+        exec_tokens(c->x, i / p->n_microbatches, i % p->n_microbatches, c->ids + i * c->rows,
+                    c->targets + i * c->rows);
+    const exec_step s = {.lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f,
+                         .weight_decay = 0.1f, .clip = 1.0, .number = step,
+                         .grads_out = c->grads};
+    double loss = 0;
+    TD_TRY(exec_run_step(c->x, &s, &loss, err));
+    const double reference_loss = reference_gradients(&c->f, c->ids, c->targets);
+    if (step == 1) {
+        out->loss = loss;
+        out->loss_reference = reference_loss;
+    }
+    if (memcmp(&loss, &reference_loss, sizeof loss) != 0) out->losses_equal = false;
+    for (uint32_t i = 0; i < p->n_insts; i++)
+        reference_compare(&c->f, &c->x->stages[p->insts[i].stage], c->grads[i], c->f.grads,
+                          &out->gradients);
+    reference_update(&c->f, &s);
+    return TD_OK;
+}
+
+static td_status run(check_run *c, const check_options *o, td_arena *a, check_result *out,
+                     td_err *err)
+{
+    const plan *const p = c->x->p;
+    TD_TRY(open_run(p, c->x->z, o, a, c, err));
+    for (int64_t step = 1; step <= o->steps; step++) TD_TRY(one_step(c, o, step, out, err));
+    for (uint32_t i = 0; i < p->n_insts; i++)
+        for (int32_t d = 0; d < p->dp; d++)
+            reference_compare(&c->f, &c->x->stages[p->insts[i].stage],
+                              exec_buffer(c->x, exec_rank_of(c->x, i, d), SIZE_WEIGHTS, i),
+                              c->f.weights, &out->weights);
+    for (uint32_t r = 0; r < p->n_ranks; r++) {
+        const rank_arena *const m = &c->x->ranks[r].arena;
+        out->ranks[r] = (check_rank){.peak_bytes = p->ranks[r].arena_bytes,
+                                     .touched_bytes = rank_arena_touched(m)};
+        const int64_t peak = (m->bytes + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
+        out->memory = out->memory && out->ranks[r].touched_bytes == peak;
+    }
+    out->rss_bytes = process_rss_bytes();
+    return TD_OK;
+}
+
+td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_arena *a,
+                     check_result *out, td_err *err)
+{
+    *out = (check_result){.gradients = {.bitwise = true}, .weights = {.bitwise = true},
+                          .losses_equal = true, .memory = true, .exact = order_is_plain(p, a)};
+    out->ranks = TD_NEW_N(a, check_rank, p->n_ranks);
+    if (out->ranks == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
+    check_run c = {0};
+    TD_TRY(exec_open(p, z, &o->run, a, &c.x, err));
+    const td_status st = run(&c, o, a, out, err);
+    exec_close(c.x);
+    if (st != TD_OK) return st;
+    const bool equal = out->losses_equal && out->gradients.bitwise && out->weights.bitwise;
+    const bool near = out->gradients.max_rel_err <= CHECK_TOLERANCE;
+    out->pass = out->memory && (out->exact ? equal : near);
+    return TD_OK;
+}

@@ -1,0 +1,36 @@
+/* The law of the executor (DESIGN section 9), checked for one plan. */
+#ifndef EXEC_CHECK_H
+#define EXEC_CHECK_H
+
+#include "exec/reference.h"
+
+typedef struct check_options {
+    uint64_t seed;
+    int64_t steps;   /* optimizer steps; weights are compared after the last */
+    exec_options run;
+} check_options;
+
+typedef struct check_rank {
+    int64_t peak_bytes;    /* predicted by the plan */
+    int64_t touched_bytes; /* highest byte written */
+} check_rank;
+
+typedef struct check_result {
+    double loss, loss_reference; /* of the first step */
+    comparison gradients;        /* of every step */
+    comparison weights;          /* after the last step */
+    bool losses_equal;           /* every bit, every step */
+    bool exact;                  /* accumulation order is the reference's: bitwise is demanded */
+    bool memory;                 /* touched equals predicted on every rank */
+    bool pass;
+    check_rank *ranks;           /* [n_ranks] */
+    int64_t rss_bytes;
+} check_result;
+
+/* Tolerance where the order of sums differs (DESIGN section 9). */
+#define CHECK_TOLERANCE 1e-5
+
+TD_MUST_USE td_status check_plan(const plan *p, const sizes *z, const check_options *o,
+                                 td_arena *a, check_result *out, td_err *err);
+
+#endif

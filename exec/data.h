@@ -1,0 +1,35 @@
+/* Text as tokens, and batches out of them. */
+#ifndef EXEC_DATA_H
+#define EXEC_DATA_H
+
+#include "base/base.h"
+
+typedef struct corpus {
+    const int32_t *tokens;
+    int64_t n, n_train; /* validation: [n_train, n) */
+    double bytes_per_token;
+} corpus;
+
+/* Reads a file; each byte is a token unless both vocabulary files are given (GPT-2's vocab.json and
+ * merges.txt). The last tenth is for validation. Refuses a text too short for two sequences of
+ * seq_len in either part, and a vocabulary that the model lacks. */
+TD_MUST_USE td_status corpus_open(const char *path, const char *vocab, const char *merges,
+                                  int64_t model_vocab, int64_t seq_len, td_arena *a, corpus *out,
+                                  td_err *err);
+
+/* One microbatch: `batch` sequences of seq_len tokens at places drawn from (seed, step, index);
+ * targets are the next tokens. validation: from the held-out part. */
+void corpus_batch(const corpus *c, uint64_t seed, int64_t step, int64_t index, bool validation,
+                  int64_t batch, int64_t seq_len, int32_t *ids, int32_t *targets);
+
+/* Text without meaning, for checks: n tokens below vocab. */
+void corpus_random(uint64_t seed, int64_t vocab, int64_t n, int32_t *ids, int32_t *targets);
+
+/* --- bpe.c --- */
+
+/* GPT-2's byte-pair encoding of a text (Radford et al. 2019). TD_EPARSE names file and line. */
+TD_MUST_USE td_status bpe_encode(const char *vocab, const char *merges, const char *text,
+                                 size_t len, td_arena *a, int32_t **tokens, int64_t *n,
+                                 int64_t *vocab_size, td_err *err);
+
+#endif
