@@ -5,6 +5,9 @@
 
 enum { TILE_KEYS = 256, TILE_QUERIES_MAX = 128 };
 
+/* Two tiles of scores in backward; one, and two numbers a query, in forward. */
+_Static_assert(2L * TILE_QUERIES_MAX * TILE_KEYS <= K_SCRATCH_FLOATS, "tiles fit the scratch");
+
 typedef struct attn_args {
     const k_blas *blas;
     const k_isa *isa;

@@ -75,8 +75,8 @@ void k_blas_open(k_blas *blas, const char *core)
     }
     const char *wanted = core ? core : core_wanted();
     if (wanted) setenv("OPENBLAS_CORETYPE", wanted, core ? 1 : 0);
-    setenv("OPENBLAS_NUM_THREADS", "1", 0);
-    setenv("OMP_NUM_THREADS", "1", 0); /* the only way to keep the OpenMP variant to one */
+    setenv("OPENBLAS_NUM_THREADS", "1", 1);
+    setenv("OMP_NUM_THREADS", "1", 1); /* the only way to keep the OpenMP variant to one */
     blas->handle = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
     if (blas->handle) blas->sgemm = symbol(blas->handle, "cblas_sgemm");
     if (!blas->sgemm) {

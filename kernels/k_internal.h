@@ -7,7 +7,7 @@
 
 /* --- pieces of work --- */
 
-#define K_SCRATCH_FLOATS (256L * 1024) /* of each thread */
+#define K_SCRATCH_FLOATS (68L * 1024) /* of each thread */
 
 /* One piece of a call. Pieces run in any order on any thread and must not share outputs. */
 typedef void (*k_work)(const void *args, long piece, float *scratch);

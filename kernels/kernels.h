@@ -37,7 +37,7 @@ void k_blas_close(k_blas *blas);
 /* For a run's header: library, variant, core, e.g. "OpenBLAS 0.3.21 pthread, SkylakeX". */
 const char *k_blas_info(const k_blas *blas);
 
-/* A context: a BLAS, a pool of threads, and their scratch (about 1 MiB each). */
+/* A context: a BLAS, a pool of threads, and their scratch (272 KiB each). */
 typedef struct k_ctx k_ctx;
 
 /* Bytes that a context with that many threads needs (threads >= 1). */
@@ -163,7 +163,7 @@ void k_xent_bwd_cpu(k_ctx *ctx, long rows, long vocab, const float *logits, long
  * (the mask is aligned to the bottom right, so a slice at offset o passes s_kv = o + s_q);
  * otherwise all. heads is a multiple of kv_heads; query head h reads key head h / (heads/kv_heads).
  * Row r of batch b, head h starts at base + b * batch + r * ld + h * d. K and V share strides,
- * so do dK and dV. d <= 256. */
+ * so do dK and dV. */
 typedef struct k_attn {
     long batch, heads, kv_heads, d;
     long s_q, s_kv;
