@@ -1,0 +1,49 @@
+/* Inside collect and step: collectives before they become tasks.
+ *
+ * Each collective is placed right behind the last of its members' gates in the total order of
+ * lower_when, and each group's stream keeps that order; so all members issue them in one order and
+ * no edge points backwards (compare lower_comm.c). */
+#ifndef SCHEDULES_LOWER_COLLECT_H
+#define SCHEDULES_LOWER_COLLECT_H
+
+#include "schedules/lower.h"
+
+/* A collective before it becomes tasks; members are parallel to those of its group. */
+typedef struct collective {
+    uint64_t when; /* the last gate */
+    uint32_t group, root, id;
+    coll_kind kind;
+    coll_purpose purpose;
+    int64_t bytes;
+    int32_t m, k; /* -1, 0: not of a microbatch */
+    uint32_t first; /* gates[first + i], joins[first + i]: of member i; task ids */
+} collective;
+
+typedef struct collect {
+    const lowering *l;
+    const plan *in;
+    plan *out;
+    collective *items;
+    size_t n, cap;
+    uint32_t *gates, *joins, *insts; /* by member */
+    size_t n_members, cap_gates, cap_joins, cap_insts;
+    size_t cap_groups, cap_group_members;
+    uint32_t first_group; /* groups of this pass: each pass has communicators of its own */
+} collect;
+
+/* The group of these ranks (ascending), made when it is new. */
+TD_MUST_USE td_status collect_group(collect *c, const uint32_t *ranks, uint32_t n,
+                                    int32_t true_size, uint32_t *out, td_err *err);
+/* Starts a collective; collect_member then adds its members in group order. */
+TD_MUST_USE td_status collect_begin(collect *c, collective item, td_err *err);
+TD_MUST_USE td_status collect_member(collect *c, uint32_t gate, uint32_t join, uint32_t inst,
+                                     td_err *err);
+/* Turns the collectives into streams, one per (group, member), and tasks. */
+TD_MUST_USE td_status collect_emit(collect *c, td_err *err);
+
+/* Gradients of a stage among its twins and replicas (lower_gradients.c). */
+TD_MUST_USE td_status collect_gradients(collect *c, td_err *err);
+/* The barriers of sharded vocabulary layers (lower_vocab.c). */
+TD_MUST_USE td_status collect_vocab(collect *c, td_err *err);
+
+#endif

@@ -1,0 +1,100 @@
+/* The gradient syncs of collect: each stage among its twins and replicas. */
+#include "schedules/lower_collect.h"
+
+#include <stdlib.h>
+
+/* The last pass of a row that adds to the gradients of a stage of a pipe. */
+static uint32_t last_gradient(const lowering *l, int32_t pipe, int32_t stage)
+{
+    const schedule *const s = l->s;
+    uint32_t last = NODE_NONE;
+    for (int32_t m = 0; m < s->n_microbatches; m++)
+        for (int32_t k = 0; s->microbatch_pipe[m] == pipe && k < s->n_slices; k++) {
+            uint32_t node = index_find(l->ix, PASS_B, stage, m, k);
+            if (node == NODE_NONE) node = index_find(l->ix, PASS_W, stage, m, k);
+            if (node != NODE_NONE && (last == NODE_NONE || node > last)) last = node;
+        }
+    return last;
+}
+
+/* Where a stage's sync may start on a row: after its last gradient (eager), after the row's last
+ * pass (end), or just before a given pass. */
+static uint32_t sync_gate(const lowering *l, int32_t row, int32_t pipe, int32_t stage)
+{
+    const schedule *const s = l->s;
+    const uint32_t eager = last_gradient(l, pipe, stage);
+    const uint32_t end = l->ix->row_first[row + 1];
+    uint32_t gate = s->sync == SYNC_END && end > l->ix->row_first[row] ? end - 1 : eager;
+    for (int32_t i = 0; i < s->n_sync_at; i++) {
+        const sched_sync_at *const at = &s->sync_at[i];
+        if (at->row != row || at->stage != stage) continue;
+        const uint32_t node = index_find(l->ix, (pass_kind)at->cell.kind, at->cell.stage,
+                                         at->cell.microbatch, at->cell.slice);
+        if (node != NODE_NONE && node > l->ix->row_first[row]) gate = node - 1;
+    }
+    return eager != NODE_NONE && gate < eager ? eager : gate;
+}
+
+typedef struct holder {
+    uint32_t rank, gate, inst;
+    uint64_t when;
+} holder;
+
+static int compare_holders(const void *a, const void *b)
+{
+    const holder *const x = a, *const y = b;
+    return x->rank < y->rank ? -1 : x->rank > y->rank;
+}
+
+/* The ranks that hold `stage`, ascending, with the passes that end its gradients. */
+static uint32_t stage_holders(const collect *c, int32_t stage, holder *out)
+{
+    const lowering *const l = c->l;
+    uint32_t n = 0;
+    for (int32_t pipe = 0; pipe < l->s->n_pipes; pipe++)
+        for (int32_t d = 0; d < l->replicas; d++) {
+            const int32_t row = l->s->pipes[pipe].backward_row[stage];
+            const uint32_t node = sync_gate(l, row, pipe, stage);
+            out[n++] = (holder){.rank = lower_rank(l, row, d),
+                                .gate = lower_task(l, c->in, node, row, d),
+                                .inst = (uint32_t)(pipe * l->s->n_stages + stage),
+                                .when = node == NODE_NONE ? 0 : lower_when(l, node, row)};
+        }
+    qsort(out, n, sizeof *out, compare_holders);
+    return n;
+}
+
+static td_status add_over(collect *c, collective item, const holder *h, uint32_t n,
+                          int32_t true_size, td_err *err)
+{
+    uint32_t *const ranks = TD_NEW_N(c->l->a, uint32_t, n);
+    if (ranks == NULL) return td_fail(err, TD_ENOMEM, "out of memory for collectives");
+    for (uint32_t i = 0; i < n; i++) {
+        if (i > 0 && h[i].rank == h[i - 1].rank)
+            return td_fail(err, TD_EPLAN, "rank %u holds two copies of one stage", h[i].rank);
+        ranks[i] = h[i].rank;
+        if (h[i].when > item.when) item.when = h[i].when;
+    }
+    TD_TRY(collect_group(c, ranks, n, true_size, &item.group, err));
+    TD_TRY(collect_begin(c, item, err));
+    for (uint32_t i = 0; i < n; i++)
+        TD_TRY(collect_member(c, h[i].gate, PLAN_NONE, h[i].inst, err));
+    return TD_OK;
+}
+
+td_status collect_gradients(collect *c, td_err *err)
+{
+    const lowering *const l = c->l;
+    const int32_t copies = l->s->n_pipes * l->o->dp;
+    if (copies == 1) return TD_OK;
+    holder *const h = TD_NEW_N(l->a, holder, l->s->n_pipes * l->replicas);
+    if (h == NULL) return td_fail(err, TD_ENOMEM, "out of memory for collectives");
+    for (int32_t stage = 0; stage < l->s->n_stages; stage++) {
+        const uint32_t n = stage_holders(c, stage, h);
+        collective item = {.kind = l->o->zero1 ? COLL_REDUCE_SCATTER : COLL_ALL_REDUCE,
+                           .purpose = PURPOSE_GRAD_SYNC, .m = -1};
+        TD_TRY(sizes_bytes(l->o->sizes, SIZE_GRADS, stage, 0, 0, &item.bytes, err));
+        TD_TRY(add_over(c, item, h, n, copies, err));
+    }
+    return TD_OK;
+}

@@ -1,0 +1,148 @@
+/* step: what happens once a step, behind the passes: tied gradients, norm, optimizer. */
+#include "schedules/lower_collect.h"
+
+#include <string.h>
+
+enum { TAIL_MARK, TAIL_NORM, TAIL_OPTIMIZER, TAIL_TASKS };
+
+/* A compute task's id once every rank's compute stream has grown by the tail. */
+static uint32_t moved(const plan *in, uint32_t task, uint32_t rank)
+{
+    const plan_stream *const last = plan_compute(in, in->n_ranks - 1);
+    const uint32_t n_compute = last->first_task + last->n_tasks;
+    if (task == PLAN_NONE) return PLAN_NONE;
+    return task < n_compute ? task + rank * TAIL_TASKS : task + in->n_ranks * TAIL_TASKS;
+}
+
+static uint32_t tail_task(const plan *out, uint32_t rank, uint32_t which)
+{
+    const plan_stream *const s = plan_compute(out, rank);
+    return s->first_task + s->n_tasks - TAIL_TASKS + which;
+}
+
+/* Every rank's compute stream ends with MARK (gradient syncs are done), NORM, OPTIMIZER. */
+static td_status step_tails(const lowering *l, const plan *in, plan *out, td_err *err)
+{
+    *out = *in;
+    const uint32_t more = in->n_ranks * TAIL_TASKS;
+    if ((uint64_t)in->n_tasks + more >= PLAN_NONE)
+        return td_fail(err, TD_EUSAGE, "more tasks than a plan can number");
+    out->n_tasks = in->n_tasks + more;
+    out->tasks = TD_NEW_N(l->a, plan_task, out->n_tasks + 1);
+    out->streams = TD_NEW_N(l->a, plan_stream, in->n_streams);
+    out->coll_tasks = TD_NEW_N(l->a, uint32_t, in->n_coll_tasks);
+    if (out->tasks == NULL || out->streams == NULL || out->coll_tasks == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for %u tasks", out->n_tasks);
+    class_table classes;
+    TD_TRY(class_table_open(&classes, l->a, in, err));
+    static const uint8_t kinds[TAIL_TASKS] = {TASK_MARK, TASK_NORM, TASK_OPTIMIZER};
+    for (uint32_t i = 0; i < in->n_streams; i++) {
+        const plan_stream *const s = &in->streams[i];
+        plan_stream *const t = &out->streams[i];
+        *t = *s;
+        t->first_task = s->kind == STREAM_COMPUTE ? s->first_task + s->rank * TAIL_TASKS
+                                                  : s->first_task + more;
+        for (uint32_t j = 0; j < s->n_tasks; j++) {
+            plan_task task = in->tasks[s->first_task + j];
+            task.gate = moved(in, task.gate, s->rank);
+            task.join = moved(in, task.join, s->rank);
+            if (task.kind == TASK_SEND || task.kind == TASK_RECV)
+                task.link += more; /* the other end is off the compute streams too */
+            out->tasks[t->first_task + j] = task;
+        }
+        for (uint32_t j = 0; s->kind == STREAM_COMPUTE && j < TAIL_TASKS; j++) {
+            plan_task *const task = &out->tasks[t->first_task + t->n_tasks++];
+            *task = (plan_task){.kind = kinds[j], .microbatch = PLAN_NONE, .link = PLAN_NONE,
+                                .gate = PLAN_NONE, .join = PLAN_NONE};
+            const plan_class pc = {.kind = kinds[j], .inst = PLAN_NONE, .second = PLAN_NONE,
+                                   .slice_len = (int32_t)out->ranks[s->rank].row};
+            TD_TRY(class_intern(&classes, &pc, &task->cls, err));
+        }
+    }
+    for (uint32_t i = 0; i < in->n_coll_tasks; i++) out->coll_tasks[i] = in->coll_tasks[i] + more;
+    class_table_close(&classes, out);
+    for (uint32_t i = 0; i < out->n_tasks; i++)
+        if (out->tasks[i].kind == TASK_COLL &&
+            out->classes[out->tasks[i].cls].purpose == PURPOSE_GRAD_SYNC)
+            out->tasks[i].join = tail_task(out, plan_task_rank(out, i), TAIL_MARK);
+    return TD_OK;
+}
+
+/* Tied tables: the first and the last stage of a pipe add their gradients of the one table. */
+static td_status step_tied(collect *c, td_err *err)
+{
+    const lowering *const l = c->l;
+    const model_desc *const model = l->o->sizes->model;
+    const int32_t last = l->s->n_stages - 1;
+    if (model == NULL || !model->tied || last == 0 || l->s->vocab != VOCAB_NONE) return TD_OK;
+    for (int32_t pipe = 0; pipe < l->s->n_pipes; pipe++)
+        for (int32_t d = 0; d < l->replicas; d++) {
+            const int32_t rows[2] = {l->s->pipes[pipe].backward_row[0],
+                                     l->s->pipes[pipe].backward_row[last]};
+            if (rows[0] == rows[1]) continue; /* one rank adds its two accumulators itself */
+            const int lo = rows[0] < rows[1] ? 0 : 1;
+            uint32_t ranks[2];
+            collective item = {.kind = COLL_ALL_REDUCE, .purpose = PURPOSE_TIED, .m = -1};
+            for (int i = 0; i < 2; i++) ranks[i] = lower_rank(l, rows[i ^ lo], d);
+            TD_TRY(sizes_bytes(l->o->sizes, SIZE_TIED_GRADS, 0, 0, 0, &item.bytes, err));
+            TD_TRY(collect_group(c, ranks, 2, 2, &item.group, err));
+            TD_TRY(collect_begin(c, item, err));
+            for (int i = 0; i < 2; i++)
+                TD_TRY(collect_member(c, tail_task(c->in, ranks[i], TAIL_MARK),
+                                      tail_task(c->in, ranks[i], TAIL_NORM),
+                                      (uint32_t)(pipe * l->s->n_stages + ((i ^ lo) ? last : 0)),
+                                      err));
+        }
+    return TD_OK;
+}
+
+/* All ranks add up the squared norms. */
+static td_status step_norm(collect *c, td_err *err)
+{
+    const lowering *const l = c->l;
+    const uint32_t n = c->in->n_ranks;
+    if (n == 1) return TD_OK;
+    uint32_t *const ranks = TD_NEW_N(l->a, uint32_t, n);
+    if (ranks == NULL) return td_fail(err, TD_ENOMEM, "out of memory for collectives");
+    for (uint32_t r = 0; r < n; r++) ranks[r] = r;
+    collective item = {.when = UINT64_MAX, .kind = COLL_ALL_REDUCE, .purpose = PURPOSE_NORM,
+                       .m = -1};
+    TD_TRY(sizes_bytes(l->o->sizes, SIZE_NORM, 0, 0, 0, &item.bytes, err));
+    TD_TRY(collect_group(c, ranks, n, (int32_t)n, &item.group, err));
+    TD_TRY(collect_begin(c, item, err));
+    for (uint32_t r = 0; r < n; r++)
+        TD_TRY(collect_member(c, tail_task(c->in, r, TAIL_NORM),
+                              tail_task(c->in, r, TAIL_OPTIMIZER), PLAN_NONE, err));
+    return TD_OK;
+}
+
+/* Groups of an earlier pass are shared with the input: the copies may grow. */
+static td_status copy_groups(collect *c, td_err *err)
+{
+    plan *const p = c->out;
+    const plan_group *const groups = p->groups;
+    const uint32_t *const members = p->group_members;
+    p->groups = NULL;
+    p->group_members = NULL;
+    TD_TRY(TD_GROW(c->l->a, p->groups, c->cap_groups, p->n_groups + 1, err));
+    TD_TRY(TD_GROW(c->l->a, p->group_members, c->cap_group_members, p->n_group_members + 1, err));
+    if (p->n_groups > 0) memcpy(p->groups, groups, p->n_groups * sizeof *groups);
+    if (p->n_group_members > 0)
+        memcpy(p->group_members, members, p->n_group_members * sizeof *members);
+    return TD_OK;
+}
+
+td_status lower_step(const lowering *l, const plan *in, plan *out, td_err *err)
+{
+    *out = *in;
+    if (l->o->no_step) return TD_OK;
+    plan *const tailed = TD_NEW(l->a, plan);
+    if (tailed == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    TD_TRY(step_tails(l, in, tailed, err));
+    *out = *tailed;
+    collect c = {.l = l, .in = tailed, .out = out, .first_group = in->n_groups};
+    TD_TRY(copy_groups(&c, err));
+    TD_TRY(step_tied(&c, err));
+    TD_TRY(step_norm(&c, err));
+    return collect_emit(&c, err);
+}
