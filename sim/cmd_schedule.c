@@ -8,23 +8,11 @@
 enum { FORMAT_CSV, FORMAT_TORCH, FORMAT_TORCH_COMMS };
 enum { FILE_MAX_BYTES = 1 << 30 };
 
-/* The schedule may stand as operand, too: psim schedule 1f1b. */
-static td_status named(const cli_args *args, const psim_options *o, request *q, td_err *err)
-{
-    *q = o->what;
-    if (args->n_operands == 0) return TD_OK;
-    if (q->schedule != NULL || q->plan != NULL)
-        return td_fail(err, TD_EUSAGE, "%s: --schedule or --plan is already given",
-                       args->operands[0]);
-    q->schedule = args->operands[0];
-    return TD_OK;
-}
-
 td_status cmd_schedule(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
     const psim_options *const o = options;
     request q;
-    TD_TRY(named(args, o, &q, err));
+    TD_TRY(psim_request(args, o, &q, err));
     run_setup *const setup = TD_NEW(a, run_setup);
     if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     TD_TRY(request_schedule(&q, a, setup, err));
@@ -83,7 +71,7 @@ td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_e
 {
     const psim_options *const o = options;
     request q;
-    TD_TRY(named(args, o, &q, err));
+    TD_TRY(psim_request(args, o, &q, err));
     if (q.schedule != NULL && strcmp(q.schedule, "-") != 0 && args->n_operands > 0 &&
         sched_find(q.schedule, &(const sched_family *){NULL}, NULL) != TD_OK) {
         bool plan_file = false;
@@ -103,7 +91,7 @@ td_status cmd_plan(td_arena *a, const cli_args *args, const void *options, td_er
 {
     const psim_options *const o = options;
     request q;
-    TD_TRY(named(args, o, &q, err));
+    TD_TRY(psim_request(args, o, &q, err));
     run_setup *const setup = TD_NEW(a, run_setup);
     if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     TD_TRY(request_plan(&q, TYPE_BF16, o->after, a, setup, err));

@@ -42,6 +42,9 @@ typedef struct psim_result {
     uint32_t n_meta;
 } psim_result;
 
+/* What to run: the shared options, and the operand, which may name the schedule. */
+TD_MUST_USE td_status psim_request(const cli_args *args, const psim_options *o, request *q,
+                                   td_err *err);
 /* Lowers, prices and runs what the options say. Pointers lead into the result. */
 TD_MUST_USE td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o,
                                     psim_result *out, td_err *err);

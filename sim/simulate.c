@@ -1,5 +1,6 @@
 /* From psim's options to a simulated run. */
 #include "base/text.h"
+#include "costmodel/profile.h"
 #include "sim/psim.h"
 
 #include <stdio.h>
@@ -58,7 +59,8 @@ static td_status load_cost(td_arena *a, const psim_options *o, psim_result *r, t
     if (o->profile != NULL) {
         profile *const fitted = TD_NEW(a, profile);
         if (fitted == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the profile");
-        TD_TRY(profile_load(o->profile, fitted, err));
+        TD_TRY(profile_read(o->profile, fitted, err));
+        if (s->has_model) TD_TRY(profile_check(fitted, &s->model, &s->sizes.run, err));
         r->cost.profile = fitted;
     }
     if (s->has_units) r->cost.units = &s->units;
@@ -99,13 +101,26 @@ static td_status fill_meta(td_arena *a, const cli_args *args, const psim_options
     return TD_OK;
 }
 
+td_status psim_request(const cli_args *args, const psim_options *o, request *q, td_err *err)
+{
+    *q = o->what;
+    if (args->n_operands == 0) return TD_OK;
+    if (q->schedule != NULL || q->plan != NULL)
+        return td_fail(err, TD_EUSAGE, "%s: --schedule or --plan is already given",
+                       args->operands[0]);
+    q->schedule = args->operands[0];
+    return TD_OK;
+}
+
 td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o,
                         psim_result *out, td_err *err)
 {
     *out = (psim_result){0};
+    request q;
+    TD_TRY(psim_request(args, o, &q, err));
     TD_TRY(check_asked(o, err));
     TD_TRY(parse_deltas(o->deltas, &out->deltas, err));
-    TD_TRY(request_plan(&o->what, TYPE_BF16, NULL, a, &out->setup, err));
+    TD_TRY(request_plan(&q, TYPE_BF16, NULL, a, &out->setup, err));
     TD_TRY(load_cost(a, o, out, err));
     const plan *const p = &out->setup.plan;
     TD_TRY(sim_price(p, &out->cost, a, &out->class_ns, err));

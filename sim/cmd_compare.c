@@ -1,0 +1,154 @@
+/* psim compare: how far off a prediction was, and where. */
+#include "base/text.h"
+#include "sim/compare.h"
+#include "sim/psim.h"
+
+#include <stdio.h>
+
+static const char *kind_name(int kind)
+{
+    static const char *const others[] = {"overlapped pair", "send", "receive", "collective",
+                                         "gradient norm", "optimizer", "verification", "mark"};
+    return kind < PASS_COUNT ? pass_name((pass_kind)kind) : others[kind - PASS_COUNT];
+}
+
+static double frac(int64_t predicted, int64_t measured)
+{
+    return measured == 0 ? 0 : (double)(predicted - measured) / (double)measured;
+}
+
+static void task_name(const trace *t, const trace_record *r, td_text *out)
+{
+    td_text_addf(out, "rank %u ", t->streams[r->stream].rank);
+    if (r->kind < PASS_COUNT) td_text_addf(out, "%c", pass_letter((pass_kind)r->kind));
+    else td_text_add(out, kind_name(r->kind));
+    if (r->microbatch >= 0) td_text_addf(out, " %d", r->microbatch);
+    if (t->n_slices > 1) td_text_addf(out, ".%u", (unsigned)r->slice);
+    if (r->stage >= 0) td_text_addf(out, " of stage %d", r->stage);
+}
+
+/* --- JSON --- */
+
+static void json_sum(const compare_sum *s, td_text *t)
+{
+    td_text_addf(t, "\"tasks\":%lld,\"predicted_ns\":%lld,\"measured_ns\":%lld,\"error_frac\":%.15g,"
+                 "\"mean_abs_error_ns\":%.15g", (long long)s->n, (long long)s->predicted_ns,
+                 (long long)s->measured_ns, frac(s->predicted_ns, s->measured_ns),
+                 s->n == 0 ? 0.0 : (double)s->absolute_ns / (double)s->n);
+}
+
+static void json_bytes(const char *key, int64_t bytes, td_text *t)
+{
+    if (bytes < 0) td_text_addf(t, ",\"%s\":null", key);
+    else td_text_addf(t, ",\"%s\":%lld", key, (long long)bytes);
+}
+
+static void report_json(const trace *p, const compare_report *c, td_text *t)
+{
+    td_text_addf(t, "{\"schema\":1,\"predicted_step_ns\":%lld,\"measured_step_ns\":%lld,"
+                 "\"step_error_frac\":%.15g,\"matched\":%llu,\"only_predicted\":%llu,"
+                 "\"only_measured\":%llu,\"kinds\":[", (long long)c->predicted_step_ns,
+                 (long long)c->measured_step_ns, c->step_error_frac,
+                 (unsigned long long)c->n_matched, (unsigned long long)c->n_only_predicted,
+                 (unsigned long long)c->n_only_measured);
+    const char *comma = "";
+    for (int k = 0; k < TASK_KIND_COUNT; k++) {
+        if (c->kinds[k].n == 0) continue;
+        td_text_addf(t, "%s{\"kind\":\"%s\",", comma, kind_name(k));
+        json_sum(&c->kinds[k], t);
+        td_text_add(t, "}");
+        comma = ",";
+    }
+    td_text_add(t, "],\"per_rank\":[");
+    for (uint32_t i = 0; i < c->n_ranks; i++) {
+        const compare_rank *const r = &c->ranks[i];
+        td_text_addf(t, "%s{\"rank\":%u,", i > 0 ? "," : "", i);
+        json_sum(&r->sum, t);
+        td_text_addf(t, ",\"predicted_last_ns\":%lld,\"measured_last_ns\":%lld",
+                     (long long)r->predicted_last_ns, (long long)r->measured_last_ns);
+        json_bytes("predicted_peak_bytes", r->predicted_peak_bytes, t);
+        json_bytes("measured_peak_bytes", r->measured_peak_bytes, t);
+        td_text_add(t, "}");
+    }
+    td_text_add(t, "],\"worst\":[");
+    for (uint32_t i = 0; i < c->n_worst; i++) {
+        td_text name = {0};
+        task_name(p, &p->records[c->worst[i].predicted], &name);
+        td_text_add(t, i > 0 ? ",{\"task\":" : "{\"task\":");
+        td_text_json(t, name.s == NULL ? "" : name.s);
+        td_text_addf(t, ",\"error_ns\":%lld}", (long long)c->worst[i].error_ns);
+        td_text_free(&name);
+    }
+    td_text_add(t, "]}\n");
+}
+
+/* --- for people --- */
+
+static void text_sum(const char *name, const compare_sum *s, td_text *t)
+{
+    char p[32], m[32], e[32];
+    td_text_addf(t, "  %-18s %7lld  %10s  %10s  %+7.1f %%  %10s\n", name, (long long)s->n,
+                 td_print_ns(p, sizeof p, s->n == 0 ? 0 : s->predicted_ns / s->n),
+                 td_print_ns(m, sizeof m, s->n == 0 ? 0 : s->measured_ns / s->n),
+                 100 * frac(s->predicted_ns, s->measured_ns),
+                 td_print_ns(e, sizeof e, s->n == 0 ? 0 : s->absolute_ns / s->n));
+}
+
+static void text_memory(const compare_report *c, td_text *t)
+{
+    for (uint32_t i = 0; i < c->n_ranks; i++) {
+        const compare_rank *const r = &c->ranks[i];
+        char p[32], m[32];
+        if (r->predicted_peak_bytes < 0 || r->measured_peak_bytes < 0) continue;
+        td_text_addf(t, "  rank %u peak memory: predicted %s, measured %s%s\n", i,
+                     td_print_bytes(p, sizeof p, r->predicted_peak_bytes),
+                     td_print_bytes(m, sizeof m, r->measured_peak_bytes),
+                     r->predicted_peak_bytes == r->measured_peak_bytes ? " (equal)" : "");
+    }
+}
+
+static void report_text(const trace *p, const compare_report *c, td_text *t)
+{
+    char a[32], b[32];
+    td_text_addf(t, "step: predicted %s, measured %s: %+.1f %%\n\n",
+                 td_print_ns(a, sizeof a, c->predicted_step_ns),
+                 td_print_ns(b, sizeof b, c->measured_step_ns), 100 * c->step_error_frac);
+    td_text_addf(t, "  %-18s %7s  %10s  %10s  %9s  %10s\n", "mean of a task", "tasks",
+                 "predicted", "measured", "error", "|error|");
+    for (int k = 0; k < TASK_KIND_COUNT; k++)
+        if (c->kinds[k].n > 0) text_sum(kind_name(k), &c->kinds[k], t);
+    td_text_add(t, "\n");
+    for (uint32_t i = 0; i < c->n_ranks && i < 64; i++) {
+        char name[32];
+        (void)snprintf(name, sizeof name, "rank %u compute", i);
+        if (c->ranks[i].sum.n > 0) text_sum(name, &c->ranks[i].sum, t);
+    }
+    td_text_add(t, "\n");
+    text_memory(c, t);
+    if (c->n_worst > 0) td_text_add(t, "  the largest errors (measured - predicted):\n");
+    for (uint32_t i = 0; i < c->n_worst; i++) {
+        td_text_addf(t, "    %c%-10s ", c->worst[i].error_ns < 0 ? '-' : '+',
+                     td_print_ns(a, sizeof a, c->worst[i].error_ns < 0 ? -c->worst[i].error_ns
+                                                                       : c->worst[i].error_ns));
+        task_name(p, &p->records[c->worst[i].predicted], t);
+        td_text_add(t, "\n");
+    }
+    if (c->n_only_predicted + c->n_only_measured > 0)
+        td_text_addf(t, "  not in both: %llu tasks only predicted, %llu only measured\n",
+                     (unsigned long long)c->n_only_predicted,
+                     (unsigned long long)c->n_only_measured);
+}
+
+td_status cmd_compare(td_arena *a, const cli_args *args, const void *options, td_err *err)
+{
+    const psim_options *const o = options;
+    trace predicted, measured;
+    compare_report report;
+    TD_TRY(trace_read(args->operands[0], a, &predicted, err));
+    TD_TRY(trace_read(args->operands[1], a, &measured, err));
+    TD_TRY(compare_traces(&predicted, &measured, (uint32_t)o->worst, a, &report, err));
+    td_text out = {0};
+    if (o->json) report_json(&predicted, &report, &out);
+    else report_text(&predicted, &report, &out);
+    return psim_print(&out, err);
+}

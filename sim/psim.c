@@ -1,0 +1,164 @@
+/* psim: simulate pipeline schedules. The tables of its command line; each verb is a cmd_*.c. */
+#include "sim/psim.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#ifndef TD_VERSION
+#define TD_VERSION "0.1.0"
+#endif
+
+#define AT(field) offsetof(psim_options, field)
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+static const cli_option cost_options[] = {
+    {.kind = CLI_HEADING, .help = "Machine"},
+    {.kind = CLI_TEXT, .name = "cluster", .letter = 'c', .arg = "PRESET|FILE", .at = AT(cluster),
+     .help = "a cluster preset (h100-dgx:4 is four nodes), or a JSON file"},
+    {.kind = CLI_TEXT, .name = "profile", .arg = "FILE", .at = AT(profile),
+     .help = "a profile that psim calibrate fitted"},
+    {.kind = CLI_CHOICE, .name = "protocol", .arg = "HOW", .at = AT(protocol),
+     .choices = "eager|rendezvous",
+     .help = "when messages leave; default: eager with --times, else rendezvous"},
+    {.kind = CLI_INT, .name = "seed", .arg = "N", .at = AT(seed), .def = "0", .min = 0,
+     .max = INT64_MAX, .help = "of what is random; it is echoed"},
+};
+
+static const cli_option run_options[] = {
+    {.kind = CLI_HEADING, .help = "Output"},
+    {.kind = CLI_FLAG, .name = "json", .at = AT(json), .help = "print one JSON object on stdout"},
+    {.kind = CLI_TEXT, .name = "trace", .arg = "FILE", .at = AT(trace),
+     .help = "write a Chrome trace (*.json or *.json.gz; Perfetto opens it)"},
+    {.kind = CLI_TEXT, .name = "output", .letter = 'o', .arg = "FILE", .at = AT(output),
+     .help = "draw the timeline: *.svg, *.png, *.pdf or *.csv"},
+    {.kind = CLI_FLAG, .name = "memory", .at = AT(memory),
+     .help = "a table of ranks with their memory; curves in the figure"},
+    {.kind = CLI_FLAG, .name = "quiet", .letter = 'q', .at = AT(quiet),
+     .help = "no timeline and no advice"},
+    {.kind = CLI_TEXT, .name = "activation-deltas", .arg = "F,I,W", .at = AT(deltas),
+     .help = "what passes add to the count of live activations, default 1,0,-1"},
+};
+
+static const cli_option figure_options[] = {
+    {.kind = CLI_HEADING, .help = "Figure"},
+    {.kind = CLI_CHOICE, .name = "style", .arg = "STYLE", .at = AT(style), .def = "default",
+     .choices = "default|megatron|zb|dualpipe|vocab|seq1f1b|torch", .help = "colours"},
+    {.kind = CLI_TEXT, .name = "width", .arg = "WIDTH", .at = AT(width), .def = "page",
+     .help = "column (3.33 in), page (7 in), neurips (5.5 in), or inches"},
+    {.kind = CLI_CHOICE, .name = "label", .arg = "WHAT", .at = AT(label), .def = "mb",
+     .choices = "mb|stage.mb", .help = "what stands in the boxes"},
+    {.kind = CLI_CHOICE, .name = "index", .arg = "N", .at = AT(index), .def = "0",
+     .choices = "0|1", .help = "number of the first microbatch and rank"},
+    {.kind = CLI_FLAG, .name = "comms", .at = AT(comms), .help = "lanes and arrows of messages"},
+    {.kind = CLI_TEXT, .name = "title", .arg = "TEXT", .at = AT(title), .help = "title"},
+};
+
+static const cli_option draw_options[] = {
+    {.kind = CLI_HEADING, .help = "Output"},
+    {.kind = CLI_TEXT, .name = "output", .letter = 'o', .arg = "FILE", .at = AT(output),
+     .help = "the figure: *.svg, *.png, *.pdf, or *.csv of its boxes"},
+    {.kind = CLI_FLAG, .name = "memory", .at = AT(memory), .help = "memory curve of each rank"},
+};
+
+static const cli_option json_options[] = {
+    {.kind = CLI_HEADING, .help = "Output"},
+    {.kind = CLI_FLAG, .name = "json", .at = AT(json), .help = "print one JSON object on stdout"},
+    {.kind = CLI_FLAG, .name = "quiet", .letter = 'q', .at = AT(quiet),
+     .help = "print nothing when all is well"},
+};
+
+static const cli_option schedule_options[] = {
+    {.kind = CLI_HEADING, .help = "Output"},
+    {.kind = CLI_CHOICE, .name = "format", .arg = "FORMAT", .at = AT(format), .def = "csv",
+     .choices = "csv|torch|torch-comms", .help = "our text, or torch's plain forms"},
+    {.kind = CLI_TEXT, .name = "output", .letter = 'o', .arg = "FILE", .at = AT(output),
+     .help = "write it to a file"},
+};
+
+static const cli_option plan_options[] = {
+    {.kind = CLI_HEADING, .help = "Output"},
+    {.kind = CLI_TEXT, .name = "after", .arg = "PASS", .at = AT(after),
+     .help = "stop after this pass: place, comm, collect, step or memory"},
+    {.kind = CLI_TEXT, .name = "output", .letter = 'o', .arg = "FILE", .at = AT(output),
+     .help = "write it to a file"},
+};
+
+static const cli_option compare_options[] = {
+    {.kind = CLI_HEADING, .help = "Output"},
+    {.kind = CLI_FLAG, .name = "json", .at = AT(json), .help = "print one JSON object on stdout"},
+    {.kind = CLI_INT, .name = "worst", .arg = "N", .at = AT(worst), .def = "5", .min = 0,
+     .max = 1000, .help = "tasks with the largest errors to name"},
+};
+
+static const cli_option calibrate_options[] = {
+    {.kind = CLI_HEADING, .help = "Output"},
+    {.kind = CLI_TEXT, .name = "output", .letter = 'o', .arg = "FILE", .at = AT(output),
+     .help = "where the profile goes"},
+    {.kind = CLI_FLAG, .name = "json", .at = AT(json), .help = "print the profile on stdout"},
+    {.kind = CLI_FLAG, .name = "quiet", .letter = 'q', .at = AT(quiet), .help = "print nothing"},
+};
+
+#define WHAT {request_options, REQUEST_OPTION_COUNT, AT(what)}
+
+static const cli_table list_tables[] = {CLI_TABLE(json_options, 0)};
+static const cli_table schedule_tables[] = {WHAT, CLI_TABLE(schedule_options, 0)};
+static const cli_table check_tables[] = {WHAT, CLI_TABLE(json_options, 0)};
+static const cli_table plan_tables[] = {WHAT, CLI_TABLE(plan_options, 0)};
+static const cli_table run_tables[] = {WHAT, CLI_TABLE(cost_options, 0), CLI_TABLE(run_options, 0),
+                                       CLI_TABLE(figure_options, 0)};
+static const cli_table compare_tables[] = {CLI_TABLE(compare_options, 0)};
+static const cli_table draw_tables[] = {CLI_TABLE(draw_options, 0), CLI_TABLE(figure_options, 0)};
+static const cli_table calibrate_tables[] = {CLI_TABLE(calibrate_options, 0)};
+
+static const cli_verb verbs[] = {
+    {.name = "list", .summary = "the schedules, models and clusters there are",
+     .example = "psim list", .tables = list_tables, .n_tables = COUNT(list_tables),
+     .run = cmd_list},
+    {.name = "schedule", .summary = "print a schedule's text", .operands = "[NAME|FILE]",
+     .max_operands = 1, .example = "psim schedule 1f1b --pp 4 --microbatches 8",
+     .tables = schedule_tables, .n_tables = COUNT(schedule_tables), .run = cmd_schedule},
+    {.name = "check", .summary = "is a schedule or plan sound?", .operands = "[NAME|FILE]",
+     .max_operands = 1, .example = "psim schedule 1f1b --pp 4 --microbatches 8 | psim check -",
+     .tables = check_tables, .n_tables = COUNT(check_tables), .run = cmd_check},
+    {.name = "plan", .summary = "print the lowered plan", .operands = "[NAME|FILE]",
+     .max_operands = 1, .example = "psim plan 1f1b --pp 2 --microbatches 2",
+     .tables = plan_tables, .n_tables = COUNT(plan_tables), .run = cmd_plan},
+    {.name = "run", .summary = "simulate a schedule",
+     .operands = "[NAME|FILE]", .max_operands = 1,
+     .example = "psim run --schedule 1f1b --pp 4 --microbatches 8 --times F=1,B=2",
+     .see = "psim draw, psim compare", .tables = run_tables, .n_tables = COUNT(run_tables),
+     .run = cmd_run_sim},
+    {.name = "compare", .summary = "how far off was a prediction?",
+     .operands = "PREDICTED MEASURED", .min_operands = 2, .max_operands = 2,
+     .example = "psim compare predicted.json measured.json", .tables = compare_tables,
+     .n_tables = COUNT(compare_tables), .run = cmd_compare},
+    {.name = "draw", .summary = "traces as a figure", .operands = "TRACE...", .min_operands = 1,
+     .max_operands = -1, .example = "psim draw run.json -o timeline.svg", .tables = draw_tables,
+     .n_tables = COUNT(draw_tables), .run = cmd_draw},
+    {.name = "calibrate", .summary = "fit a profile to measurements", .operands = "SAMPLES",
+     .min_operands = 1, .max_operands = 1,
+     .example = "psim calibrate samples.txt -o profile.json", .tables = calibrate_tables,
+     .n_tables = COUNT(calibrate_tables), .run = cmd_calibrate},
+};
+
+static const cli_program program = {
+    .name = "psim", .summary = "simulate pipeline-parallel training schedules",
+    .example = "psim run --schedule 1f1b --pp 4 --microbatches 8 --times F=1,B=2",
+    .version = TD_VERSION, .verbs = verbs, .n_verbs = COUNT(verbs)};
+
+td_status psim_print(td_text *t, td_err *err)
+{
+    td_status st = TD_OK;
+    if (t->failed) st = td_fail(err, TD_ENOMEM, "out of memory for the output");
+    else if (t->len > 0 && (fwrite(t->s, 1, t->len, stdout) != t->len || fflush(stdout) != 0))
+        st = td_fail(err, TD_EIO, "stdout: %s", strerror(errno));
+    td_text_free(t);
+    return st;
+}
+
+int main(int argc, char **argv)
+{
+    psim_options options;
+    return cli_main(&program, argc, argv, &options, sizeof options);
+}
