@@ -37,7 +37,11 @@ void k_gemm_piece(const k_blas *blas, bool trans_a, bool trans_b, long m, long n
 void k_gemm_plain(bool trans_a, bool trans_b, long m, long n, long k, float alpha, const float *a,
                   long lda, const float *b, long ldb, float beta, float *c, long ldc);
 
-/* --- arguments of the bodies; the members mean what they mean in kernels.h --- */
+/* --- arguments of the bodies ---
+ *
+ * The members mean what they mean in kernels.h; in a backward, x is the input kept from the
+ * forward, y the gradient that is assigned, and of the norms res is dres. block is the rows (of
+ * vectors the elements, of embed_bwd the columns) of a piece. */
 
 typedef struct k_norm_args {
     long rows, cols, block;

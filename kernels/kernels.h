@@ -169,7 +169,7 @@ typedef struct k_attn {
     long s_q, s_kv;
     bool causal;
     float scale;            /* of the scores, normally 1/sqrt(d) */
-    const int32_t *kv_len;  /* [batch] keys that count, 1..s_kv; NULL: all (only when not causal) */
+    const int32_t *kv_len;  /* [batch] keys that count, 1..s_kv; NULL: all */
     long q_ld, q_batch;     /* q */
     long kv_ld, kv_batch;   /* k, v */
     long o_ld, o_batch;     /* o, dout */
