@@ -11,6 +11,21 @@
 
 /* --- numbers --- */
 
+/* Foreign text as a message shows it: one line, not too long. */
+typedef struct shown {
+    char s[48];
+} shown;
+
+static shown show(const char *s)
+{
+    enum { ROOM = 40 };
+    shown q;
+    size_t n = 0;
+    for (; n < ROOM && s[n] != '\0'; n++) q.s[n] = iscntrl((unsigned char)s[n]) ? '?' : s[n];
+    memcpy(q.s + n, s[n] != '\0' ? "..." : "", s[n] != '\0' ? 4 : 1);
+    return q;
+}
+
 td_status td_parse_i64(const char *s, int64_t min, int64_t max, const char *name, int64_t *out,
                        td_err *err)
 {
@@ -18,10 +33,10 @@ td_status td_parse_i64(const char *s, int64_t min, int64_t max, const char *name
     errno = 0;
     const long long v = strtoll(s, &end, 10);
     if (end == s || *end != '\0' || isspace((unsigned char)*s))
-        return td_fail(err, TD_EUSAGE, "%s: \"%s\" is not a whole number", name, s);
+        return td_fail(err, TD_EUSAGE, "%s: \"%s\" is not a whole number", name, show(s).s);
     if (errno == ERANGE || v < min || v > max)
-        return td_fail(err, TD_EUSAGE, "%s: %s is out of range; it is from %lld to %lld", name, s,
-                       (long long)min, (long long)max);
+        return td_fail(err, TD_EUSAGE, "%s: %s is out of range; it is from %lld to %lld", name,
+                       show(s).s, (long long)min, (long long)max);
     *out = v;
     return TD_OK;
 }
@@ -40,10 +55,10 @@ td_status td_parse_f64(const char *s, double min, double max, const char *name, 
     char *end = NULL;
     const double v = is_decimal_start(s) ? strtod(s, &end) : 0;
     if (end == NULL || *end != '\0')
-        return td_fail(err, TD_EUSAGE, "%s: \"%s\" is not a number", name, s);
+        return td_fail(err, TD_EUSAGE, "%s: \"%s\" is not a number", name, show(s).s);
     if (!isfinite(v) || v < min || v > max)
-        return td_fail(err, TD_EUSAGE, "%s: %s is out of range; it is from %g to %g", name, s, min,
-                       max);
+        return td_fail(err, TD_EUSAGE, "%s: %s is out of range; it is from %g to %g", name,
+                       show(s).s, min, max);
     *out = v;
     return TD_OK;
 }
@@ -83,17 +98,17 @@ td_status td_parse_bytes(const char *s, const char *name, int64_t *bytes, td_err
     const double v = is_decimal_start(s) ? strtod(s, &end) : 0;
     if (end == NULL || v < 0)
         return td_fail(err, TD_EUSAGE, "%s: \"%s\" is not a number of bytes; write 80GiB or 80GB",
-                       name, s);
+                       name, show(s).s);
     while (*end == ' ') end++;
     int64_t unit = 1;
     if (*end != '\0' && !byte_unit_of(end, &unit))
         return td_fail(err, TD_EUSAGE,
                        "%s: \"%s\": unknown unit \"%s\"; write 80GiB (2^30) or 80GB "
                        "(10^9)",
-                       name, s, end);
+                       name, show(s).s, show(end).s);
     const double product = v * (double)unit;
     if (!(product < 0x1p62))
-        return td_fail(err, TD_EUSAGE, "%s: %s is more bytes than 2^62", name, s);
+        return td_fail(err, TD_EUSAGE, "%s: %s is more bytes than 2^62", name, show(s).s);
     *bytes = llround(product);
     return TD_OK;
 }
@@ -116,12 +131,12 @@ static td_status list_item(const char **s, int64_t *first, int64_t *count, int64
         return td_fail(err, TD_EUSAGE,
                        "%s: \"%s\" does not start with a number; write 1,2,3 or 0-3 "
                        "or 4*16",
-                       name, at);
+                       name, show(at).s);
     if ((*end == '-' || *end == '*') && isdigit((unsigned char)end[1])) {
         const char sign = *end;
         const long long second = strtoll(end + 1, &end, 10);
         if (errno == ERANGE || (sign == '-' && second < *first))
-            return td_fail(err, TD_EUSAGE, "%s: the run \"%s\" goes nowhere", name, at);
+            return td_fail(err, TD_EUSAGE, "%s: the run \"%s\" goes nowhere", name, show(at).s);
         *step = sign == '-' ? 1 : 0;
         if (sign == '*') {
             *count = second;
@@ -132,7 +147,7 @@ static td_status list_item(const char **s, int64_t *first, int64_t *count, int64
     }
     if (*end != '\0' && *end != ',' && !isspace((unsigned char)*end))
         return td_fail(err, TD_EUSAGE, "%s: unexpected \"%s\"; write 1,2,3 or 0-3 or 4*16", name,
-                       end);
+                       show(end).s);
     *s = end;
     return TD_OK;
 }

@@ -28,3 +28,11 @@ foreach(flag IN LISTS td_warnings td_code_flags)
     target_compile_options(td_options INTERFACE $<$<COMPILE_LANGUAGE:C>:${flag}>)
 endforeach()
 target_link_options(td_options INTERFACE ${td_link_flags})
+
+# libFuzzer needs every module instrumented, the targets themselves linked with its main.
+if(TD_FUZZ)
+    if(NOT CMAKE_C_COMPILER_ID MATCHES "Clang")
+        message(FATAL_ERROR "tandem: TD_FUZZ needs clang; set CC=clang, or use the preset fuzz")
+    endif()
+    target_compile_options(td_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()

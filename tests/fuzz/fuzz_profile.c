@@ -1,0 +1,18 @@
+#include "fuzz.h"
+
+#include "costmodel/profile.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
+{
+    td_arena *const a = td_arena_new();
+    if (a == NULL) return 0;
+    td_err err = {0};
+    char *const text = td_alloc(a, len + 1, 1);
+    if (text == NULL) abort();
+    memcpy(text, bytes, len);
+    profile *const p = TD_NEW(a, profile);
+    if (p == NULL) abort();
+    fuzz_check(profile_parse(text, len, "profile.json", p, &err), &err);
+    td_arena_free(a);
+    return 0;
+}
