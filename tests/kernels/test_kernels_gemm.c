@@ -2,6 +2,7 @@
 #include "kernel_check.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <string.h>
 
 typedef struct gemm_problem {
@@ -130,6 +131,45 @@ static void test_many_calls(void **state)
     for (long i = 0; i < n; i++) assert_true(y[i] == 3000.0f);
 }
 
+/* --- contexts at the same time, as ranks in threads use them --- */
+
+typedef struct rank {
+    k_ctx *ctx;
+    const gemm_problem *g;
+    float *out;
+} rank;
+
+static void *rank_main(void *p)
+{
+    const rank *r = (const rank *)p;
+    for (int i = 0; i < 20; i++) run_gemm(r->ctx, r->g, r->out);
+    return NULL;
+}
+
+static void test_contexts_at_once(void **state)
+{
+    bench_top *t = (bench_top *)*state;
+    enum { RANKS = 4 };
+    const gemm_problem g = random_problem(t, 300);
+    const long n = g.m * g.ldc;
+    float *alone = zeros(t, n);
+    rank ranks[RANKS];
+    pthread_t threads[RANKS];
+    run_gemm(t->one, &g, alone);
+    for (int i = 0; i < RANKS; i++) {
+        const int width = 1 + i % 2;
+        void *mem = td_alloc(t->arena, 1, k_ctx_size(width));
+        ranks[i] = (rank){.ctx = k_ctx_start(mem, &t->blas, width), .g = &g, .out = zeros(t, n)};
+        assert_non_null(ranks[i].ctx);
+        assert_int_equal(pthread_create(&threads[i], NULL, rank_main, &ranks[i]), 0);
+    }
+    for (int i = 0; i < RANKS; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_memory_equal(alone, ranks[i].out, (size_t)n * sizeof *alone);
+        k_ctx_stop(ranks[i].ctx);
+    }
+}
+
 static void test_empty(void **state)
 {
     bench_top *t = (bench_top *)*state;
@@ -145,8 +185,9 @@ static void test_empty(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        KERNEL_TEST(test_random_shapes), KERNEL_TEST(test_own_product), KERNEL_TEST(test_pieces),
-        KERNEL_TEST(test_many_calls),    KERNEL_TEST(test_empty),
+        KERNEL_TEST(test_random_shapes),    KERNEL_TEST(test_own_product),
+        KERNEL_TEST(test_pieces),           KERNEL_TEST(test_many_calls),
+        KERNEL_TEST(test_contexts_at_once), KERNEL_TEST(test_empty),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
