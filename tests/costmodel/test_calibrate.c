@@ -1,0 +1,198 @@
+/* A calibration finds the speeds that made its samples, in spite of noise and outliers, and says
+ * what samples cannot tell. */
+#include "t.h"
+
+#include "costmodel/calibrate.h"
+
+/* Speeds drawn at random that samples are made of. */
+typedef struct truth {
+    double layer[3], head[2], message[2], optimizer[2], slow;
+} truth;
+
+static double draw(td_rng *r, double low, double high)
+{
+    return low + (high - low) * td_rng_unit(r);
+}
+
+static truth draw_truth(td_rng *r)
+{
+    return (truth){
+        .layer = {draw(r, 1e4, 1e5), draw(r, 500, 5000), draw(r, 1, 10)},
+        .head = {draw(r, 1e3, 1e5), draw(r, 1e3, 1e4)},
+        .message = {draw(r, 1e3, 1e4), draw(r, 0.05, 0.5)},
+        .optimizer = {draw(r, 1e3, 1e4), draw(r, 0.3, 3)},
+        .slow = draw(r, 1.1, 1.9),
+    };
+}
+
+/* One per cent of noise, and one sample in ten two to five times too long. */
+static double disturbed(td_rng *r, double ns)
+{
+    const double noisy = ns * (1 + 0.01 * td_rng_normal(r));
+    return td_rng_below(r, 10) == 0 ? noisy * draw(r, 2, 5) : noisy;
+}
+
+static void add(samples *s, sample x)
+{
+    td_err err = {0};
+    T_OK(samples_add(s, &x, &err), &err);
+}
+
+static void add_passes(samples *s, const truth *t, td_rng *r, int32_t busy)
+{
+    const double slow = busy > 1 ? t->slow : 1;
+    for (int64_t batch = 1; batch <= 4; batch *= 2)
+        for (int64_t len = 32; len <= 512; len *= 2) {
+            const double tokens = (double)(batch * len), context = ((double)len + 1) / 2;
+            const double layer =
+                t->layer[0] + t->layer[1] * tokens + t->layer[2] * tokens * context;
+            add(s, (sample){.what = SAMPLE_PASS,
+                            .pass = PASS_F,
+                            .part = PART_LAYERS,
+                            .layers = 2,
+                            .micro_batch = batch,
+                            .slice_len = len,
+                            .busy = busy,
+                            .ns = disturbed(r, 2 * layer * slow)});
+            add(s, (sample){.what = SAMPLE_PASS,
+                            .pass = PASS_F,
+                            .part = PART_HEAD,
+                            .micro_batch = batch,
+                            .slice_len = len,
+                            .busy = busy,
+                            .ns = disturbed(r, (t->head[0] + t->head[1] * tokens) * slow)});
+        }
+}
+
+static samples make_samples(td_arena *a, const truth *t, td_rng *r)
+{
+    samples s = samples_new(a);
+    td_err err = {0};
+    model_desc m;
+    const run_shape run = {.micro_batch = 1, .seq_len = 64, .tp = 1, .dp = 1};
+    T_OK(model_load("tiny-gpt2", &m, &err), &err);
+    T_OK(samples_header_model(&s, &m, &run, &err), &err);
+    T_OK(samples_header(&s, "cores", "2", &err), &err);
+    for (int i = 0; i < 6; i++) {
+        add_passes(&s, t, r, 1);
+        add_passes(&s, t, r, 2);
+        for (int64_t size = 1 << 8; size <= 1 << 24; size *= 4) {
+            const double n = (double)size;
+            add(&s, (sample){.what = SAMPLE_MESSAGE,
+                             .amount = size,
+                             .busy = 2,
+                             .ns = disturbed(r, t->message[0] + t->message[1] * n)});
+            add(&s, (sample){.what = SAMPLE_OPTIMIZER,
+                             .amount = size,
+                             .busy = 1,
+                             .ns = disturbed(r, t->optimizer[0] + t->optimizer[1] * n)});
+        }
+    }
+    return s;
+}
+
+static void recovers_speeds(void **state)
+{
+    td_arena *const a = *state;
+    td_err err = {0};
+    td_rng rng = td_rng_seed(11);
+    int inside = 0, all = 0;
+    for (int round = 0; round < 12; round++) {
+        const truth t = draw_truth(&rng);
+        const samples s = make_samples(a, &t, &rng);
+        profile p;
+        td_text report = {0};
+        T_OK(calibrate_fit(&s, &p, &report, &err), &err);
+        td_text_free(&report);
+        const profile_fit *const layers = &p.pass[0][PASS_F][PART_LAYERS];
+        const profile_fit *const head = &p.pass[0][PASS_F][PART_HEAD];
+        const struct {
+            const estimate *got;
+            double want;
+        } terms[] = {
+            {&layers->c[0], t.layer[0]},         {&layers->c[1], t.layer[1]},
+            {&layers->c[2], t.layer[2]},         {&head->c[1], t.head[1]},
+            {&p.message.c[0], t.message[0]},     {&p.message.c[1], t.message[1]},
+            {&p.optimizer.c[1], t.optimizer[1]},
+        };
+        for (size_t i = 0; i < sizeof terms / sizeof *terms; i++) {
+            const double off = fabs(terms[i].got->value - terms[i].want);
+            all++;
+            inside += off <= terms[i].got->half;
+            if (off > 4 * terms[i].got->half)
+                fail_msg("round %d term %zu: %g +- %g, made with %g", round, i, terms[i].got->value,
+                         terms[i].got->half, terms[i].want);
+        }
+        T_CLOSE(layers->c[1].value, t.layer[1], 0.05, 0);
+        T_CLOSE(p.message.c[1].value, t.message[1], 0.02, 0);
+        assert_int_equal(p.n_busy, 1);
+        T_CLOSE(p.busy[0].compute.value, t.slow, 0.02, 0);
+        assert_true(layers->error < 0.03);
+        assert_string_equal(p.model.name, "tiny-gpt2");
+        assert_int_equal(p.cores, 2);
+    }
+    /* 95 % intervals hold the truth most of the time */
+    if (inside * 10 < all * 8) fail_msg("%d of %d intervals hold the truth", inside, all);
+}
+
+static void says_what_is_open(void **state)
+{
+    td_arena *const a = *state;
+    td_err err = {0};
+    samples s = samples_new(a);
+    profile p;
+    td_text report = {0};
+    const sample one = {.what = SAMPLE_PASS,
+                        .pass = PASS_B,
+                        .part = PART_LAYERS,
+                        .layers = 3,
+                        .micro_batch = 1,
+                        .slice_len = 64,
+                        .busy = 1,
+                        .ns = 3000};
+    T_FAILS(calibrate_fit(&s, &p, &report, &err), TD_EUSAGE, &err, "no samples");
+    for (int i = 0; i < 5; i++) add(&s, one);
+    T_OK(calibrate_fit(&s, &p, &report, &err), &err);
+    /* one length: its time is known, nothing else */
+    T_CLOSE(p.pass[0][PASS_B][PART_LAYERS].c[0].value, 1000, 1e-9, 0);
+    assert_non_null(strstr(report.s, "no change with tokens"));
+    assert_non_null(strstr(report.s, "message: not measured"));
+    assert_non_null(strstr(report.s, "contention: not determined"));
+    sample busy = one;
+    busy.busy = 2;
+    busy.pass = PASS_F;
+    add(&s, busy);
+    T_FAILS(calibrate_fit(&s, &p, &report, &err), TD_EUSAGE, &err, "pass F of layers");
+    td_text_free(&report);
+}
+
+/* Times that fall as the work grows are no machine's. */
+static void refuses_nonsense(void **state)
+{
+    td_arena *const a = *state;
+    td_err err = {0};
+    samples s = samples_new(a);
+    profile p;
+    td_text report = {0};
+    for (int i = 0; i < 8; i++)
+        add(&s,
+            (sample){.what = SAMPLE_MESSAGE, .amount = 1000 << i, .busy = 2, .ns = 1e6 / (1 + i)});
+    T_OK(calibrate_fit(&s, &p, &report, &err), &err);
+    T_CLOSE(p.message.c[1].value, 0, 0, 0);
+    assert_non_null(strstr(report.s, "could not be told apart"));
+    td_text_free(&report);
+    T_OK(samples_header(&s, "dtype", "fp8", &err), &err);
+    T_FAILS(calibrate_fit(&s, &p, &report, &err), TD_EUSAGE, &err, "fp8");
+}
+
+#define WITH_ARENA(f) cmocka_unit_test_setup_teardown(f, t_arena_setup, t_arena_teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        WITH_ARENA(recovers_speeds),
+        WITH_ARENA(says_what_is_open),
+        WITH_ARENA(refuses_nonsense),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
