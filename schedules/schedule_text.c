@@ -62,17 +62,18 @@ static void print_list(td_text *out, const int32_t *items, int64_t n)
 /* "0-3" runs keep the lists of a pipe's microbatches short. */
 static void print_microbatches(const schedule *s, int32_t pipe, td_text *out)
 {
-    const char *sep = "";
+    bool any = false;
     for (int32_t m = 0; m < s->n_microbatches; m++) {
         if (s->microbatch_pipe[m] != pipe) continue;
+        if (!any) td_text_addf(out, "# pipe %d microbatches", pipe);
+        any = true;
         int32_t last = m;
         while (last + 1 < s->n_microbatches && s->microbatch_pipe[last + 1] == pipe) last++;
-        if (last > m) td_text_addf(out, "%s%d-%d", sep, m, last);
-        else td_text_addf(out, "%s%d", sep, m);
-        sep = " ";
+        if (last > m) td_text_addf(out, " %d-%d", m, last);
+        else td_text_addf(out, " %d", m);
         m = last;
     }
-    td_text_add(out, "\n");
+    if (any) td_text_add(out, "\n");
 }
 
 static void print_slices(const schedule *s, td_text *out)
@@ -93,7 +94,6 @@ static void print_roles(const schedule *s, td_text *out)
     for (int32_t p = 0; p < s->n_pipes; p++) {
         td_text_addf(out, "# pipe %d rows ", p);
         print_list(out, s->pipes[p].forward_row, s->n_stages);
-        td_text_addf(out, "# pipe %d microbatches ", p);
         print_microbatches(s, p, out);
         if (memcmp(s->pipes[p].forward_row, s->pipes[p].backward_row,
                    (size_t)s->n_stages * sizeof(int32_t)) != 0) {
