@@ -1,0 +1,34 @@
+#!/bin/sh
+# cli_pexec.sh BIN: what pexec answers to right and wrong command lines.
+set -u
+PATH=$1:$PATH
+. tests/cli/expect.sh
+
+expect 0 '' pexec
+says '*pexec help*'
+expect 0 '' pexec --version
+says 'pexec [0-9]*'
+for verb in train check bench devices; do
+    expect 0 '' pexec "$verb" --help
+    says "Usage: pexec $verb*Example:*pexec *Exit codes:*"
+done
+expect 2 'pexec: *did you mean train?' pexec trian
+expect 0 '' pexec devices
+
+run="--schedule 1f1b --pp 2 --microbatches 4 --model tiny-gpt2 --micro-batch 1 --seq-len 16"
+printf 'To be, or not to be, that is the question. %.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 \
+    18 19 20 21 22 23 24 25 26 27 28 29 30 >"$work/text.txt"
+# shellcheck disable=SC2086
+{
+expect 0 '' pexec check $run --json
+says '{*"loss":*"loss_reference":*"max_rel_err":*"pass":*true*}*'
+expect 3 'pexec: *no-such*' pexec train $run --steps 1 --data "$work/no-such.txt"
+printf 'short' >"$work/short.txt"
+expect 2 'pexec: *short.txt*' pexec train $run --steps 1 --data "$work/short.txt"
+expect 2 'pexec: *' pexec train $run --steps 0 --data "$work/text.txt"
+expect 2 'pexec: *did you mean*' pexec train $run --steps 1 --dta "$work/text.txt"
+expect 3 'pexec: *no-folder*' pexec train $run --steps 1 --data "$work/text.txt" \
+    --trace "$work/no-folder/trace.json"
+expect 3 'pexec: *CUDA*' pexec train $run --steps 1 --data "$work/text.txt" --backend cuda
+}
+finish

@@ -1,0 +1,105 @@
+#!/bin/sh
+# cli_psim.sh BIN: what psim answers to right and wrong command lines.
+set -u
+PATH=$1:$PATH
+. tests/cli/expect.sh
+
+# --- manners ---
+expect 0 '' psim
+says '*psim help*'
+expect 0 '' psim --version
+says 'psim [0-9]*'
+expect 0 '' psim help
+expect 0 '' psim help --man
+says '.TH psim*'
+expect 0 '' psim help --completions bash
+bash -n "$work/.stdout" 2>/dev/null || complain "the completions are no bash"
+for verb in list schedule check plan run compare draw calibrate; do
+    expect 0 '' psim "$verb" --help
+    says "Usage: psim $verb*Example:*psim *Exit codes:*"
+    [ "$(awk 'length($0) > 80' "$work/.stdout" | grep -vc '^  psim')" -eq 0 ] ||
+        complain "psim $verb --help is wider than 80"
+done
+expect 2 "psim: *did you mean run?" psim rnu
+expect 2 'psim: *--schedule?*' psim run --schedul 1f1b
+expect 2 'psim: *--pp*' psim run --pp
+
+# --- right ---
+expect 0 '' psim list
+says '*gpipe*1f1b*interleaved-1f1b*'
+expect 0 '' psim run --schedule 1f1b --pp 4 --microbatches 8 --times F=1,B=2 --json
+says '{*"schema":*"step_ns":*33000000*"bubble_frac":*"per_rank":*}*'
+expect 0 '' psim run --schedule gpipe --pp 4 --microbatches 8 --times F=1,B=2 --json
+says '*"step_ns":*33000000*'
+cp "$work/.stdout" "$work/first"
+expect 0 '' psim run --schedule gpipe --pp 4 --microbatches 8 --times F=1,B=2 --json
+cmp -s "$work/first" "$work/.stdout" || complain "two equal runs print different bytes"
+
+# --- names that do not exist ---
+unit="--times F=1,B=2"
+# shellcheck disable=SC2086
+{
+expect 2 'psim: *did you mean 1f1b?*' psim run --schedule 1fb1 --pp 4 --microbatches 8 $unit
+expect 2 'psim: *did you mean gpipe?*' psim run --schedule gpip --pp 4 --microbatches 8 $unit
+expect 2 'psim: *did you mean gpt3-175b?*' psim run --schedule 1f1b --pp 4 --microbatches 8 \
+    --model gpt3-175 --cluster a100-dgx
+expect 2 'psim: *did you mean a100-dgx?*' psim run --schedule 1f1b --pp 4 --microbatches 8 \
+    --model gpt3-175b --cluster a100-dgz
+expect 2 'psim: *' psim run --schedule 1f1b --pp 4 --microbatches 8 $unit --opt nonsense=1
+
+# --- sizes that are impossible ---
+expect 2 'psim: *' psim run --schedule 1f1b --pp 0 --microbatches 8 $unit
+expect 2 'psim: *' psim run --schedule 1f1b --pp 4 --microbatches 0 $unit
+expect 2 'psim: *' psim run --schedule 1f1b --pp 4 --microbatches 99999999999999999999 $unit
+expect 2 'psim: *' psim run --schedule 1f1b --pp 65535 --microbatches 16777216 $unit
+expect 2 'psim: *' psim run --schedule interleaved-1f1b --pp 4 --microbatches 8 --chunks 0 $unit
+expect 2 'psim: *layers*' psim run --schedule 1f1b --pp 7 --microbatches 8 --model gpt3-175b \
+    --cluster a100-dgx --layers 1,2,3
+expect 2 'psim: *' psim run --schedule 1f1b --pp 200 --microbatches 8 --model gpt3-175b \
+    --cluster a100-dgx:100
+expect 2 'psim: *' psim run --schedule 1f1b --pp 4 --microbatches 8
+expect 2 'psim: *' psim run --schedule 1f1b --pp 4 --microbatches 8 --times F=one,B=2
+expect 2 'psim: *' psim run --schedule 1f1b --pp 4 --microbatches 8 --times F=-1,B=2
+expect 2 'psim: *' psim run --schedule 1f1b --pp 4 --microbatches 8 --times Q=1
+}
+
+# --- files that are broken ---
+# shellcheck disable=SC2086
+{
+expect 3 'psim: *no-such-file*' psim check "$work/no-such-file.csv"
+expect 0 '' psim schedule 1f1b --pp 2 --microbatches 2
+cp "$work/.stdout" "$work/good.csv"
+expect 0 '' psim check "$work/good.csv"
+sed 's/,0B1//' "$work/good.csv" >"$work/missing.csv"
+expect 1 'psim: *' psim check "$work/missing.csv"
+sed 's/0F1/0F0/' "$work/good.csv" >"$work/doubled.csv"
+expect 1 'psim: *' psim check "$work/doubled.csv"
+sed 's/0F1/0Q1/' "$work/good.csv" >"$work/letter.csv"
+expect 2 'psim: *letter.csv:[0-9]*:[0-9]*: *' psim check "$work/letter.csv"
+printf '0B0,0F0\n1F0,1B0\n' >"$work/order.csv"
+expect 1 'psim: *' psim check "$work/order.csv"
+printf '{"model_type": "gpt2", "n_layer": ' >"$work/cut.json"
+expect 2 'psim: *cut.json:[0-9]*:[0-9]*: *' psim run --schedule 1f1b --pp 2 --microbatches 2 \
+    --model "$work/cut.json" --cluster a100-dgx
+printf '{"traceEvents": [' >"$work/cut-trace.json"
+expect 2 'psim: *cut-trace.json*' psim draw "$work/cut-trace.json" -o "$work/cut.svg"
+absent "$work/cut.svg"
+
+# --- outputs that cannot be ---
+expect 3 'psim: *no-folder*' psim run --schedule 1f1b --pp 2 --microbatches 2 $unit \
+    -o "$work/no-folder/figure.svg"
+expect 3 'psim: *no-folder*' psim run --schedule 1f1b --pp 2 --microbatches 2 $unit \
+    --trace "$work/no-folder/trace.json"
+expect 2 'psim: *' psim run --schedule 1f1b --pp 2 --microbatches 2 $unit -o "$work/figure.xyz"
+absent "$work/figure.xyz"
+}
+if [ -e /dev/full ]; then
+    n=$((n + 1))
+    psim list >/dev/full 2>"$work/.stderr"
+    [ $? -eq 3 ] || complain "a full disk is not noticed"
+fi
+
+# --- memory: who is over the limit, and by how much ---
+expect '1' 'psim: *GiB*' psim run --schedule gpipe --pp 8 --microbatches 64 --model gpt3-175b \
+    --cluster a100-dgx --memory-limit 80GiB
+finish
