@@ -9,7 +9,7 @@
 
 /* Below this many points a box is merged with its neighbours. */
 static const double min_box = 0.3;
-static const double border_from = 2.0, arrows_from = 3.0, pad = 1.0;
+static const double border_from = 3.0, arrows_from = 3.0, pad = 1.0;
 
 static double rank_height(const viz_layout *l) { return l->lane + l->comm + l->memory + l->gap; }
 
@@ -197,7 +197,8 @@ static td_status memory_curve(viz_layout *l, const trace *t, uint64_t from, uint
         high = fmin(high, level);
         if (i + 1 < to && viz_x(l, t->memory[i + 1].at_ns) - last_x < min_box) continue;
         TD_TRY(add_point(l, x, last_y));
-        TD_TRY(add_point(l, x, high));
+        if (high < last_y && high < level) TD_TRY(add_point(l, x, high));
+        TD_TRY(add_point(l, x, level));
         last_x = x;
         last_y = level;
         high = level;

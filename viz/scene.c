@@ -238,7 +238,7 @@ td_status viz_scene_build(const trace *traces, int n, const viz_options *o, td_a
     if (l.t1 <= l.t0) l.t1 = l.t0 + 1;
     choose_heights(&l, traces, n);
     out->width = (float)(o->width_in * 72.0);
-    l.x0 = l.memory >= 8.0 ? 38.0 : 32.0;
+    l.x0 = l.memory >= 8.0 ? 41.0 : 37.0;
     l.x1 = (double)out->width - 9.0;
     l.y = 3.0;
     if (o->title != NULL && o->title[0] != '\0') {
