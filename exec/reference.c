@@ -81,9 +81,9 @@ static double relative_error(const float *a, const float *b, int64_t n)
         diff += d * d;
         norm += (double)b[i] * (double)b[i];
     }
-    if (!isfinite(diff) || !isfinite(norm)) return INFINITY;
+    if (!isfinite(diff) || !isfinite(norm)) return HUGE_VAL;
     if (diff <= 0) return 0;
-    return norm > 0 ? sqrt(diff / norm) : INFINITY;
+    return norm > 0 ? sqrt(diff / norm) : HUGE_VAL;
 }
 
 void reference_compare(const reference *f, const stage_code *c, const float *values,

@@ -1,0 +1,68 @@
+/* pexec check: the law of the executor for one plan. */
+#include "exec/check.h"
+#include "base/text.h"
+#include "exec/pexec.h"
+
+#include <stdio.h>
+
+static void print_json(const check_result *r, const plan *p)
+{
+    td_text t = {0};
+    td_text_addf(&t, "{\"schema\": 1, \"schedule\": ");
+    td_text_json(&t, p->schedule_name == NULL ? "" : p->schedule_name);
+    td_text_addf(&t, ", \"ranks\": %u, \"microbatches\": %d, \"loss\": %.17g, "
+                     "\"loss_reference\": %.17g, \"max_rel_err\": %.9g, \"worst_tensor\": ",
+                 p->n_ranks, p->n_microbatches, r->loss, r->loss_reference,
+                 r->gradients.max_rel_err);
+    td_text_json(&t, r->gradients.worst);
+    td_text_addf(&t, ", \"weights_max_rel_err\": %.9g, \"bitwise\": %s, \"bitwise_expected\": %s, "
+                     "\"memory_exact\": %s, \"rss_bytes\": %lld, \"per_rank\": [",
+                 r->weights.max_rel_err,
+                 r->losses_equal && r->gradients.bitwise && r->weights.bitwise ? "true" : "false",
+                 r->exact ? "true" : "false", r->memory ? "true" : "false",
+                 (long long)r->rss_bytes);
+    for (uint32_t i = 0; i < p->n_ranks; i++)
+        td_text_addf(&t, "%s{\"rank\": %u, \"peak_bytes\": %lld, \"touched_bytes\": %lld}",
+                     i == 0 ? "" : ", ", i, (long long)r->ranks[i].peak_bytes,
+                     (long long)r->ranks[i].touched_bytes);
+    td_text_addf(&t, "], \"pass\": %s}\n", r->pass ? "true" : "false");
+    (void)fputs(t.s == NULL ? "" : t.s, stdout);
+    td_text_free(&t);
+}
+
+static void print_words(const check_result *r, const plan *p)
+{
+    char peak[40], rss[40];
+    const bool same = r->losses_equal && r->gradients.bitwise && r->weights.bitwise;
+    (void)printf("loss        %.9g, on one rank %.9g\n", r->loss, r->loss_reference);
+    (void)printf("gradients   %s (largest relative difference %.3g%s%s)\n",
+                 r->gradients.bitwise ? "equal bit for bit" : "differ", r->gradients.max_rel_err,
+                 r->gradients.worst[0] != '\0' ? " in " : "", r->gradients.worst);
+    (void)printf("weights     %s after three steps (%.3g)\n",
+                 r->weights.bitwise ? "equal bit for bit" : "differ", r->weights.max_rel_err);
+    for (uint32_t i = 0; i < p->n_ranks; i++)
+        (void)printf("rank %-6u predicted peak %lld bytes (%s), highest byte touched %lld\n", i,
+                     (long long)r->ranks[i].peak_bytes,
+                     td_print_bytes(peak, sizeof peak, r->ranks[i].peak_bytes),
+                     (long long)r->ranks[i].touched_bytes);
+    (void)printf("process     %s resident\n", td_print_bytes(rss, sizeof rss, r->rss_bytes));
+    (void)printf("%s: %s\n", r->pass ? "pass" : "FAIL",
+                 r->exact ? (same ? "bit for bit" : "bits differ where they must not")
+                          : "within tolerance is what this order of sums allows");
+}
+
+td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_err *err)
+{
+    const pexec_options *const o = options;
+    (void)args;
+    TD_TRY(pexec_backend(o, err));
+    run_setup setup;
+    TD_TRY(request_plan(&o->what, TYPE_FP32, NULL, a, &setup, err));
+    const check_options c = {.seed = (uint64_t)o->seed, .steps = 3,
+                             .run = {.threads_per_rank = (int)o->threads_per_rank}};
+    check_result r;
+    TD_TRY(check_plan(&setup.plan, &setup.sizes, &c, a, &r, err));
+    if (o->json) print_json(&r, &setup.plan);
+    else print_words(&r, &setup.plan);
+    return r.pass ? TD_OK : cli_answer_no(err);
+}

@@ -1,0 +1,214 @@
+/* pexec train: real text in, falling loss out. */
+#include "base/text.h"
+#include "exec/data.h"
+#include "exec/pexec.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+static volatile sig_atomic_t interrupted; /* set by the handler, nothing else may be */
+
+static void on_interrupt(int sig)
+{
+    (void)sig;
+    interrupted = 1;
+}
+
+typedef struct training {
+    const pexec_options *o;
+    executor *x;
+    corpus text;
+    char *eval;
+    int32_t *ids, *targets; /* one microbatch */
+    cli_progress progress;
+    int64_t began_ns, done;
+    double loss, val_loss, tokens_per_s;
+} training;
+
+static double validate(training *t)
+{
+    const run_shape *const r = &t->x->z->run;
+    double sum = 0;
+    for (int64_t i = 0; i < t->o->val_batches; i++) {
+        corpus_batch(&t->text, 0, 0, i, true, r->micro_batch, r->seq_len, t->ids, t->targets);
+        sum += exec_eval(t->x, t->eval, t->ids, t->targets);
+    }
+    return sum / (double)t->o->val_batches;
+}
+
+static td_status train_step(training *t, int64_t step, td_err *err)
+{
+    const plan *const p = t->x->p;
+    const run_shape *const r = &t->x->z->run;
+    for (int32_t i = 0; i < p->n_microbatches * p->dp; i++) {
+        corpus_batch(&t->text, (uint64_t)t->o->seed, step, i, false, r->micro_batch, r->seq_len,
+                     t->ids, t->targets);
+        exec_tokens(t->x, i / p->n_microbatches, i % p->n_microbatches, t->ids, t->targets);
+    }
+    const exec_step s = {
+        .lr = (float)optimizer_rate(t->o->lr, step, t->o->warmup, t->o->steps), .beta1 = 0.9f,
+        .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = (float)t->o->weight_decay,
+        .clip = t->o->clip, .number = step};
+    return exec_run_step(t->x, &s, &t->loss, err);
+}
+
+static void report(training *t, int64_t step)
+{
+    const plan *const p = t->x->p;
+    const run_shape *const r = &t->x->z->run;
+    const double seconds = (double)(td_now_ns() - t->began_ns) / 1e9;
+    const double tokens = (double)step * (double)(p->n_microbatches * p->dp) *
+                          (double)(r->micro_batch * r->seq_len);
+    t->tokens_per_s = tokens / seconds;
+    char bar[32];
+    (void)cli_progress_show(&t->progress, "%s step %lld/%lld  loss %.4f  |g| %.3f  %.0f tokens/s  "
+                            "%.0f s left",
+                            cli_bar(bar, sizeof bar, 20, (double)step / (double)t->o->steps),
+                            (long long)step, (long long)t->o->steps, t->loss, t->x->grad_norm,
+                            t->tokens_per_s,
+                            seconds / (double)step * (double)(t->o->steps - step));
+}
+
+static td_status loop(training *t, td_err *err)
+{
+    const int64_t every = t->o->val_every;
+    t->began_ns = td_now_ns();
+    for (int64_t step = 1; step <= t->o->steps; step++) {
+        TD_TRY(train_step(t, step, err));
+        t->done = step;
+        report(t, step);
+        if (every > 0 && step % every == 0 && step != t->o->steps) {
+            t->val_loss = validate(t);
+            cli_progress_end(&t->progress);
+            (void)fprintf(stderr, "step %lld  loss %.4f  validation %.4f  %.0f tokens/s\n",
+                          (long long)step, t->loss, t->val_loss, t->tokens_per_s);
+        }
+        if (interrupted)
+            return td_fail(err, TD_EINTR, "interrupted after step %lld", (long long)step);
+    }
+    t->val_loss = validate(t);
+    return TD_OK;
+}
+
+static td_status write_trace(const training *t, const cli_args *args, td_arena *a, td_err *err)
+{
+    const plan *const p = t->x->p;
+    const trace_meta meta[] = {
+        {"producer", "pexec train"},
+        {"schedule", p->schedule_name == NULL ? "" : p->schedule_name},
+        {"protocol", "rendezvous"},
+        {"model", t->x->z->model->name},
+        {"blas", k_blas_info(&t->x->blas)},
+        {"command", cli_line(a, args)},
+    };
+    trace tr;
+    TD_TRY(trace_build(p, &t->x->times, true, meta, sizeof meta / sizeof *meta, a, &tr, err));
+    return trace_write(&tr, t->o->trace, err);
+}
+
+/* Hugging Face's safetensors: length, JSON header, data; tensors in model order. */
+static td_status write_weights(const training *t, td_err *err)
+{
+    const plan *const p = t->x->p;
+    td_text head = {0}, file = {0};
+    int64_t at = 0;
+    td_text_add(&head, "{\"__metadata__\":{\"format\":\"pt\"}");
+    for (int32_t s = 0; s < p->n_stages; s++)
+        for (int64_t i = 0; i < t->x->stages[s].n_params; i++) {
+            const param_tensor *const w = &t->x->stages[s].params[i];
+            if (t->x->stages[s].first_tensor + i >= t->x->n_tensors) continue; /* tied copy */
+            const int64_t bytes = w->rows * w->cols * (int64_t)sizeof(float);
+            td_text_add(&head, ",");
+            td_text_json(&head, w->name);
+            td_text_addf(&head, ":{\"dtype\":\"F32\",\"shape\":[%lld", (long long)w->rows);
+            if (w->cols > 1) td_text_addf(&head, ",%lld", (long long)w->cols);
+            td_text_addf(&head, "],\"data_offsets\":[%lld,%lld]}", (long long)at,
+                         (long long)(at + bytes));
+            at += bytes;
+        }
+    td_text_add(&head, "}");
+    while (head.len % 8 != 0 && !head.failed) td_text_add(&head, " ");
+    unsigned char length[8];
+    for (int i = 0; i < 8; i++) length[i] = (unsigned char)((uint64_t)head.len >> (8 * i));
+    td_text_addn(&file, (const char *)length, sizeof length);
+    if (!head.failed) td_text_addn(&file, head.s, head.len);
+    for (int32_t s = 0; s < p->n_stages; s++) {
+        const stage_code *const c = &t->x->stages[s];
+        const float *const weights = exec_buffer(
+            t->x, exec_rank_of(t->x, (uint32_t)s, 0), SIZE_WEIGHTS, (uint32_t)s);
+        for (int64_t i = 0; i < c->n_params; i++)
+            if (c->first_tensor + i < t->x->n_tensors)
+                td_text_addn(&file, (const char *)(weights + c->params[i].offset),
+                             (size_t)(c->params[i].rows * c->params[i].cols) * sizeof(float));
+    }
+    const td_status st = head.failed || file.failed
+                             ? td_fail(err, TD_ENOMEM, "%s: out of memory", t->o->out)
+                             : td_write_file(t->o->out, file.s, file.len, err);
+    td_text_free(&head);
+    td_text_free(&file);
+    return st;
+}
+
+static void print_result(const training *t)
+{
+    const double bits = t->val_loss / log(2.0) / t->text.bytes_per_token;
+    if (t->o->json) {
+        (void)printf("{\"schema\": 1, \"steps\": %lld, \"loss\": %.17g, \"validation_loss\": %.17g, "
+                     "\"validation_bits_per_byte\": %.9g, \"tokens_per_s\": %.6g, "
+                     "\"seconds\": %.6g, \"rss_bytes\": %lld}\n",
+                     (long long)t->done, t->loss, t->val_loss, bits, t->tokens_per_s,
+                     (double)(td_now_ns() - t->began_ns) / 1e9, (long long)process_rss_bytes());
+        return;
+    }
+    (void)printf("step %lld  loss %.4f  validation %.4f (%.3f bits a byte)  %.0f tokens/s\n",
+                 (long long)t->done, t->loss, t->val_loss, bits, t->tokens_per_s);
+}
+
+static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *err)
+{
+    const pexec_options *const o = t->o;
+    const run_shape *const r = &s->sizes.run;
+    const size_t tokens = (size_t)(r->micro_batch * r->seq_len);
+    TD_TRY(corpus_open(o->data, o->vocab, o->merges, s->model.vocab, r->seq_len, a, &t->text,
+                       err));
+    const exec_options run = {.threads_per_rank = (int)o->threads_per_rank};
+    TD_TRY(exec_open(&s->plan, &s->sizes, &run, a, &t->x, err));
+    t->ids = TD_NEW_N(a, int32_t, tokens);
+    t->targets = TD_NEW_N(a, int32_t, tokens);
+    t->eval = td_alloc(a, 1, (size_t)exec_eval_bytes(t->x));
+    if (t->ids == NULL || t->targets == NULL || t->eval == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for batches");
+    exec_init(t->x, (uint64_t)o->seed);
+    return TD_OK;
+}
+
+td_status cmd_train(td_arena *a, const cli_args *args, const void *options, td_err *err)
+{
+    training t = {.o = options};
+    TD_TRY(pexec_backend(t.o, err));
+    if (t.o->data == NULL)
+        return td_fail(err, TD_EUSAGE, "--data is missing: any text file, such as "
+                       "/usr/share/common-licenses/GPL-3");
+    run_setup setup;
+    TD_TRY(request_plan(&t.o->what, TYPE_FP32, NULL, a, &setup, err));
+    td_status st = prepare(&t, &setup, a, err);
+    struct sigaction now = {.sa_handler = on_interrupt}, before;
+    (void)sigaction(SIGINT, &now, &before);
+    if (st == TD_OK) {
+        t.progress = cli_progress_begin(t.o->quiet ? CLI_NEVER : CLI_AUTO);
+        (void)fprintf(stderr, "%s: %u ranks, %d microbatches of %lld x %lld tokens, %s\n",
+                      setup.model.name, setup.plan.n_ranks, setup.plan.n_microbatches,
+                      (long long)setup.sizes.run.micro_batch, (long long)setup.sizes.run.seq_len,
+                      k_blas_info(&t.x->blas));
+        st = loop(&t, err);
+        cli_progress_end(&t.progress);
+    }
+    if (st == TD_OK && t.o->trace != NULL) st = write_trace(&t, args, a, err);
+    if (st == TD_OK && t.o->out != NULL) st = write_weights(&t, err);
+    if (st == TD_OK) print_result(&t);
+    (void)sigaction(SIGINT, &before, NULL);
+    exec_close(t.x);
+    return st;
+}

@@ -1,0 +1,110 @@
+/* pexec: runs plans for real. */
+#include "exec/pexec.h"
+
+#define AT(field) offsetof(pexec_options, field)
+
+static const cli_option machine_options[] = {
+    {.kind = CLI_HEADING, .help = "Machine"},
+    {.kind = CLI_CHOICE, .name = "backend", .arg = "NAME", .at = AT(backend), .def = "cpu",
+     .choices = "cpu|cuda", .help = "what computes"},
+    {.kind = CLI_CHOICE, .name = "wire", .arg = "NAME", .at = AT(wire), .def = "threads",
+     .choices = "threads", .help = "what moves tensors between ranks: threads of this process"},
+    {.kind = CLI_INT, .name = "threads-per-rank", .arg = "N", .at = AT(threads_per_rank),
+     .def = "1", .min = 1, .max = 256, .help = "cores that one rank computes on"},
+    {.kind = CLI_INT, .name = "seed", .arg = "N", .at = AT(seed), .def = "1", .min = 0,
+     .max = INT64_MAX, .help = "of weights and batches"},
+    {.kind = CLI_FLAG, .name = "json", .at = AT(json), .help = "print one JSON object on stdout"},
+};
+
+static const cli_option train_options[] = {
+    {.kind = CLI_HEADING, .help = "Training"},
+    {.kind = CLI_TEXT, .name = "data", .arg = "FILE", .at = AT(data),
+     .help = "any text file; its last tenth is for validation"},
+    {.kind = CLI_TEXT, .name = "vocab", .arg = "FILE", .at = AT(vocab),
+     .help = "GPT-2's vocab.json; without it each byte is a token"},
+    {.kind = CLI_TEXT, .name = "merges", .arg = "FILE", .at = AT(merges),
+     .help = "GPT-2's merges.txt"},
+    {.kind = CLI_INT, .name = "steps", .arg = "N", .at = AT(steps), .def = "100", .min = 1,
+     .max = 1000000000, .help = "optimizer steps"},
+    {.kind = CLI_REAL, .name = "lr", .arg = "X", .at = AT(lr), .def = "0.001",
+     .help = "highest learning rate"},
+    {.kind = CLI_INT, .name = "warmup", .arg = "N", .at = AT(warmup), .def = "10", .min = 0,
+     .max = 1000000000, .help = "steps of linear warm-up; half a cosine follows"},
+    {.kind = CLI_REAL, .name = "clip", .arg = "X", .at = AT(clip), .def = "1",
+     .help = "largest norm of the gradient; 0: no clipping"},
+    {.kind = CLI_REAL, .name = "weight-decay", .arg = "X", .at = AT(weight_decay), .def = "0.1",
+     .help = "of matrices and tables"},
+    {.kind = CLI_INT, .name = "val-every", .arg = "N", .at = AT(val_every), .def = "50", .min = 0,
+     .max = 1000000000, .help = "steps between validations; 0: only at the end"},
+    {.kind = CLI_INT, .name = "val-batches", .arg = "N", .at = AT(val_batches), .def = "8",
+     .min = 1, .max = 1000000, .help = "microbatches of a validation"},
+    {.kind = CLI_TEXT, .name = "trace", .arg = "FILE", .at = AT(trace),
+     .help = "write the last step's trace (*.gz is compressed)"},
+    {.kind = CLI_TEXT, .name = "out", .letter = 'o', .arg = "FILE", .at = AT(out),
+     .help = "write the final weights as safetensors"},
+    {.kind = CLI_FLAG, .name = "quiet", .at = AT(quiet), .help = "no progress line"},
+};
+
+static const cli_option bench_options[] = {
+    {.kind = CLI_HEADING, .help = "Bench"},
+    {.kind = CLI_INT, .name = "repeats", .arg = "N", .at = AT(repeats), .def = "5", .min = 1,
+     .max = 1000, .help = "rounds; each sample is the median of them"},
+    {.kind = CLI_TEXT, .name = "out", .letter = 'o', .arg = "FILE", .at = AT(out),
+     .help = "write the samples here instead of to stdout"},
+};
+
+static const cli_table run_tables[] = {
+    {request_options, REQUEST_OPTION_COUNT, AT(what)},
+    CLI_TABLE(train_options, 0),
+    CLI_TABLE(machine_options, 0),
+};
+static const cli_table check_tables[] = {
+    {request_options, REQUEST_OPTION_COUNT, AT(what)},
+    CLI_TABLE(machine_options, 0),
+};
+static const cli_table bench_tables[] = {
+    {request_options, REQUEST_OPTION_COUNT, AT(what)},
+    CLI_TABLE(bench_options, 0),
+    CLI_TABLE(machine_options, 0),
+};
+static const cli_table devices_tables[] = {CLI_TABLE(machine_options, 0)};
+
+static const cli_verb verbs[] = {
+    {.name = "train", .summary = "train a model under a schedule", .tables = run_tables,
+     .n_tables = 3, .run = cmd_train,
+     .example = "pexec train --model tiny-gpt2 --schedule 1f1b --pp 4 --microbatches 8 --data "
+                "/usr/share/common-licenses/GPL-3 --steps 50"},
+    {.name = "check", .summary = "prove a plan: the same numbers as one rank without a pipeline",
+     .tables = check_tables, .n_tables = 2, .run = cmd_check,
+     .about = "Trains three steps under the plan and in a plain loop on one rank, and compares "
+              "loss, every gradient and the weights; bit for bit where the order of sums is the "
+              "same. Exit code 1 when they differ.",
+     .example = "pexec check --model tiny-gpt2 --schedule 1f1b --pp 4 --microbatches 8"},
+    {.name = "bench", .summary = "measure this machine's passes, for psim calibrate",
+     .tables = bench_tables, .n_tables = 3, .run = cmd_bench,
+     .example = "pexec bench --model tiny-gpt2 --out samples.txt"},
+    {.name = "devices", .summary = "say what can compute here", .tables = devices_tables,
+     .n_tables = 1, .run = cmd_devices, .example = "pexec devices"},
+};
+
+static const cli_program program = {
+    .name = "pexec",
+    .summary = "train under a pipeline-parallel plan, for real",
+    .example = "pexec check --model tiny-gpt2 --schedule 1f1b --pp 4 --microbatches 8",
+    .version = "0.1.0",
+    .verbs = verbs,
+    .n_verbs = sizeof verbs / sizeof *verbs,
+};
+
+td_status pexec_backend(const pexec_options *o, td_err *err)
+{
+    if (o->backend == 0) return TD_OK;
+    return td_fail(err, TD_EDEVICE, "--backend cuda: this build has no CUDA backend; use --backend "
+                   "cpu");
+}
+
+int main(int argc, char **argv)
+{
+    pexec_options options;
+    return cli_main(&program, argc, argv, &options, sizeof options);
+}
