@@ -1,0 +1,322 @@
+/* pexec bench: what passes, optimizer and messages take on this machine, alone and with every core
+ * busy; a samples file for psim calibrate. */
+#include "base/text.h"
+#include "costmodel/samples.h"
+#include "exec/data.h"
+#include "exec/pexec.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_BUSY = 64, PARTS = 4 };
+
+/* One worker with a stage and buffers of its own, as a rank has them. */
+typedef struct bench_worker {
+    const stage_code *code;
+    k_ctx *ctx;
+    stage_args args;
+    float *moments;
+    int what; /* 0 forward, 1 backward, 2 optimizer, 3 norm */
+    int64_t ns;
+    pthread_barrier_t *start;
+} bench_worker;
+
+static void work_once(bench_worker *w)
+{
+    const int64_t n = w->code->elements;
+    const k_adamw step = {.lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f,
+                          .grad_scale = 1.0f, .step = 1};
+    volatile double sink = 0;
+    float *const weights = (float *)(uintptr_t)w->args.weights;
+    const int64_t begin = td_now_ns();
+    switch (w->what) {
+    case 0: stage_forward(w->ctx, w->code, &w->args); break;
+    case 1: stage_backward(w->ctx, w->code, &w->args); break;
+    case 2:
+        k_adamw_cpu(w->ctx, &step, n, weights, w->args.grads, w->moments, w->moments + n);
+        break;
+    default: sink = k_sumsq_cpu(w->ctx, n, w->args.grads); break;
+    }
+    w->ns = td_now_ns() - begin;
+    (void)sink;
+}
+
+static void *work_thread(void *arg)
+{
+    bench_worker *const w = arg;
+    (void)pthread_barrier_wait(w->start);
+    work_once(w);
+    return NULL;
+}
+
+static int compare_ns(const void *a, const void *b)
+{
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Time of one piece of work while `busy` workers do it at the same time: the workers' mean. */
+static td_status run_together(bench_worker *workers, int busy, int what, int64_t *ns, td_err *err)
+{
+    pthread_t threads[MAX_BUSY];
+    pthread_barrier_t start;
+    if (pthread_barrier_init(&start, NULL, (unsigned)busy) != 0)
+        return td_fail(err, TD_EDEVICE, "the machine gives no barriers");
+    int started = 1;
+    workers[0].start = &start;
+    workers[0].what = what;
+    for (; started < busy; started++) {
+        workers[started].start = &start;
+        workers[started].what = what;
+        if (pthread_create(&threads[started], NULL, work_thread, &workers[started]) != 0)
+            return td_fail(err, TD_EDEVICE, "%d threads could not be started", busy);
+    }
+    (void)work_thread(&workers[0]);
+    int64_t sum = workers[0].ns;
+    for (int i = 1; i < busy; i++) {
+        (void)pthread_join(threads[i], NULL);
+        sum += workers[i].ns;
+    }
+    (void)pthread_barrier_destroy(&start);
+    *ns = sum / busy;
+    return TD_OK;
+}
+
+typedef struct bench {
+    const pexec_options *o;
+    const model_desc *m;
+    run_shape run;
+    samples out;
+    k_blas blas;
+    int cores;
+    k_ctx *ctx[MAX_BUSY];
+} bench;
+
+/* A part of a model as a stage of its own. */
+typedef struct bench_case {
+    stage_part part;
+    stage_desc stage;
+    int64_t seq;
+} bench_case;
+
+static float *numbers(td_arena *a, int64_t n)
+{
+    float *const x = td_alloc(a, (size_t)n, sizeof *x);
+    td_rng r = td_rng_seed(11);
+    for (int64_t i = 0; x != NULL && i < n; i++) x[i] = (float)(0.1 * td_rng_unit(&r) - 0.05);
+    return x;
+}
+
+static td_status open_worker(const bench *b, const stage_code *c, int i, td_arena *a,
+                             bench_worker *w, td_err *err)
+{
+    const int64_t border = c->rows * c->m->hidden;
+    int32_t *const ids = td_alloc(a, (size_t)(2 * c->rows), sizeof *ids);
+    float *const weights = td_alloc(a, (size_t)c->elements, sizeof *weights);
+    *w = (bench_worker){.code = c, .ctx = b->ctx[i], .moments = numbers(a, 2 * c->elements)};
+    w->args = (stage_args){.input = numbers(a, border), .output = numbers(a, border),
+                           .doutput = numbers(a, border), .dinput = numbers(a, border),
+                           .weights = weights, .grads = numbers(a, c->grad_elements),
+                           .stash = td_alloc(a, 1, (size_t)c->stash.bytes + 64),
+                           .scratch = td_alloc(a, 1, (size_t)c->scratch.bytes), .ids = ids,
+                           .targets = ids + c->rows, .grad_scale = 1.0f};
+    if (ids == NULL || weights == NULL || w->moments == NULL || w->args.input == NULL ||
+        w->args.output == NULL || w->args.doutput == NULL || w->args.dinput == NULL ||
+        w->args.grads == NULL || w->args.stash == NULL || w->args.scratch == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    params_init(c->m, c->params, c->n_params, 1, weights);
+    for (int64_t k = 0; k < 2 * c->elements; k++) w->moments[k] *= w->moments[k];
+    corpus_random(5, c->m->vocab, c->rows, ids, ids + c->rows);
+    return TD_OK;
+}
+
+static td_status add_sample(bench *b, const bench_case *k, int what, int64_t elements, int busy,
+                            int64_t ns, td_err *err)
+{
+    sample s = {.what = SAMPLE_PASS, .pass = what == 0 ? PASS_F : PASS_B, .part = k->part,
+                .recompute = b->run.recompute, .layers = k->stage.n_layers,
+                .micro_batch = b->run.micro_batch, .slice_len = k->seq, .busy = busy,
+                .ns = (double)(ns < 1 ? 1 : ns)};
+    if (what >= 2)
+        s = (sample){.what = what == 2 ? SAMPLE_OPTIMIZER : SAMPLE_NORM, .amount = elements,
+                     .busy = busy, .ns = s.ns};
+    return samples_add(&b->out, &s, err);
+}
+
+/* All pieces of work of one case, alone and together, round by round so that drifts hit all alike. */
+static td_status bench_one(bench *b, const bench_case *k, bool step, td_err *err)
+{
+    td_arena *const a = td_arena_new();
+    if (a == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    sizes z = {.model = b->m, .run = b->run, .stages = &k->stage, .n_stages = 1, .chunks = 1};
+    z.run.seq_len = k->seq;
+    stage_code *code = NULL;
+    bench_worker *const workers = TD_NEW_N(a, bench_worker, b->cores);
+    const int kinds = step ? 4 : 2, loads = b->cores > 1 ? 2 : 1;
+    int64_t *const ns = TD_NEW_N(a, int64_t, 4 * 2 * b->o->repeats);
+    td_status st = workers == NULL || ns == NULL
+                       ? td_fail(err, TD_ENOMEM, "out of memory for the bench")
+                       : stage_open(&z, b->ctx[0], a, &code, err);
+    for (int i = 0; st == TD_OK && i < b->cores; i++)
+        st = open_worker(b, code, i, a, &workers[i], err);
+    for (int64_t r = -1; st == TD_OK && r < b->o->repeats; r++) /* the first round warms up */
+        for (int load = 0; st == TD_OK && load < loads; load++)
+            for (int what = 0; st == TD_OK && what < kinds; what++) {
+                int64_t one = 0;
+                st = run_together(workers, load == 0 ? 1 : b->cores, what, &one, err);
+                if (r >= 0) ns[(what * 2 + load) * b->o->repeats + r] = one;
+            }
+    for (int load = 0; st == TD_OK && load < loads; load++)
+        for (int what = 0; st == TD_OK && what < kinds; what++) {
+            int64_t *const x = &ns[(what * 2 + load) * b->o->repeats];
+            qsort(x, (size_t)b->o->repeats, sizeof *x, compare_ns);
+            st = add_sample(b, k, what, code->elements, load == 0 ? 1 : b->cores,
+                            x[b->o->repeats / 2], err);
+        }
+    td_arena_free(a);
+    return st;
+}
+
+/* --- messages --- */
+
+typedef struct echo {
+    wire *w;
+    char *memory;
+    int64_t bytes, rounds;
+    td_status status;
+} echo;
+
+static void *echo_thread(void *arg)
+{
+    echo *const e = arg;
+    td_err err = {0};
+    for (int64_t i = 0; i < e->rounds && e->status == TD_OK; i++) {
+        wire_op in = {.data = e->memory, .bytes = e->bytes, .rank = 1};
+        wire_recv(e->w, 0, &in);
+        e->status = wire_wait(e->w, &in, &err);
+        wire_op back = {.data = e->memory, .bytes = e->bytes, .rank = 1};
+        wire_send(e->w, 1, &back);
+        if (e->status == TD_OK) e->status = wire_wait(e->w, &back, &err);
+    }
+    return NULL;
+}
+
+static td_status bench_message(bench *b, int64_t bytes, td_err *err)
+{
+    enum { ROUNDS = 200 };
+    td_arena *const a = td_arena_new();
+    if (a == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    const wire_shape shape = {.n_ranks = 2, .n_channels = 2, .deadline_ns = 20000000000};
+    echo e = {.bytes = bytes, .rounds = ROUNDS, .memory = td_alloc(a, 1, (size_t)bytes)};
+    char *const mine = td_alloc(a, 1, (size_t)bytes);
+    int64_t ns[ROUNDS];
+    pthread_t thread;
+    td_status st = wire_open_threads(&shape, a, &e.w, err);
+    if (st == TD_OK && (mine == NULL || e.memory == NULL))
+        st = td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    if (st == TD_OK && pthread_create(&thread, NULL, echo_thread, &e) != 0)
+        st = td_fail(err, TD_EDEVICE, "a thread could not be started");
+    if (st == TD_OK) {
+        for (int i = 0; i < ROUNDS; i++) {
+            const int64_t begin = td_now_ns();
+            wire_op out = {.data = mine, .bytes = bytes};
+            wire_send(e.w, 0, &out);
+            if (st == TD_OK) st = wire_wait(e.w, &out, err);
+            wire_op in = {.data = mine, .bytes = bytes};
+            wire_recv(e.w, 1, &in);
+            if (st == TD_OK) st = wire_wait(e.w, &in, err);
+            ns[i] = (td_now_ns() - begin) / 2;
+        }
+        (void)pthread_join(thread, NULL);
+        qsort(ns, ROUNDS, sizeof *ns, compare_ns);
+    }
+    if (st == TD_OK) {
+        const sample s = {.what = SAMPLE_MESSAGE, .amount = bytes, .busy = 1,
+                          .ns = (double)(ns[ROUNDS / 2] < 1 ? 1 : ns[ROUNDS / 2])};
+        st = samples_add(&b->out, &s, err);
+    }
+    wire_close(e.w);
+    td_arena_free(a);
+    return st;
+}
+
+/* --- the whole bench --- */
+
+static td_status headers(bench *b, td_err *err)
+{
+    char text[64];
+    const time_t now = time(NULL);
+    struct tm day;
+    TD_TRY(samples_header_model(&b->out, b->m, &b->run, err));
+    (void)snprintf(text, sizeof text, "%d", b->cores);
+    TD_TRY(samples_header(&b->out, "cores", text, err));
+    TD_TRY(samples_header(&b->out, "device", k_blas_info(&b->blas), err));
+    TD_TRY(samples_header(&b->out, "source", "pexec bench", err));
+    (void)strftime(text, sizeof text, "%Y-%m-%d", gmtime_r(&now, &day));
+    return samples_header(&b->out, "date", text, err);
+}
+
+static td_status bench_all(bench *b, td_err *err)
+{
+    const int64_t full = b->run.seq_len;
+    const int64_t lengths[3] = {full >= 4 ? full / 4 : full, full >= 2 ? full / 2 : full, full};
+    const int64_t two = b->m->n_layers < 2 ? b->m->n_layers : 2;
+    cli_progress progress = cli_progress_begin(CLI_AUTO);
+    td_status st = TD_OK;
+    for (int i = full >= 4 ? 0 : 2; st == TD_OK && i < 3; i++) {
+        const bench_case cases[PARTS] = {
+            {PART_LAYERS, {.n_layers = 1}, lengths[i]},
+            {PART_LAYERS, {.n_layers = two}, lengths[i]},
+            {PART_EMBEDDING, {.embedding = true}, lengths[i]},
+            {PART_HEAD, {.head = true, .first_layer = b->m->n_layers}, lengths[i]}};
+        for (int k = 0; st == TD_OK && k < PARTS; k++) {
+            if (k == 1 && two < 2) continue;
+            (void)cli_progress_show(&progress, "%s of %lld tokens",
+                                    stage_part_name(cases[k].part), (long long)lengths[i]);
+            st = bench_one(b, &cases[k], i == 2 && k < 2, err);
+        }
+    }
+    for (int64_t bytes = 1024; st == TD_OK && bytes <= (int64_t)4 << 20; bytes *= 16)
+        st = bench_message(b, bytes, err);
+    cli_progress_end(&progress);
+    return st;
+}
+
+td_status cmd_bench(td_arena *a, const cli_args *args, const void *options, td_err *err)
+{
+    const pexec_options *const o = options;
+    (void)args;
+    TD_TRY(pexec_backend(o, err));
+    run_setup setup;
+    request q = o->what;
+    if (q.schedule == NULL && q.plan == NULL) { /* parts are measured, not a plan */
+        q.schedule = "1f1b";
+        q.pp = 1;
+        q.microbatches = 1;
+    }
+    TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, &setup, err));
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    bench b = {.o = o, .m = &setup.model, .run = setup.sizes.run, .out = samples_new(a),
+               .cores = (int)(online < 1 ? 1 : online > MAX_BUSY ? MAX_BUSY : online)};
+    k_blas_open(&b.blas, NULL);
+    td_status st = headers(&b, err);
+    for (int i = 0; st == TD_OK && i < b.cores; i++) {
+        void *const mem = td_alloc(a, 1, k_ctx_size((int)o->threads_per_rank));
+        b.ctx[i] = mem == NULL ? NULL : k_ctx_start(mem, &b.blas, (int)o->threads_per_rank);
+        if (b.ctx[i] == NULL) st = td_fail(err, TD_EDEVICE, "kernel threads could not be started");
+    }
+    if (st == TD_OK) st = bench_all(&b, err);
+    for (int i = 0; i < b.cores; i++) k_ctx_stop(b.ctx[i]);
+    k_blas_close(&b.blas);
+    if (st != TD_OK) return st;
+    if (o->out != NULL) return samples_write(&b.out, o->out, err);
+    td_text t = {0};
+    samples_print(&b.out, &t);
+    (void)fputs(t.s == NULL ? "" : t.s, stdout);
+    td_text_free(&t);
+    return TD_OK;
+}
