@@ -153,11 +153,9 @@ static bool is_file(const char *name)
     return strcmp(name, "-") == 0 || access(name, F_OK) == 0 || strchr(name, '/') != NULL;
 }
 
-static td_status read_schedule(const request *q, td_arena *a, schedule *s, td_err *err)
+static td_status parse_schedule(const request *q, const char *text, size_t len, td_arena *a,
+                                schedule *s, td_err *err)
 {
-    char *text = NULL;
-    size_t len = 0;
-    TD_TRY(td_read_file(a, q->schedule, FILE_MAX, &text, &len, err));
     TD_TRY(sched_parse(text, len, q->schedule, a, s, err));
     if (s->name == NULL) s->name = q->schedule;
     if (q->microbatches != 0 && q->microbatches != s->n_microbatches)
@@ -174,23 +172,42 @@ static td_status read_units(const request *q, td_arena *a, run_setup *out, td_er
     return TD_OK;
 }
 
-static td_status make_schedule(const request *q, td_arena *a, run_setup *out, td_err *err)
+/* The first line of what plan_print prints. */
+static bool is_plan(const char *text)
 {
+    static const char begin[] = "# tandem plan";
+    return strncmp(text, begin, sizeof begin - 1) == 0;
+}
+
+/* Makes the schedule; *plan_text is set instead when the file that is named holds a plan. */
+static td_status make_schedule(const request *q, td_arena *a, run_setup *out, char **plan_text,
+                               td_err *err)
+{
+    *plan_text = NULL;
     if (q->schedule == NULL)
         return td_fail(err, TD_EUSAGE, "--schedule is missing: a name of psim list, or a file");
     out->has_schedule = true;
     const sched_family *f = NULL;
     td_err unknown = {0};
     if (sched_find(q->schedule, &f, &unknown) == TD_OK) return generate(q, a, out, err);
-    if (is_file(q->schedule)) return read_schedule(q, a, &out->schedule, err);
-    return td_fail(err, TD_EUSAGE, "--schedule: %s", unknown.msg);
+    if (!is_file(q->schedule)) return td_fail(err, TD_EUSAGE, "--schedule: %s", unknown.msg);
+    char *text = NULL;
+    size_t len = 0;
+    TD_TRY(td_read_file(a, q->schedule, FILE_MAX, &text, &len, err));
+    if (!is_plan(text)) return parse_schedule(q, text, len, a, &out->schedule, err);
+    out->has_schedule = false;
+    *plan_text = text;
+    return TD_OK;
 }
 
 td_status request_schedule(const request *q, td_arena *a, run_setup *out, td_err *err)
 {
     *out = (run_setup){0};
+    char *plan_text = NULL;
     TD_TRY(read_units(q, a, out, err));
-    return make_schedule(q, a, out, err);
+    TD_TRY(make_schedule(q, a, out, &plan_text, err));
+    if (plan_text == NULL) return TD_OK;
+    return td_fail(err, TD_EUSAGE, "%s holds a plan; a schedule is needed here", q->schedule);
 }
 
 /* --- sizes and plan --- */
@@ -243,14 +260,10 @@ static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td
     return TD_OK;
 }
 
-static td_status read_plan(const request *q, td_arena *a, run_setup *out, td_err *err)
+static td_status take_plan(const char *text, const char *name, td_arena *a, run_setup *out,
+                           td_err *err)
 {
-    char *text = NULL;
-    size_t len = 0;
-    if (q->schedule != NULL)
-        return td_fail(err, TD_EUSAGE, "--schedule and --plan: give one of them");
-    TD_TRY(td_read_file(a, q->plan, FILE_MAX, &text, &len, err));
-    TD_TRY(plan_parse(text, len, q->plan, a, &out->plan, err));
+    TD_TRY(plan_parse(text, strlen(text), name, a, &out->plan, err));
     td_arena *const scratch = td_arena_new();
     if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     const td_status st = plan_check(&out->plan, scratch, err);
@@ -258,7 +271,7 @@ static td_status read_plan(const request *q, td_arena *a, run_setup *out, td_err
     if (st != TD_OK) return st;
     const plan *const p = &out->plan;
     if (out->has_model && p->stages == NULL)
-        return td_fail(err, TD_EUSAGE, "--model: %s was lowered without a model", q->plan);
+        return td_fail(err, TD_EUSAGE, "--model: %s was lowered without a model", name);
     out->sizes.stages = out->has_model ? p->stages : NULL;
     out->sizes.n_stages = p->n_stages;
     out->sizes.chunks = p->chunks;
@@ -275,8 +288,14 @@ td_status request_plan(const request *q, data_type dtype, const char *after, td_
     *out = (run_setup){0};
     TD_TRY(read_units(q, a, out, err));
     TD_TRY(read_model(q, dtype, out, err));
-    if (q->plan != NULL) return read_plan(q, a, out, err);
-    TD_TRY(make_schedule(q, a, out, err));
+    char *text = NULL;
+    size_t len = 0;
+    if (q->plan != NULL && q->schedule != NULL)
+        return td_fail(err, TD_EUSAGE, "--schedule and --plan: give one of them");
+    if (q->plan != NULL) TD_TRY(td_read_file(a, q->plan, FILE_MAX, &text, &len, err));
+    else TD_TRY(make_schedule(q, a, out, &text, err));
+    if (text != NULL)
+        return take_plan(text, q->plan != NULL ? q->plan : q->schedule, a, out, err);
     TD_TRY(assign_layers(q, a, out, err));
     out->lower = (lower_options){.sizes = &out->sizes, .dp = (int32_t)q->dp, .tp = (int32_t)q->tp,
                                  .fold = q->fold, .mapping = (plan_mapping)q->mapping,

@@ -125,8 +125,10 @@ static void report_text(const trace *p, const compare_report *c, td_text *t)
     }
     td_text_add(t, "\n");
     text_memory(c, t);
-    if (c->n_worst > 0) td_text_add(t, "  the largest errors (measured - predicted):\n");
-    for (uint32_t i = 0; i < c->n_worst; i++) {
+    uint32_t n_wrong = 0;
+    while (n_wrong < c->n_worst && c->worst[n_wrong].error_ns != 0) n_wrong++;
+    if (n_wrong > 0) td_text_add(t, "  the largest errors (measured - predicted):\n");
+    for (uint32_t i = 0; i < n_wrong; i++) {
         td_text_addf(t, "    %c%-10s ", c->worst[i].error_ns < 0 ? '-' : '+',
                      td_print_ns(a, sizeof a, c->worst[i].error_ns < 0 ? -c->worst[i].error_ns
                                                                        : c->worst[i].error_ns));

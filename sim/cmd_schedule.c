@@ -1,12 +1,7 @@
 /* psim schedule, check and plan: schedules and plans as text. */
-#include "base/text.h"
 #include "sim/psim.h"
 
-#include <stdio.h>
-#include <string.h>
-
 enum { FORMAT_CSV, FORMAT_TORCH, FORMAT_TORCH_COMMS };
-enum { FILE_MAX_BYTES = 1 << 30 };
 
 td_status cmd_schedule(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
@@ -32,16 +27,6 @@ td_status cmd_schedule(td_arena *a, const cli_args *args, const void *options, t
                                     : td_write_file(o->output, out.s, out.len, err);
     td_text_free(&out);
     return st;
-}
-
-/* A plan file begins with the word that plan_print begins with. */
-static td_status is_plan(td_arena *a, const char *path, bool *yes, td_err *err)
-{
-    char *text = NULL;
-    size_t len = 0;
-    TD_TRY(td_read_file(a, path, FILE_MAX_BYTES, &text, &len, err));
-    *yes = len >= 5 && (strncmp(text, "plan", 4) == 0 || strncmp(text, "# plan", 6) == 0);
-    return TD_OK;
 }
 
 static td_status say_sound(const psim_options *o, const char *what, const plan *p, td_err *err)
@@ -72,15 +57,6 @@ td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_e
     const psim_options *const o = options;
     request q;
     TD_TRY(psim_request(args, o, &q, err));
-    if (q.schedule != NULL && strcmp(q.schedule, "-") != 0 && args->n_operands > 0 &&
-        sched_find(q.schedule, &(const sched_family *){NULL}, NULL) != TD_OK) {
-        bool plan_file = false;
-        TD_TRY(is_plan(a, q.schedule, &plan_file, err));
-        if (plan_file) {
-            q.plan = q.schedule;
-            q.schedule = NULL;
-        }
-    }
     run_setup *const setup = TD_NEW(a, run_setup);
     if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     if (request_plan(&q, TYPE_BF16, NULL, a, setup, err) != TD_OK) return say_unsound(o, err);
