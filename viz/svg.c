@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* Above this many boxes tooltips would make most of the file. */
-enum { MAX_TIPS = 60000 };
+enum { MAX_TIPS = 10000 };
 
 static void add_number(td_text *t, double v)
 {

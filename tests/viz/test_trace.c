@@ -63,6 +63,28 @@ static void every_cut_is_refused(void **state)
     }
 }
 
+/* A line of its own holds each event: one that is missing, and what is added, are found. */
+static void counts_are_kept(void **state)
+{
+    size_t n = 0;
+    char *const bytes = sample_text(*state, &n);
+    static const char *const kinds[] = {"{\"ph\":\"X\"", "{\"ph\":\"C\""};
+    td_err err = {0};
+    trace t;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        char *const copy = td_strdup(*state, bytes);
+        char *const from = strstr(copy, kinds[i]);
+        assert_non_null(from);
+        char *const to = strchr(from, '\n') + 1;
+        memmove(from, to, strlen(to) + 1);
+        T_FAILS(trace_read_bytes(copy, strlen(copy), "x.json", *state, &t, &err), TD_EPARSE, &err,
+                "events are missing");
+    }
+    char *const more = td_sprintf(*state, "%s{}", bytes);
+    T_FAILS(trace_read_bytes(more, strlen(more), "x.json", *state, &t, &err), TD_EPARSE, &err,
+            "follows the end");
+}
+
 /* Whatever single byte changes, the reader returns, and never with an index out of range. */
 static void damage_stays_in_bounds(void **state)
 {
@@ -146,6 +168,7 @@ int main(void)
         T_TEST(written_equals_read),     T_TEST(gzip_is_gzip),
         T_TEST(every_cut_is_refused),    T_TEST(damage_stays_in_bounds),
         T_TEST(errors_name_their_place), T_TEST(messages_pair_up),
+        T_TEST(counts_are_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

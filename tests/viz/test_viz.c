@@ -43,6 +43,25 @@ static void labels_never_collide_nor_shrink(void **state)
     }
 }
 
+/* Boxes of one lane follow each other, also where many narrow ones became one. */
+static void boxes_never_overlap(void **state)
+{
+    static const int shapes[][2] = {{4, 8}, {4, 300}, {3, 3000}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        trace t;
+        viz_options o = viz_default_options();
+        o.legend = false;
+        viz_sample(shapes[i][0], shapes[i][1], 0, *state, &t);
+        const viz_scene s = scene_of(*state, &t, &o);
+        for (size_t k = 1; k < s.n_boxes; k++) {
+            const viz_box *const b = &s.boxes[k], *const last = b - 1;
+            if (b->y == last->y) assert_true(b->x >= last->x + last->w - 0.31f);
+        }
+        /* a lane never has more boxes than a writer can show */
+        assert_true((double)s.n_boxes <= shapes[i][0] * (double)s.width / 0.3);
+    }
+}
+
 /* The coloured area of each lane is the busy time of its rank. */
 static void boxes_cover_the_busy_time(void **state)
 {
@@ -149,6 +168,7 @@ int main(void)
         T_TEST(labels_never_collide_nor_shrink), T_TEST(boxes_cover_the_busy_time),
         T_TEST(text_is_readable_on_every_fill),  T_TEST(files_are_equal_and_whole),
         T_TEST(bad_requests_are_refused),        T_TEST(terminal_shows_the_schedule),
+        T_TEST(boxes_never_overlap),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
