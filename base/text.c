@@ -74,10 +74,13 @@ static const struct byte_unit {
     {"MB", 1000000},
     {"GB", 1000000000},
     {"TB", 1000000000000},
+    {"PB", 1000000000000000},
     {"KiB", (int64_t)1 << 10},
     {"MiB", (int64_t)1 << 20},
     {"GiB", (int64_t)1 << 30},
     {"TiB", (int64_t)1 << 40},
+    {"PiB", (int64_t)1 << 50},
+    {"EiB", (int64_t)1 << 60},
 };
 enum { N_BYTE_UNITS = sizeof byte_units / sizeof *byte_units };
 
