@@ -65,26 +65,6 @@ static td_status comm_add(comm *c, const sched_cell *cell, uint32_t src_node, in
     return TD_OK;
 }
 
-/* The pass after which a forward row hands the input of (stage, m, k) to its dual: direct, the
- * previous stage's forward; lagged, its own forward of `credits` microbatches later, or its last. */
-static uint32_t handoff_source(const comm *c, const sched_cell *cell, int32_t *src_row)
-{
-    const schedule *const s = c->l->s;
-    const sched_index *const ix = c->l->ix;
-    const sched_pipe *const p = &s->pipes[s->microbatch_pipe[cell->microbatch]];
-    const int32_t stage = cell->stage, m = cell->microbatch, k = cell->slice;
-    if (s->handoff != HANDOFF_LAGGED) {
-        *src_row = p->forward_row[stage - 1];
-        return index_find(ix, PASS_F, stage - 1, m, k);
-    }
-    *src_row = p->forward_row[stage];
-    const int32_t credits = s->credits == NULL ? 0 : s->credits[stage];
-    /* at the moment the input of m + credits has arrived: after the forward before that one */
-    const int32_t last = s->n_microbatches - 1;
-    const int32_t later = m + credits - 1 > last ? last : m + credits - 1;
-    return index_find(ix, PASS_F, stage, later > m ? later : m, k);
-}
-
 static td_status comm_of_cell(comm *c, const sched_cell *cell, uint32_t node, int32_t row,
                               td_err *err)
 {
@@ -105,7 +85,7 @@ static td_status comm_of_cell(comm *c, const sched_cell *cell, uint32_t node, in
     case PASS_R: {
         if (stage == 0 || p->forward_row[stage] == p->backward_row[stage]) return TD_OK;
         int32_t src_row = 0;
-        const uint32_t src = handoff_source(c, cell, &src_row);
+        const uint32_t src = index_handoff(ix, stage, m, k, &src_row);
         return comm_add(c, cell, src, src_row, node, row, CHANNEL_HANDOFF, err);
     }
     default: return TD_OK;

@@ -45,19 +45,20 @@ static td_status check_races(const plan_map *m, const access *x, uint32_t n, td_
     return TD_OK;
 }
 
+/* Windows count half steps: compute position i is 2i + 2, the moments between it and its neighbours
+ * are 2i + 1 and 2i + 3. */
 static void window_of(const plan *p, const plan_stream *s, uint32_t task, access *x)
 {
     const plan_stream *const compute = plan_compute(p, s->rank);
     x->computes = s->kind == STREAM_COMPUTE;
     if (x->computes) {
-        x->from = x->to = task - compute->first_task;
+        x->from = x->to = 2 * (task - compute->first_task) + 2;
         return;
     }
     const plan_task *const t = &p->tasks[task];
-    x->from = t->gate == PLAN_NONE ? 0 : t->gate - compute->first_task + 1;
-    x->to = t->join == PLAN_NONE || (t->flags & TASK_FLAG_JOIN_NEXT) ? compute->n_tasks
-                                                                     : t->join - compute->first_task;
-    if (x->to > x->from) x->to--; /* an empty window counts as one position: it is there briefly */
+    const bool to_end = t->join == PLAN_NONE || (t->flags & TASK_FLAG_JOIN_NEXT);
+    x->from = t->gate == PLAN_NONE ? 1 : 2 * (t->gate - compute->first_task) + 3;
+    x->to = 2 * (to_end ? compute->n_tasks : t->join - compute->first_task) + 1;
 }
 
 static td_status check_life(const plan_map *m, uint32_t rank, const access *x, td_err *err)
@@ -66,9 +67,8 @@ static td_status check_life(const plan_map *m, uint32_t rank, const access *x, t
     const plan_rank *const k = &p->ranks[rank];
     if (x->buffer >= k->n_buffers) return check_fail(m, x->task, err, "it uses no buffer of its rank");
     const plan_buffer *const b = &p->buffers[k->first_buffer + x->buffer];
-    const uint32_t end = plan_compute(p, rank)->n_tasks;
-    const bool empty = !x->computes && x->from == x->to; /* see window_of */
-    if (!empty && (x->from < b->birth || (x->to < end && x->to > b->death)))
+    if ((uint64_t)x->from < 2 * (uint64_t)b->birth + 1 ||
+        (uint64_t)x->to > 2 * (uint64_t)b->death + 3)
         return check_fail(m, x->task, err, "it uses a buffer outside its life");
     return TD_OK;
 }

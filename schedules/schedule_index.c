@@ -174,18 +174,35 @@ static int needs_of_backward(const sched_index *ix, const sched_cell *c, uint32_
     return n;
 }
 
-/* On a row of its own, R has the stage's input from the forward rows: direct, when the previous
- * stage has run; lagged, when the dual hands its own input on (`credits` microbatches later). */
+uint32_t index_handoff(const sched_index *ix, int32_t stage, int32_t m, int32_t k, int32_t *row)
+{
+    const schedule *const s = ix->s;
+    const sched_pipe *const p = &s->pipes[s->microbatch_pipe[m]];
+    if (s->handoff != HANDOFF_LAGGED) {
+        *row = p->forward_row[stage - 1];
+        return index_find(ix, PASS_F, stage - 1, m, k);
+    }
+    *row = p->forward_row[stage];
+    const int32_t credits = s->credits == NULL ? 0 : s->credits[stage];
+    if (credits == 0) return index_find(ix, PASS_F, stage, m, k);
+    /* the input of m + credits arrives before its forward: after the forward before that one */
+    const int32_t last = s->n_microbatches - 1;
+    const int32_t later = m + credits - 1 > last ? last : m + credits - 1;
+    return index_find(ix, PASS_F, stage, later, k);
+}
+
+/* On a row of its own, R has the stage's input from the forward rows. */
 static int needs_of_recompute(const sched_index *ix, const sched_cell *c, uint32_t *needs)
 {
     const schedule *const s = ix->s;
     const int32_t stage = c->stage, m = c->microbatch, k = c->slice;
     const sched_pipe *const p = &s->pipes[s->microbatch_pipe[m]];
     int n = 0;
+    int32_t row = 0;
     if (p->forward_row[stage] == p->backward_row[stage])
         needs[n++] = index_find(ix, PASS_F, stage, m, k);
     else if (stage > 0)
-        needs[n++] = index_find(ix, PASS_F, stage - 1, m, k);
+        needs[n++] = index_handoff(ix, stage, m, k, &row);
     if (k > 0) needs[n++] = index_find(ix, PASS_R, stage, m, k - 1);
     return n;
 }

@@ -54,6 +54,11 @@ uint32_t index_find_backward(const sched_index *ix, int32_t stage, int32_t m, in
 uint32_t index_barrier(const sched_index *ix, barrier_kind b, int32_t m, int32_t k);
 int32_t index_row(const sched_index *ix, uint32_t node);
 
+/* The forward pass after which the input of (stage, m, k) leaves for the stage's backward row, and the
+ * row that runs it: direct, the previous stage's; lagged, the dual's own, at the moment the input of
+ * the microbatch `credits` later has arrived. Requires stage > 0. */
+uint32_t index_handoff(const sched_index *ix, int32_t stage, int32_t m, int32_t k, int32_t *row);
+
 /* The nodes that a pass needs, in a fixed order; returns how many (at most 8). Entries may be
  * NODE_NONE where a needed pass does not exist, which sched_check reports. */
 enum { NEEDS_MAX = 8 };

@@ -375,6 +375,19 @@ static td_status size_from_rows(parser *p)
     return TD_OK;
 }
 
+static td_status check_homes(const parser *p)
+{
+    const schedule *const s = p->s;
+    for (int32_t i = 0; i < s->n_pipes; i++)
+        for (int32_t st = 0; st < s->n_stages; st++) {
+            const int32_t f = s->pipes[i].forward_row[st], b = s->pipes[i].backward_row[st];
+            if (f < 0 || b < 0 || f >= s->n_rows || b >= s->n_rows)
+                return td_fail(p->err, TD_EPARSE, "%s: stage %d of pipe %d lives on no row%s",
+                               p->name, st, i, p->headers ? "" : ": it has no pass");
+        }
+    return TD_OK;
+}
+
 td_status sched_parse(const char *text, size_t len, const char *name, td_arena *a, schedule *out,
                       td_err *err)
 {
@@ -405,5 +418,5 @@ td_status sched_parse(const char *text, size_t len, const char *name, td_arena *
     out->n_rows = (int32_t)p.n_rows;
     out->rows = p.rows;
     out->name = name;
-    return TD_OK;
+    return check_homes(&p);
 }

@@ -17,7 +17,6 @@ static const fixture fixtures[] = {
     {"bitpipe_d4_n4.csv", {[PASS_F] = 1, [PASS_B] = 2}, 0, 28, 48},
     {"dualpipe_r4_n8.csv", {[PASS_F] = 1, [PASS_B] = 2, [PASS_I] = 1, [PASS_W] = 1}, 0, 26, 48},
     {"seq1f1b_zb_p4_m4_s2.csv", {[PASS_F] = 1, [PASS_I] = 1, [PASS_W] = 1}, 0, 27, 48},
-    {"fbd_lagged_p4_m8.csv", {[PASS_F] = 1, [PASS_B] = 2, [PASS_R] = 1}, 0, 33, 72},
     {"fbd_merged_p2_m8.csv", {[PASS_F] = 2, [PASS_B] = 2, [PASS_R] = 1}, 0, 28, 24},
     {"vocab2_p4_m8.csv",
      {[PASS_F] = 2, [PASS_B] = 4, [PASS_S] = 1, [PASS_T] = 1}, 0, 82, 48},
