@@ -143,6 +143,7 @@ td_status worker_run(executor *x, exec_rank *r, td_err *err)
 {
     const plan_stream *const s = plan_compute(x->p, r->index);
     uint32_t posted = 0;
+    for (uint32_t i = 0; i < r->n_posts; i++) r->posts[i].op.done = false;
     for (uint32_t at = 0; at <= s->n_tasks; at++) {
         while (posted < r->n_posts && r->posts[posted].post_at <= at) {
             delay(x, r);
