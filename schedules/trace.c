@@ -12,9 +12,14 @@ static const char *const kind_names[TASK_KIND_COUNT] = {
 #define X(kind, letter, name, forward) [kind] = (const char[]){letter, '\0'},
     TD_PASSES(X)
 #undef X
-    [TASK_PAIR] = "PAIR", [TASK_SEND] = "SEND",           [TASK_RECV] = "RECV",
-    [TASK_COLL] = "COLL", [TASK_NORM] = "NORM",           [TASK_OPTIMIZER] = "OPTIMIZER",
-    [TASK_VERIFY] = "VERIFY", [TASK_MARK] = "MARK",
+        [TASK_PAIR] = "PAIR",
+    [TASK_SEND] = "SEND",
+    [TASK_RECV] = "RECV",
+    [TASK_COLL] = "COLL",
+    [TASK_NORM] = "NORM",
+    [TASK_OPTIMIZER] = "OPTIMIZER",
+    [TASK_VERIFY] = "VERIFY",
+    [TASK_MARK] = "MARK",
 };
 
 const char *trace_kind_name(uint8_t kind)
@@ -38,10 +43,14 @@ const char *trace_class_name(uint8_t channel)
 const char *trace_purpose_name(uint8_t purpose)
 {
     static const char *const names[PURPOSE_COUNT] = {
-        [PURPOSE_GRAD_SYNC] = "gradient sync", [PURPOSE_TIED] = "tied embedding",
-        [PURPOSE_NORM] = "norm",               [PURPOSE_C0] = "C0",
-        [PURPOSE_C1] = "C1",                   [PURPOSE_C2] = "C2",
-        [PURPOSE_EMBED_SUM] = "embedding sum", [PURPOSE_EMBED_GRAD] = "embedding gradient",
+        [PURPOSE_GRAD_SYNC] = "gradient sync",
+        [PURPOSE_TIED] = "tied embedding",
+        [PURPOSE_NORM] = "norm",
+        [PURPOSE_C0] = "C0",
+        [PURPOSE_C1] = "C1",
+        [PURPOSE_C2] = "C2",
+        [PURPOSE_EMBED_SUM] = "embedding sum",
+        [PURPOSE_EMBED_GRAD] = "embedding gradient",
         [PURPOSE_LOSS] = "loss",
     };
     return purpose < PURPOSE_COUNT ? names[purpose] : "collective";
@@ -138,8 +147,7 @@ static td_status build_records(const plan *p, const task_times *times, td_arena 
         for (uint32_t s = pr->first_stream; s < pr->first_stream + pr->n_streams; s++) {
             const plan_stream *const from = &p->streams[s];
             trace_stream *const to = &out->streams[n];
-            *to = (trace_stream){.rank = rank, .kind = from->kind, .first = at,
-                                 .n = from->n_tasks};
+            *to = (trace_stream){.rank = rank, .kind = from->kind, .first = at, .n = from->n_tasks};
             name_stream(p, from, to);
             for (uint32_t i = 0; i < from->n_tasks; i++) {
                 trace_record *const r = &out->records[at++];
@@ -228,8 +236,7 @@ static td_status build_memory(const plan *p, const task_times *times, td_arena *
 
 /* --- build --- */
 
-static td_status copy_meta(const trace_meta *meta, uint32_t n, td_arena *a, trace *out,
-                           td_err *err)
+static td_status copy_meta(const trace_meta *meta, uint32_t n, td_arena *a, trace *out, td_err *err)
 {
     out->meta = TD_NEW_N(a, trace_meta, n);
     if (out->meta == NULL) return td_fail(err, TD_ENOMEM, "trace: out of memory");

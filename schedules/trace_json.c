@@ -138,7 +138,8 @@ static td_status read_escape(json_in *r)
     TD_TRY(read_hex4(r, &code));
     if (code >= 0xd800 && code < 0xdc00) {
         unsigned low = 0;
-        if (next(r) != '\\' || next(r) != 'u') return json_bad(r, "half a surrogate pair in a string");
+        if (next(r) != '\\' || next(r) != 'u')
+            return json_bad(r, "half a surrogate pair in a string");
         TD_TRY(read_hex4(r, &low));
         if (low < 0xdc00 || low > 0xdfff) return json_bad(r, "half a surrogate pair in a string");
         code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
@@ -190,7 +191,8 @@ td_status json_scaled(json_in *r, int decimals, int64_t *out)
         if (c == '.' && !point && decimals > 0) {
             point = true;
         } else if (c >= '0' && c <= '9' && !(point && left == 0)) {
-            if (__builtin_mul_overflow(v, 10, &v) || __builtin_sub_overflow(v, (int64_t)c - '0', &v))
+            if (__builtin_mul_overflow(v, 10, &v) ||
+                __builtin_sub_overflow(v, (int64_t)c - '0', &v))
                 return json_bad(r, "a number that does not fit 64 bits");
             if (point) left--;
         } else {
@@ -199,9 +201,11 @@ td_status json_scaled(json_in *r, int decimals, int64_t *out)
         (void)next(r);
     }
     if (c == '.' || c == 'e' || c == 'E' || (c >= '0' && c <= '9'))
-        return json_bad(r, decimals > 0 ? "expected at most three decimals" : "expected an integer");
+        return json_bad(r,
+                        decimals > 0 ? "expected at most three decimals" : "expected an integer");
     for (; left > 0; left--)
-        if (__builtin_mul_overflow(v, 10, &v)) return json_bad(r, "a number that does not fit 64 bits");
+        if (__builtin_mul_overflow(v, 10, &v))
+            return json_bad(r, "a number that does not fit 64 bits");
     /* digits were gathered below zero, where the range is one larger */
     if (!negative && __builtin_mul_overflow(v, -1, &v))
         return json_bad(r, "a number that does not fit 64 bits");

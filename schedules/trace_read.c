@@ -56,7 +56,10 @@ typedef struct int_field {
     int64_t min, max;
 } int_field;
 
-#define FIELD(type, key, member, min, max) {key, offsetof(type, member), min, max}
+#define FIELD(type, key, member, min, max)                                                         \
+    {                                                                                              \
+        key, offsetof(type, member), min, max                                                      \
+    }
 #define INDEX_MAX (INT64_C(1) << 32)
 
 static const int_field event_fields[] = {
@@ -134,10 +137,8 @@ static td_status read_head_member(json_in *r, void *ctx)
         const char *key;
         size_t at;
     } counts[] = {
-        {"stages", offsetof(trace, n_stages)},
-        {"pipes", offsetof(trace, n_pipes)},
-        {"slices", offsetof(trace, n_slices)},
-        {"microbatches", offsetof(trace, n_microbatches)},
+        {"stages", offsetof(trace, n_stages)}, {"pipes", offsetof(trace, n_pipes)},
+        {"slices", offsetof(trace, n_slices)}, {"microbatches", offsetof(trace, n_microbatches)},
         {"chunks", offsetof(trace, chunks)},
     };
     for (size_t i = 0; i < N_OF(counts); i++) {
@@ -159,11 +160,12 @@ static td_status prepare(json_in *r, trace_in *t)
 {
     trace *const o = t->out;
     if (t->version != 1)
-        return json_bad(r, "not a trace of this project: \"otherData\" with \"tandem_trace\": 1 must "
-                           "come before \"traceEvents\"");
+        return json_bad(r,
+                        "not a trace of this project: \"otherData\" with \"tandem_trace\": 1 must "
+                        "come before \"traceEvents\"");
     /* counts are believed only as far as the file could hold them */
-    if (t->n_records > t->max_events || t->n_memory > t->max_events ||
-        t->n_ranks > t->max_events || t->n_streams > t->max_events)
+    if (t->n_records > t->max_events || t->n_memory > t->max_events || t->n_ranks > t->max_events ||
+        t->n_streams > t->max_events)
         return json_bad(r, "the file is too short for the counts in \"otherData\"; was it cut?");
     if (o->peak_bytes != NULL && t->n_peaks != (size_t)t->n_ranks)
         return json_bad(r, "\"peak_bytes\" has not one number for each rank");
@@ -297,7 +299,8 @@ static td_status read_event(json_in *r, void *ctx)
     const bool stream = e->ph == 'M' && e->names_thread;
     const bool memory = e->ph == 'C' && e->counts_memory;
     if (!record && !stream && !memory) return TD_OK;
-    if (e->pid < 0 || e->pid >= t->n_ranks) return json_bad(r, "an event of a rank that is not there");
+    if (e->pid < 0 || e->pid >= t->n_ranks)
+        return json_bad(r, "an event of a rank that is not there");
     if (stream) return add_stream(r, t, e);
     return record ? add_record(r, t, e) : add_memory(r, t, e);
 }
@@ -305,8 +308,7 @@ static td_status read_event(json_in *r, void *ctx)
 static td_status read_top_member(json_in *r, void *ctx)
 {
     trace_in *const t = ctx;
-    if (strcmp(r->str.s, "otherData") == 0)
-        return json_object(r, "otherData", read_head_member, t);
+    if (strcmp(r->str.s, "otherData") == 0) return json_object(r, "otherData", read_head_member, t);
     if (strcmp(r->str.s, "traceEvents") != 0) return json_skip(r);
     if (t->events_seen) return json_bad(r, "\"traceEvents\" comes twice");
     TD_TRY(prepare(r, t));
@@ -363,8 +365,7 @@ td_status trace_read(const char *path, td_arena *a, trace *out, td_err *err)
     if (r.buf == NULL) return td_fail(err, TD_ENOMEM, "%s: out of memory", path);
     r.text = r.buf;
     r.file = gzopen(path, "rb");
-    if (r.file == NULL)
-        return td_fail(err, TD_EIO, "%s: cannot open: %s", path, strerror(errno));
+    if (r.file == NULL) return td_fail(err, TD_EIO, "%s: cannot open: %s", path, strerror(errno));
     const td_status st = read_from(&r, max_bytes, a, out, err);
     (void)gzclose(r.file);
     return st;

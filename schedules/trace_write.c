@@ -72,8 +72,10 @@ static void put_json(trace_out *o, const char *s)
 {
     td_text t = {0};
     td_text_json(&t, s);
-    if (t.failed) o->failed = true;
-    else put_n(o, t.s, t.len);
+    if (t.failed)
+        o->failed = true;
+    else
+        put_n(o, t.s, t.len);
     td_text_free(&t);
 }
 
@@ -208,8 +210,7 @@ static void write_names(trace_out *o, const trace *t)
 
 /* --- records --- */
 
-static void put_pass(trace_out *o, const trace *t, uint8_t kind, int32_t microbatch,
-                     uint16_t slice)
+static void put_pass(trace_out *o, const trace *t, uint8_t kind, int32_t microbatch, uint16_t slice)
 {
     put(o, trace_kind_name(kind));
     if (microbatch < 0) return;
@@ -340,8 +341,7 @@ static td_status write_to(const trace *t, const uint32_t *partner, const char *t
                           const char *path, td_err *err)
 {
     o->file = gzopen(tmp, ends_with(path, ".gz") ? "wb6" : "wbT");
-    if (o->file == NULL)
-        return td_fail(err, TD_EIO, "%s: cannot write: %s", path, strerror(errno));
+    if (o->file == NULL) return td_fail(err, TD_EIO, "%s: cannot write: %s", path, strerror(errno));
     write_head(o, t);
     write_names(o, t);
     write_records(o, t, partner);

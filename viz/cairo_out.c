@@ -26,7 +26,6 @@ static void set_color(cairo_t *c, uint32_t color)
 /* Neighbours that look alike make one path: one fill for many boxes. */
 static void draw_boxes(const viz_scene *s, cairo_t *c)
 {
-    cairo_set_line_width(c, 0.35);
     for (size_t i = 0; i < s->n_boxes;) {
         const viz_box *const first = &s->boxes[i];
         for (; i < s->n_boxes && s->boxes[i].fill == first->fill &&
@@ -38,6 +37,7 @@ static void draw_boxes(const viz_scene *s, cairo_t *c)
         set_color(c, first->fill);
         if (first->border) {
             cairo_fill_preserve(c);
+            cairo_set_line_width(c, first->border == 1 ? 0.35 : 0.12);
             set_color(c, 0x222222);
             cairo_stroke(c);
         } else {

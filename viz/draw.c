@@ -115,8 +115,10 @@ td_status viz_write(const viz_scene *s, const char *path, td_err *err)
     const char *const e = extension(path);
     if (strcasecmp(e, "svg") == 0) viz_svg(s, &t);
 #ifdef TD_HAVE_CAIRO
-    else if (strcasecmp(e, "png") == 0) st = viz_png(s, &t, err);
-    else st = viz_pdf(s, &t, err);
+    else if (strcasecmp(e, "png") == 0)
+        st = viz_png(s, &t, err);
+    else
+        st = viz_pdf(s, &t, err);
 #endif
     return finish(st, &t, path, err);
 }

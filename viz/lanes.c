@@ -9,7 +9,7 @@
 
 /* Below this many points a box is merged with its neighbours. */
 static const double min_box = 0.3;
-static const double border_from = 3.0, arrows_from = 3.0, pad = 1.0;
+static const double border_from = 3.0, hairline_from = 1.2, arrows_from = 3.0, pad = 1.0;
 
 static double rank_height(const viz_layout *l) { return l->lane + l->comm + l->memory + l->gap; }
 
@@ -32,16 +32,19 @@ static td_status run_flush(viz_layout *l, viz_run *run, double y, double h, uint
         const double c = run->covered > 0.0 ? run->sum[i] / run->covered : 128.0;
         fill |= (uint32_t)lround(255.0 + (c - 255.0) * covered) << (8 * i);
     }
-    return viz_add_box(l, (viz_box){.x = (float)run->x0, .y = (float)y, .w = (float)width,
-                                    .h = (float)h, .fill = fill, .trace = trace_index,
+    return viz_add_box(l, (viz_box){.x = (float)run->x0,
+                                    .y = (float)y,
+                                    .w = (float)width,
+                                    .h = (float)h,
+                                    .fill = fill,
+                                    .trace = trace_index,
                                     .record = run->record});
 }
 
 static td_status run_add(viz_layout *l, viz_run *run, double x0, double x1, uint32_t fill,
                          uint32_t record, double y, double h, uint32_t trace_index)
 {
-    if (run->open && x1 - run->x0 > 2.0 * min_box)
-        TD_TRY(run_flush(l, run, y, h, trace_index));
+    if (run->open && x1 - run->x0 > 2.0 * min_box) TD_TRY(run_flush(l, run, y, h, trace_index));
     if (!run->open) *run = (viz_run){.x0 = x0, .record = record, .open = true};
     run->x1 = x1;
     run->covered += x1 - x0;
@@ -98,8 +101,8 @@ static td_status add_pair(viz_layout *l, const trace *t, const trace_record *r, 
     return number_box(l, &half, text);
 }
 
-static td_status compute_lane(viz_layout *l, const trace *t, uint32_t index,
-                              const trace_stream *s, double y)
+static td_status compute_lane(viz_layout *l, const trace *t, uint32_t index, const trace_stream *s,
+                              double y)
 {
     viz_run run = {0};
     for (uint32_t i = 0; i < s->n; i++) {
@@ -113,9 +116,16 @@ static td_status compute_lane(viz_layout *l, const trace *t, uint32_t index,
             continue;
         }
         TD_TRY(run_flush(l, &run, y, l->lane, index));
-        const viz_box b = {.x = (float)x0, .y = (float)y, .w = (float)(x1 - x0),
-                           .h = (float)l->lane, .fill = fill, .trace = index,
-                           .record = s->first + i, .border = x1 - x0 >= border_from};
+        const viz_box b = {.x = (float)x0,
+                           .y = (float)y,
+                           .w = (float)(x1 - x0),
+                           .h = (float)l->lane,
+                           .fill = fill,
+                           .trace = index,
+                           .record = s->first + i,
+                           .border = x1 - x0 >= border_from     ? 1
+                                     : x1 - x0 >= hairline_from ? 2
+                                                                : 0};
         if (r->kind == TASK_PAIR) {
             TD_TRY(add_pair(l, t, r, b));
             continue;
@@ -132,8 +142,8 @@ static td_status compute_lane(viz_layout *l, const trace *t, uint32_t index,
 /* --- messages and memory --- */
 
 /* Sends and collectives; receives mirror the sends and are shown by the arrows. */
-static td_status message_lane(viz_layout *l, const trace *t, uint32_t index,
-                              const trace_stream *s, double y)
+static td_status message_lane(viz_layout *l, const trace *t, uint32_t index, const trace_stream *s,
+                              double y)
 {
     viz_run run = {0};
     const double h = l->comm - 1.0;
@@ -147,8 +157,12 @@ static td_status message_lane(viz_layout *l, const trace *t, uint32_t index,
             continue;
         }
         TD_TRY(run_flush(l, &run, y, h, index));
-        TD_TRY(viz_add_box(l, (viz_box){.x = (float)x0, .y = (float)y, .w = (float)(x1 - x0),
-                                        .h = (float)h, .fill = fill, .trace = index,
+        TD_TRY(viz_add_box(l, (viz_box){.x = (float)x0,
+                                        .y = (float)y,
+                                        .w = (float)(x1 - x0),
+                                        .h = (float)h,
+                                        .fill = fill,
+                                        .trace = index,
                                         .record = s->first + i}));
     }
     return run_flush(l, &run, y, h, index);
@@ -257,8 +271,10 @@ td_status viz_add_lanes(viz_layout *l, const trace *t, uint32_t index)
     for (uint32_t i = 0; i < t->n_streams; i++) {
         const trace_stream *const s = &t->streams[i];
         const double y = top + s->rank * step;
-        if (s->kind == STREAM_COMPUTE) TD_TRY(compute_lane(l, t, index, s, y));
-        else if (l->comm > 0.0) TD_TRY(message_lane(l, t, index, s, y + l->lane + 0.5));
+        if (s->kind == STREAM_COMPUTE)
+            TD_TRY(compute_lane(l, t, index, s, y));
+        else if (l->comm > 0.0)
+            TD_TRY(message_lane(l, t, index, s, y + l->lane + 0.5));
     }
     const double bottom = top + t->n_ranks * step - l->gap;
     TD_TRY(viz_add_line(l, l->x0, top, l->x0, bottom, 0.4, 0x666666, false));

@@ -13,20 +13,20 @@ enum { OTHER = PASS_COUNT, COMM, COLL, KINDS };
 static const uint32_t palettes[VIZ_STYLE_COUNT][KINDS] = {
     /*                 F         B         I         W         R         S         T
                        E         G         other     comm      coll */
-    [VIZ_DEFAULT] = {0x0072b2, 0xe69f00, 0xf0c75e, 0x009e73, 0x9f90c8, 0xf0e442, 0xc4b820,
-                     0xcc79a7, 0x9c4f7b, 0x777777, 0xb8b8b8, 0x4d4d4d},
+    [VIZ_DEFAULT] = {0x0072b2, 0xe69f00, 0xf0c75e, 0x009e73, 0x9f90c8, 0xf0e442, 0xc4b820, 0xcc79a7,
+                     0x9c4f7b, 0x777777, 0xb8b8b8, 0x4d4d4d},
     [VIZ_MEGATRON] = {0x3b6fb6, 0x6aa84f, 0x93c47d, 0x38761d, 0x9f90c8, 0xffd966, 0xe0b83c,
                       0xc27ba0, 0x9c4f7b, 0x777777, 0xb8b8b8, 0x4d4d4d},
-    [VIZ_ZB] = {0x397af2, 0x2ab0c0, 0x44d3da, 0xe0f0e7, 0x9f90c8, 0xffd966, 0xe0b83c,
-                0xc27ba0, 0x9c4f7b, 0xc85308, 0xffd35b, 0xc9a227},
+    [VIZ_ZB] = {0x397af2, 0x2ab0c0, 0x44d3da, 0xe0f0e7, 0x9f90c8, 0xffd966, 0xe0b83c, 0xc27ba0,
+                0x9c4f7b, 0xc85308, 0xffd35b, 0xc9a227},
     [VIZ_DUALPIPE] = {0xf0b036, 0x7cd44e, 0x7cd44e, 0x74bcf8, 0x9f90c8, 0xffd966, 0xe0b83c,
                       0xc27ba0, 0x9c4f7b, 0x777777, 0xb8b8b8, 0x4d4d4d},
-    [VIZ_VOCAB] = {0x4285f4, 0xe69138, 0xf6b26b, 0x6aa84f, 0x9f90c8, 0xffd966, 0xf1c232,
-                   0xc27ba0, 0xa64d79, 0x777777, 0xb8b8b8, 0x4d4d4d},
-    [VIZ_SEQ1F1B] = {0xfcd4d4, 0xf6dfae, 0xfcf0c4, 0xb4d8f0, 0xd9d2e9, 0xffe599, 0xffd966,
-                     0xead1dc, 0xd5a6bd, 0x999999, 0xc8c8c8, 0x666666},
-    [VIZ_TORCH] = {0x1f4fd8, 0xff9f1c, 0x008080, 0x2e8b57, 0x9f90c8, 0xffd966, 0xe0b83c,
-                   0xc27ba0, 0x9c4f7b, 0x777777, 0xb8b8b8, 0x4d4d4d},
+    [VIZ_VOCAB] = {0x4285f4, 0xe69138, 0xf6b26b, 0x6aa84f, 0x9f90c8, 0xffd966, 0xf1c232, 0xc27ba0,
+                   0xa64d79, 0x777777, 0xb8b8b8, 0x4d4d4d},
+    [VIZ_SEQ1F1B] = {0xfcd4d4, 0xf6dfae, 0xfcf0c4, 0xb4d8f0, 0xd9d2e9, 0xffe599, 0xffd966, 0xead1dc,
+                     0xd5a6bd, 0x999999, 0xc8c8c8, 0x666666},
+    [VIZ_TORCH] = {0x1f4fd8, 0xff9f1c, 0x008080, 0x2e8b57, 0x9f90c8, 0xffd966, 0xe0b83c, 0xc27ba0,
+                   0x9c4f7b, 0x777777, 0xb8b8b8, 0x4d4d4d},
 };
 
 static const char *const style_names[] = {
@@ -100,8 +100,7 @@ uint32_t viz_fill(viz_style style, const trace *t, uint8_t kind, int32_t stage, 
         color = mix(color, 0.55 * (double)chunk / (double)(t->chunks - 1), 255.0);
     }
     if (t->n_pipes > 1 && pipe > 0) color = mix(color, 0.4, 255.0);
-    if (t->n_slices > 1)
-        color = mix(color, 0.35 * (double)slice / (double)(t->n_slices - 1), 0.0);
+    if (t->n_slices > 1) color = mix(color, 0.35 * (double)slice / (double)(t->n_slices - 1), 0.0);
     return color;
 }
 
@@ -129,9 +128,12 @@ double viz_text_width(const char *s, double size)
     for (; *s != '\0'; s++) {
         const unsigned char c = (unsigned char)*s;
         if (c >= 0x80 && c < 0xc0) continue;
-        if (strchr(" .,:;|!'ijlI", c) != NULL) em += 0.35;
-        else if (strchr("mwMW%@", c) != NULL) em += 0.98;
-        else em += c >= 'A' && c <= 'Z' ? 0.72 : 0.64;
+        if (strchr(" .,:;|!'ijlI", c) != NULL)
+            em += 0.35;
+        else if (strchr("mwMW%@", c) != NULL)
+            em += 0.98;
+        else
+            em += c >= 'A' && c <= 'Z' ? 0.72 : 0.64;
     }
     return em * size;
 }

@@ -18,8 +18,8 @@ td_status viz_add_line(viz_layout *l, double x1, double y1, double x2, double y2
 {
     viz_scene *const s = l->s;
     TD_TRY(TD_GROW(l->a, s->lines, s->lines_cap, s->n_lines + 1, l->err));
-    s->lines[s->n_lines++] = (viz_line){(float)x1, (float)y1, (float)x2, (float)y2,
-                                        (float)width, color, arrow};
+    s->lines[s->n_lines++] =
+        (viz_line){(float)x1, (float)y1, (float)x2, (float)y2, (float)width, color, arrow};
     return TD_OK;
 }
 
@@ -30,8 +30,8 @@ td_status viz_add_label(viz_layout *l, double x, double y, double size, uint32_t
     TD_TRY(TD_GROW(l->a, s->labels, s->labels_cap, s->n_labels + 1, l->err));
     const char *const copy = td_strdup(l->a, text);
     if (copy == NULL) return td_fail(l->err, TD_ENOMEM, "figure: out of memory");
-    s->labels[s->n_labels++] = (viz_label){(float)x, (float)y, (float)size, color, anchor, bold,
-                                           copy};
+    s->labels[s->n_labels++] =
+        (viz_label){(float)x, (float)y, (float)size, color, anchor, bold, copy};
     return TD_OK;
 }
 
@@ -131,9 +131,13 @@ static td_status legend_item(viz_layout *l, double *x, const uint32_t *fills, in
         l->y += 9.5;
     }
     for (int i = 0; i < n; i++)
-        TD_TRY(viz_add_box(l, (viz_box){.x = (float)(*x + i * swatch), .y = (float)(l->y + 1.0),
-                                        .w = (float)swatch, .h = 6.0f, .fill = fills[i],
-                                        .record = UINT32_MAX, .border = 1}));
+        TD_TRY(viz_add_box(l, (viz_box){.x = (float)(*x + i * swatch),
+                                        .y = (float)(l->y + 1.0),
+                                        .w = (float)swatch,
+                                        .h = 6.0f,
+                                        .fill = fills[i],
+                                        .record = UINT32_MAX,
+                                        .border = 1}));
     TD_TRY(viz_add_label(l, *x + n * swatch + 2.0, l->y + 6.5, size, 0, VIZ_START, false, text));
     *x += need;
     return TD_OK;
@@ -154,7 +158,8 @@ static td_status add_legend(viz_layout *l, const trace *traces, int n)
         if (k == TASK_SEND) text = "message";
         if (k == TASK_COLL) text = "collective";
         /* norm, optimizer and verify share a colour and one entry */
-        if (k > TASK_NORM && k < TASK_KIND_COUNT && seen.kind[k - 1] && k - 1 >= TASK_NORM) continue;
+        if (k > TASK_NORM && k < TASK_KIND_COUNT && seen.kind[k - 1] && k - 1 >= TASK_NORM)
+            continue;
         uint32_t fills[3];
         int tints = 1;
         fills[0] = viz_fill(l->o->style, chunked, k, 0, 0, 0);

@@ -10,11 +10,11 @@ typedef struct viz_layout {
     td_arena *a;
     viz_scene *s;
     td_err *err;
-    double x0, x1;        /* of the time axis, points */
-    int64_t t0, t1;       /* ns */
+    double x0, x1;                  /* of the time axis, points */
+    int64_t t0, t1;                 /* ns */
     double lane, comm, memory, gap; /* heights */
-    double font;          /* in boxes */
-    double y;             /* how far down the scene is filled */
+    double font;                    /* in boxes */
+    double y;                       /* how far down the scene is filled */
 } viz_layout;
 
 static inline double viz_x(const viz_layout *l, int64_t ns)

@@ -13,7 +13,8 @@ static void add_number(td_text *t, double v)
     char digits[32];
     size_t at = sizeof digits;
     const long long scaled = llround(v * 100.0);
-    unsigned long long u = scaled < 0 ? 0ULL - (unsigned long long)scaled : (unsigned long long)scaled;
+    unsigned long long u =
+        scaled < 0 ? 0ULL - (unsigned long long)scaled : (unsigned long long)scaled;
     int decimals = 2;
     while (decimals > 0 && u % 10 == 0) {
         u /= 10;
@@ -45,13 +46,14 @@ static void add_attr(td_text *t, const char *name, double v)
 static void add_boxes(const viz_scene *s, td_text *t)
 {
     const bool tips = s->n_boxes <= MAX_TIPS;
+    static const char *const classes[] = {"", " class=\"b\"", " class=\"h\""};
     bool open = false;
     for (size_t i = 0; i < s->n_boxes; i++) {
         const viz_box *const b = &s->boxes[i];
         /* neighbours that look alike share a group, which keeps the file small */
         if (!open || b->fill != b[-1].fill || b->border != b[-1].border) {
             if (open) td_text_add(t, "</g>\n");
-            td_text_addf(t, "<g fill=\"#%06x\"%s>", b->fill, b->border ? " class=\"b\"" : "");
+            td_text_addf(t, "<g fill=\"#%06x\"%s>", b->fill, classes[b->border]);
             open = true;
         }
         td_text_add(t, "<rect");
@@ -139,7 +141,8 @@ void viz_svg(const viz_scene *s, td_text *out)
     td_text_add(out, " ");
     add_number(out, (double)s->height);
     td_text_add(out, "\" font-family=\"Helvetica,Arial,DejaVu Sans,sans-serif\">\n"
-                     "<style>.b{stroke:#222;stroke-width:.35}.m{pointer-events:none}</style>\n"
+                     "<style>.b{stroke:#222;stroke-width:.35}"
+                     ".h{stroke:#222;stroke-width:.12}.m{pointer-events:none}</style>\n"
                      "<defs><marker id=\"a\" viewBox=\"0 0 6 6\" refX=\"6\" refY=\"3\" "
                      "markerWidth=\"3\" markerHeight=\"3\" markerUnits=\"userSpaceOnUse\" "
                      "orient=\"auto\"><path d=\"M0 0 6 3 0 6z\" fill=\"#333\"/></marker></defs>\n"

@@ -33,8 +33,9 @@ static void lane_text(const trace *t, const trace_stream *s, int64_t t0, int64_t
         if (best < 0) {
             td_text_add(out, idle);
         } else {
-            const char letter = best < PASS_COUNT ? pass_letter((pass_kind)best)
-                                                  : best == TASK_PAIR ? '=' : 'o';
+            const char letter = best < PASS_COUNT   ? pass_letter((pass_kind)best)
+                                : best == TASK_PAIR ? '='
+                                                    : 'o';
             td_text_addn(out, &letter, 1);
         }
     }

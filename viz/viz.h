@@ -21,12 +21,12 @@ typedef enum viz_style { VIZ_STYLES(X) VIZ_STYLE_COUNT } viz_style;
 
 typedef struct viz_options {
     viz_style style;
-    int index_base;     /* what the first microbatch is called: 0 or 1 */
-    bool label_stage;   /* "stage.mb" in the boxes, not "mb" */
-    double width_in;    /* inches */
-    bool comm, memory;  /* message lanes with arrows; memory curves */
+    int index_base;    /* what the first microbatch is called: 0 or 1 */
+    bool label_stage;  /* "stage.mb" in the boxes, not "mb" */
+    double width_in;   /* inches */
+    bool comm, memory; /* message lanes with arrows; memory curves */
     bool legend;
-    const char *title;  /* NULL: none */
+    const char *title; /* NULL: none */
 } viz_options;
 
 /* Default style, base 0, column width, legend. */
@@ -40,7 +40,7 @@ typedef struct viz_box {
     float x, y, w, h;
     uint32_t fill;          /* 0xrrggbb */
     uint32_t trace, record; /* for the tooltip; record UINT32_MAX: none */
-    uint8_t border;         /* 1: thin dark border */
+    uint8_t border;         /* 0 none, 1 thin and dark, 2 a hairline */
 } viz_box;
 
 typedef enum viz_anchor { VIZ_START, VIZ_MIDDLE, VIZ_END } viz_anchor;
@@ -73,11 +73,16 @@ typedef struct viz_scene {
     float width, height;
     const trace *traces; /* borrowed, for tooltips */
     int index_base;
-    viz_box *boxes;     size_t n_boxes, boxes_cap;
-    viz_area *areas;    size_t n_areas, areas_cap;
-    viz_point *points;  size_t n_points, points_cap;
-    viz_line *lines;    size_t n_lines, lines_cap;
-    viz_label *labels;  size_t n_labels, labels_cap;
+    viz_box *boxes;
+    size_t n_boxes, boxes_cap;
+    viz_area *areas;
+    size_t n_areas, areas_cap;
+    viz_point *points;
+    size_t n_points, points_cap;
+    viz_line *lines;
+    size_t n_lines, lines_cap;
+    viz_label *labels;
+    size_t n_labels, labels_cap;
 } viz_scene;
 
 /* Stacks n traces on one time axis. The traces must outlive the scene. TD_EUSAGE when the width

@@ -165,9 +165,12 @@ static void terminal_shows_the_schedule(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T_TEST(labels_never_collide_nor_shrink), T_TEST(boxes_cover_the_busy_time),
-        T_TEST(text_is_readable_on_every_fill),  T_TEST(files_are_equal_and_whole),
-        T_TEST(bad_requests_are_refused),        T_TEST(terminal_shows_the_schedule),
+        T_TEST(labels_never_collide_nor_shrink),
+        T_TEST(boxes_cover_the_busy_time),
+        T_TEST(text_is_readable_on_every_fill),
+        T_TEST(files_are_equal_and_whole),
+        T_TEST(bad_requests_are_refused),
+        T_TEST(terminal_shows_the_schedule),
         T_TEST(boxes_never_overlap),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -51,9 +51,18 @@ static void solve(sample *s)
 static trace_record *add(trace *t, int64_t begin, int64_t end, uint8_t kind, int stage, int mb)
 {
     trace_record *const r = &t->records[t->n_records];
-    *r = (trace_record){.begin_ns = begin, .end_ns = end, .kind = kind, .stage = stage,
-                        .microbatch = mb, .pipe = 0, .peer = -1, .microbatch2 = -1, .stage2 = -1,
-                        .pipe2 = -1, .kind2 = PASS_COUNT, .stream = t->n_streams - 1,
+    *r = (trace_record){.begin_ns = begin,
+                        .end_ns = end,
+                        .kind = kind,
+                        .stage = stage,
+                        .microbatch = mb,
+                        .pipe = 0,
+                        .peer = -1,
+                        .microbatch2 = -1,
+                        .stage2 = -1,
+                        .pipe2 = -1,
+                        .kind2 = PASS_COUNT,
+                        .stream = t->n_streams - 1,
                         .task = (uint32_t)t->n_records};
     t->n_records++;
     t->streams[t->n_streams - 1].n++;
@@ -74,10 +83,9 @@ static void messages(const sample *s, trace *t, int rank, int peer, bool send, b
     open_stream(t, rank, send ? STREAM_SEND : STREAM_RECV, send ? "send" : "recv");
     const int from = send ? rank : peer;
     for (int mb = 0; mb < s->m; mb++) {
-        const int64_t at = forward ? s->f_begin[from * s->m + mb] + F_NS
-                                   : s->b_begin[from * s->m + mb] + B_NS;
-        trace_record *const r =
-            add(t, at, at + s->comm, send ? TASK_SEND : TASK_RECV, rank, mb);
+        const int64_t at =
+            forward ? s->f_begin[from * s->m + mb] + F_NS : s->b_begin[from * s->m + mb] + B_NS;
+        trace_record *const r = add(t, at, at + s->comm, send ? TASK_SEND : TASK_RECV, rank, mb);
         r->peer = peer;
         r->bytes = 1 << 20;
         r->detail = forward ? CHANNEL_ACT : CHANNEL_GRAD;
@@ -87,13 +95,22 @@ static void messages(const sample *s, trace *t, int rank, int peer, bool send, b
 void viz_sample(int p, int m, int64_t comm_ns, td_arena *a, trace *out)
 {
     const size_t n = (size_t)p * (size_t)m;
-    sample s = {.p = p, .m = m, .comm = comm_ns, .f_begin = TD_NEW_N(a, int64_t, n),
+    sample s = {.p = p,
+                .m = m,
+                .comm = comm_ns,
+                .f_begin = TD_NEW_N(a, int64_t, n),
                 .b_begin = TD_NEW_N(a, int64_t, n)};
-    *out = (trace){.n_ranks = (uint32_t)p, .n_stages = p, .n_pipes = 1, .n_slices = 1,
-                   .n_microbatches = m, .chunks = 1, .records = TD_NEW_N(a, trace_record, n * 6),
+    *out = (trace){.n_ranks = (uint32_t)p,
+                   .n_stages = p,
+                   .n_pipes = 1,
+                   .n_slices = 1,
+                   .n_microbatches = m,
+                   .chunks = 1,
+                   .records = TD_NEW_N(a, trace_record, n * 6),
                    .streams = TD_NEW_N(a, trace_stream, p * 5),
                    .memory = TD_NEW_N(a, trace_memory, n * 2 + 1),
-                   .peak_bytes = TD_NEW_N(a, int64_t, p), .meta = TD_NEW_N(a, trace_meta, 2),
+                   .peak_bytes = TD_NEW_N(a, int64_t, p),
+                   .meta = TD_NEW_N(a, trace_meta, 2),
                    .n_meta = 2};
     assert(s.f_begin && s.b_begin && out->records && out->streams && out->memory && out->meta);
     out->meta[0] = (trace_meta){"schedule", "1F1B"};
@@ -162,13 +179,18 @@ void viz_random(uint64_t seed, td_arena *a, trace *out)
 {
     td_rng g = td_rng_seed(seed);
     const uint32_t ranks = 1 + (uint32_t)td_rng_below(&g, 5);
-    *out = (trace){.n_ranks = ranks, .n_stages = 7, .n_pipes = 2, .chunks = 2,
-                   .n_slices = 1 + (int32_t)td_rng_below(&g, 3), .n_microbatches = 9,
+    *out = (trace){.n_ranks = ranks,
+                   .n_stages = 7,
+                   .n_pipes = 2,
+                   .chunks = 2,
+                   .n_slices = 1 + (int32_t)td_rng_below(&g, 3),
+                   .n_microbatches = 9,
                    .step_ns = td_rng_below(&g, 1000000),
                    .records = TD_NEW_N(a, trace_record, ranks * 4 * 30),
                    .streams = TD_NEW_N(a, trace_stream, ranks * 4),
                    .memory = TD_NEW_N(a, trace_memory, ranks * 10),
-                   .meta = TD_NEW_N(a, trace_meta, 3), .n_meta = (uint32_t)td_rng_below(&g, 4)};
+                   .meta = TD_NEW_N(a, trace_meta, 3),
+                   .n_meta = (uint32_t)td_rng_below(&g, 4)};
     assert(out->records && out->streams && out->memory && out->meta);
     out->meta[0] = (trace_meta){"", "quote \" back \\ tab \t bell \a"};
     out->meta[1] = (trace_meta){"A & <b>", "\xc2\xb5s \xe2\x86\x92 \xf0\x9f\x98\x80"};
@@ -200,8 +222,8 @@ void viz_random(uint64_t seed, td_arena *a, trace *out)
         }
         const int points = (int)td_rng_below(&g, 10);
         for (int i = 0; i < points; i++)
-            out->memory[out->n_memory++] = (trace_memory){
-                .at_ns = i * 1000 + td_rng_below(&g, 999), .bytes = td_rng_below(&g, 99999),
-                .rank = r};
+            out->memory[out->n_memory++] = (trace_memory){.at_ns = i * 1000 + td_rng_below(&g, 999),
+                                                          .bytes = td_rng_below(&g, 99999),
+                                                          .rank = r};
     }
 }
