@@ -60,6 +60,21 @@ static td_status price_collective(const plan *p, uint32_t coll, const plan_class
     return cost_collective(cost, (coll_kind)c->detail, devices, n, g->true_size, c->bytes, ns, err);
 }
 
+/* Norm and optimizer run over all stages whose gradients a row holds; their class says the row. */
+static td_status price_step(const plan *p, const plan_class *c, const cost_model *cost,
+                            int64_t *ns, td_err *err)
+{
+    *ns = 0;
+    for (uint32_t i = 0; i < p->n_insts; i++) {
+        int64_t one = 0;
+        if (p->insts[i].backward_row != c->slice_len) continue;
+        TD_TRY(c->kind == TASK_NORM ? cost_norm(cost, p->insts[i].stage, &one, err)
+                                    : cost_optimizer(cost, p->insts[i].stage, &one, err));
+        *ns += one;
+    }
+    return TD_OK;
+}
+
 static td_status price_class(const plan *p, const plan_class *c, uint32_t coll,
                              const cost_model *cost, td_arena *scratch, int64_t *ns, td_err *err)
 {
@@ -79,9 +94,8 @@ static td_status price_class(const plan *p, const plan_class *c, uint32_t coll,
     case TASK_COLL:
         return price_collective(p, coll, c, cost, scratch, ns, err);
     case TASK_NORM:
-        return cost_norm(cost, p->insts[c->inst].stage, ns, err);
     case TASK_OPTIMIZER:
-        return cost_optimizer(cost, p->insts[c->inst].stage, ns, err);
+        return price_step(p, c, cost, ns, err);
     default:
         *ns = 0;
         return TD_OK;

@@ -21,7 +21,8 @@ static td_status lower_1f1b(int64_t n_tasks, const sizes *z, td_arena *a, plan *
 {
     const int64_t m = n_tasks / (RANKS * TASKS_PER_MICROBATCH) + 1;
     const sched_request q = {.pp = RANKS, .microbatches = (int32_t)m, .chunks = 1};
-    const lower_options o = {.sizes = z, .dp = 1, .tp = 1, .lookahead = 1, .no_step = true};
+    const lower_options o = {.sizes = z, .dp = 1, .tp = 1, .lookahead = 1, .send_window = 4,
+                             .no_step = true};
     schedule s = {0};
     TD_TRY(sched_generate("1f1b", &q, a, &s, err));
     return plan_lower(&s, &o, a, p, err);
