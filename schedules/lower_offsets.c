@@ -19,10 +19,12 @@ static uint32_t units_of(const plan *p, const plan_buffer *b)
     return (uint32_t)((p->bclasses[b->bclass].bytes + PLAN_ALIGN - 1) / PLAN_ALIGN);
 }
 
+/* The lowest gap that fits, UINT32_MAX when the arena has no such room. */
 static uint32_t take(gaps *g, uint32_t units)
 {
     size_t i = 0;
-    while (g->items[i].end - g->items[i].first < units) i++; /* the open end fits all */
+    while (i < g->n && g->items[i].end - g->items[i].first < units) i++;
+    if (i == g->n) return UINT32_MAX;
     const uint32_t at = g->items[i].first;
     g->items[i].first += units;
     if (g->items[i].first == g->items[i].end) {
@@ -68,37 +70,44 @@ static int by_birth(const void *a, const void *b)
     return x->buffer < y->buffer ? -1 : x->buffer > y->buffer;
 }
 
-static td_status check_room(const plan *p, uint32_t rank, td_err *err)
+static td_status no_room(uint32_t rank, td_err *err)
+{
+    return td_fail(err, TD_EUSAGE, "rank %u: its buffers do not fit %lld bytes", rank,
+                   (long long)UINT32_MAX * PLAN_ALIGN);
+}
+
+/* Buffers of the whole run one above the other. */
+static td_status place_bottom(plan *p, uint32_t rank, uint32_t *bottom, td_err *err)
 {
     const plan_rank *const k = &p->ranks[rank];
-    int64_t total = 0;
+    int64_t units = 0;
     for (uint32_t i = 0; i < k->n_buffers; i++) {
-        const int64_t bytes = p->bclasses[p->buffers[k->first_buffer + i].bclass].bytes;
-        if (__builtin_add_overflow(total, bytes + PLAN_ALIGN, &total) ||
-            total / PLAN_ALIGN > UINT32_MAX - 2)
-            return td_fail(err, TD_EUSAGE, "rank %u: its buffers do not fit %lld bytes", rank,
-                           (long long)UINT32_MAX * PLAN_ALIGN);
+        plan_buffer *const b = &p->buffers[k->first_buffer + i];
+        if (p->bclasses[b->bclass].bytes > (int64_t)UINT32_MAX * PLAN_ALIGN / 2)
+            return no_room(rank, err);
+        if (b->birth != 0 || b->death != UINT32_MAX) continue;
+        b->offset = (uint32_t)units;
+        units += units_of(p, b);
+        if (units >= UINT32_MAX) return no_room(rank, err);
     }
+    *bottom = (uint32_t)units;
     return TD_OK;
 }
 
 td_status memory_place(td_arena *a, plan *p, uint32_t rank, td_err *err)
 {
-    TD_TRY(check_room(p, rank, err));
+    uint32_t bottom = 0;
+    TD_TRY(place_bottom(p, rank, &bottom, err));
     plan_rank *const k = &p->ranks[rank];
     plan_buffer *const buffers = &p->buffers[k->first_buffer];
     event *const births = TD_NEW_N(a, event, k->n_buffers);
     event *const deaths = TD_NEW_N(a, event, k->n_buffers);
     if (births == NULL || deaths == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
-    uint32_t n = 0, bottom = 0;
+    uint32_t n = 0;
     for (uint32_t i = 0; i < k->n_buffers; i++) {
         plan_buffer *const b = &buffers[i];
         const uint32_t units = units_of(p, b);
-        if (b->birth == 0 && b->death == UINT32_MAX) {
-            b->offset = bottom;
-            bottom += units;
-            continue;
-        }
+        if (b->birth == 0 && b->death == UINT32_MAX) continue;
         births[n] = (event){.at = b->birth, .units = units, .buffer = i};
         deaths[n++] = (event){.at = b->death, .units = units, .buffer = i};
     }
@@ -114,6 +123,7 @@ td_status memory_place(td_arena *a, plan *p, uint32_t rank, td_err *err)
             TD_TRY(give_back(&g, buffers[deaths[dead].buffer].offset, deaths[dead].units, err));
         plan_buffer *const b = &buffers[births[i].buffer];
         b->offset = take(&g, births[i].units);
+        if (b->offset == UINT32_MAX) return no_room(rank, err);
         if (b->offset + births[i].units > top) top = b->offset + births[i].units;
     }
     k->persistent_bytes = (int64_t)bottom * PLAN_ALIGN;
