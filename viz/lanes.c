@@ -78,27 +78,29 @@ static td_status number_box(viz_layout *l, const viz_box *b, const char *text)
                          l->font, viz_ink(b->fill), VIZ_MIDDLE, false, text);
 }
 
+/* One frame around two halves side by side: the forward's colour and number, the backward's. */
 static td_status add_pair(viz_layout *l, const trace *t, const trace_record *r, viz_box b)
 {
     char text[32];
     viz_box half = b;
-    half.h = b.h / 2;
-    half.fill = viz_fill(l->o->style, t, r->detail, r->stage, r->pipe, r->slice);
-    TD_TRY(viz_add_box(l, half));
-    half.y = b.y + half.h;
-    half.fill = viz_fill(l->o->style, t, r->kind2, r->stage2, r->pipe2, r->slice2);
-    TD_TRY(viz_add_box(l, half));
-    /* two numbers side by side, each over its own half, where the lane is too low for two rows */
-    half.y = b.y;
+    half.border = 0;
     half.w = b.w / 2;
-    half.h = b.h;
     half.fill = viz_fill(l->o->style, t, r->detail, r->stage, r->pipe, r->slice);
+    TD_TRY(viz_add_box(l, half));
     box_label(l, t, r->microbatch, r->stage, r->slice, text, sizeof text);
     TD_TRY(number_box(l, &half, text));
     half.x = b.x + half.w;
     half.fill = viz_fill(l->o->style, t, r->kind2, r->stage2, r->pipe2, r->slice2);
+    TD_TRY(viz_add_box(l, half));
     box_label(l, t, r->microbatch2, r->stage2, r->slice2, text, sizeof text);
-    return number_box(l, &half, text);
+    TD_TRY(number_box(l, &half, text));
+    if (b.border == 0) return TD_OK;
+    const double x0 = (double)b.x, x1 = x0 + (double)b.w, y0 = (double)b.y, y1 = y0 + (double)b.h;
+    const double width = b.border == 1 ? 0.35 : 0.12;
+    TD_TRY(viz_add_line(l, x0, y0, x1, y0, width, 0x222222, false));
+    TD_TRY(viz_add_line(l, x1, y0, x1, y1, width, 0x222222, false));
+    TD_TRY(viz_add_line(l, x1, y1, x0, y1, width, 0x222222, false));
+    return viz_add_line(l, x0, y1, x0, y0, width, 0x222222, false);
 }
 
 static td_status compute_lane(viz_layout *l, const trace *t, uint32_t index, const trace_stream *s,

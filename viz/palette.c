@@ -100,7 +100,7 @@ uint32_t viz_fill(viz_style style, const trace *t, uint8_t kind, int32_t stage, 
         color = mix(color, 0.55 * (double)chunk / (double)(t->chunks - 1), 255.0);
     }
     if (t->n_pipes > 1 && pipe > 0) color = mix(color, 0.4, 255.0);
-    if (t->n_slices > 1) color = mix(color, 0.35 * (double)slice / (double)(t->n_slices - 1), 0.0);
+    if (t->n_slices > 1) color = mix(color, 0.28 * (double)slice / (double)(t->n_slices - 1), 0.0);
     return color;
 }
 

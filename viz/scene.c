@@ -199,7 +199,11 @@ static void choose_heights(viz_layout *l, const trace *traces, int n)
 static td_status add_panel(viz_layout *l, const trace *t, int index, int n)
 {
     const char *caption = trace_meta_get(t, "caption");
-    if (caption == NULL) caption = trace_meta_get(t, "schedule");
+    if (caption == NULL) {
+        caption = trace_meta_get(t, "schedule");
+        const char *const slash = caption != NULL ? strrchr(caption, '/') : NULL;
+        if (slash != NULL) caption = slash + 1; /* a schedule from a file */
+    }
     const char *const times = trace_meta_get(t, "times");
     char text[400] = "";
     if (caption != NULL || times != NULL || n > 1) {
