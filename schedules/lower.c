@@ -247,18 +247,31 @@ const char *const *plan_pass_names(void) { return pass_names; }
 
 typedef td_status lower_pass(const lowering *l, const plan *in, plan *out, td_err *err);
 
-static td_status run_passes(const lowering *l, td_arena *scratch, plan *out, td_err *err)
+/* The checker after a pass; its scratch does not outlive it. */
+static td_status check_pass(const plan *p, td_err *err)
+{
+    td_arena *const scratch = td_arena_new();
+    if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    const td_status st = plan_check(p, scratch, err);
+    td_arena_free(scratch);
+    return st;
+}
+
+static td_status run_passes(const lowering *l, plan *out, td_err *err)
 {
     static lower_pass *const passes[] = {lower_comm, lower_collect, lower_step, lower_memory};
     TD_TRY(lower_place(l, out, err));
     out->stage_of_run = pass_names[0];
+    TD_TRY(check_pass(out, err));
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
         if (l->o->after != NULL && strcmp(l->o->after, out->stage_of_run) == 0) break;
         const plan in = *out;
         TD_TRY(passes[i](l, &in, out, err));
         out->stage_of_run = pass_names[i + 1];
+        /* a pass that had nothing to do leaves what was checked already */
+        if (out->tasks != in.tasks) TD_TRY(check_pass(out, err));
     }
-    return plan_check(out, scratch, err);
+    return TD_OK;
 }
 
 static td_status check_options(const schedule *s, const lower_options *o, td_err *err)
@@ -290,8 +303,11 @@ td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, pla
     sched_index ix;
     td_status st = sched_index_build(s, scratch, &ix, err);
     if (st == TD_OK) st = sched_index_levels(&ix, scratch, err);
-    const lowering l = {.s = s, .o = o, .ix = &ix, .a = a, .replicas = o->fold ? 1 : o->dp};
-    if (st == TD_OK) st = run_passes(&l, scratch, out, err);
+    /* what the passes leave behind goes with the scratch: the plan itself is copied out */
+    const lowering l = {.s = s, .o = o, .ix = &ix, .a = scratch, .replicas = o->fold ? 1 : o->dp};
+    plan lowered;
+    if (st == TD_OK) st = run_passes(&l, &lowered, err);
+    if (st == TD_OK) st = plan_copy(&lowered, a, out, err);
     td_arena_free(scratch);
     return st;
 }

@@ -231,6 +231,9 @@ TD_MUST_USE td_status plan_parse(const char *text, size_t len, const char *name,
                                  plan *out, td_err *err);
 bool plan_equal(const plan *a, const plan *b);
 
+/* A copy whose arrays come from `a`. */
+TD_MUST_USE td_status plan_copy(const plan *p, td_arena *a, plan *out, td_err *err);
+
 /* FNV-1a over everything but names: all processes of a run must agree on it. */
 uint64_t plan_hash(const plan *p);
 

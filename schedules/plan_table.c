@@ -142,3 +142,24 @@ bool plan_field_fits(const plan_field *f, int64_t value)
     default: return true;
     }
 }
+
+td_status plan_copy(const plan *p, td_arena *a, plan *out, td_err *err)
+{
+    *out = *p;
+    for (size_t t = 0; t < plan_n_tables; t++) {
+        const plan_table *const table = &plan_tables[t];
+        const size_t n = plan_table_count(p, table);
+        /* the tasks' array ends with a sentinel */
+        const size_t extra = table->array_offset == offsetof(plan, tasks);
+        void *const items = td_alloc(a, n + extra, table->record_bytes);
+        if (items == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a plan");
+        if (n + extra > 0 && plan_table_array(p, table) != NULL)
+            memcpy(items, plan_table_array(p, table), (n + extra) * table->record_bytes);
+        *(void **)(void *)((char *)out + table->array_offset) = items;
+    }
+    if (p->stages == NULL) return TD_OK;
+    out->stages = TD_NEW_N(a, stage_desc, p->n_stages);
+    if (out->stages == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a plan");
+    memcpy(out->stages, p->stages, (size_t)p->n_stages * sizeof *out->stages);
+    return TD_OK;
+}

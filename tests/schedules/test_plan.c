@@ -205,7 +205,7 @@ static void test_allocation_failures(void **state)
         assert_int_equal(st, TD_ENOMEM);
         failures++;
     }
-    assert_true(failures > 20);
+    assert_true(failures > 10);
 }
 
 int main(void)
