@@ -20,7 +20,7 @@ enum { PROFILE_TERMS = 3, PROFILE_BUSY_MAX = 64 };
  *  - all-reduce: x1 = bytes * (members - 1). */
 typedef struct profile_fit {
     int32_t n;    /* samples */
-    double error; /* root mean square of the relative residuals */
+    double error; /* spread of the relative residuals: median of their size x 1.48 */
     estimate c[PROFILE_TERMS];
 } profile_fit;
 

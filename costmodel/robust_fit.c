@@ -9,6 +9,8 @@
 #include <math.h>
 #include <string.h>
 
+enum { SCALE_ROUNDS = 4 };
+
 /* Length of a column after taking out its parts along the columns before it (Gram and Schmidt), as
  * a share of its own length. */
 static double new_share(double *columns, size_t n, int at, const bool *kept)
@@ -47,7 +49,7 @@ static td_status determined(const fit_row *rows, size_t n, td_arena *a, unsigned
 
 typedef struct gsl_fit {
     gsl_matrix *x, *cov;
-    gsl_vector *y, *c, *r;
+    gsl_vector *y, *c;
     gsl_multifit_robust_workspace *work;
 } gsl_fit;
 
@@ -57,7 +59,6 @@ static void gsl_fit_free(gsl_fit *g)
     if (g->cov != NULL) gsl_matrix_free(g->cov);
     if (g->y != NULL) gsl_vector_free(g->y);
     if (g->c != NULL) gsl_vector_free(g->c);
-    if (g->r != NULL) gsl_vector_free(g->r);
     if (g->work != NULL) gsl_multifit_robust_free(g->work);
 }
 
@@ -69,58 +70,59 @@ static gsl_fit gsl_fit_new(size_t n, size_t p)
         .cov = gsl_matrix_alloc(p, p),
         .y = gsl_vector_alloc(n),
         .c = gsl_vector_alloc(p),
-        .r = gsl_vector_alloc(n),
         .work = gsl_multifit_robust_alloc(
             n > 2 * p ? gsl_multifit_robust_bisquare : gsl_multifit_robust_ols, n, p),
     };
 }
 
-/* Root mean square of the relative residuals among the rows that the fit trusts. */
-static double trusted_error(const gsl_fit *g, size_t n)
+/* Fits rows whose equations are divided by scale[i]. */
+static int solve_scaled(gsl_fit *g, const fit_row *rows, const double *scale, size_t n,
+                        unsigned used)
 {
-    const gsl_multifit_robust_stats stats = gsl_multifit_robust_statistics(g->work);
-    double sum = 0, weights = 0;
     for (size_t i = 0; i < n; i++) {
-        const double w = gsl_vector_get(stats.weights, i), r = gsl_vector_get(g->r, i);
-        sum += w * r * r;
-        weights += w;
+        for (size_t t = 0, k = 0; t < PROFILE_TERMS; t++)
+            if (used >> t & 1u) gsl_matrix_set(g->x, i, k++, rows[i].x[t] / scale[i]);
+        gsl_vector_set(g->y, i, rows[i].y / scale[i]);
     }
-    return weights > 0 ? sqrt(sum / weights) : 0;
-}
-
-static int solve(gsl_fit *g, const fit_row *rows, size_t n, unsigned used, profile_fit *out)
-{
-    size_t p = 0;
-    for (int t = 0; t < PROFILE_TERMS; t++) {
-        if ((used >> t & 1u) == 0) continue;
-        for (size_t i = 0; i < n; i++) gsl_matrix_set(g->x, i, p, rows[i].x[t] / rows[i].y);
-        p++;
-    }
-    gsl_vector_set_all(g->y, 1);
     (void)gsl_multifit_robust_maxiter(1000, g->work);
     const int rc = gsl_multifit_robust(g->x, g->y, g->c, g->cov, g->work);
-    if (rc != GSL_SUCCESS && rc != GSL_EMAXITER) return rc;
-    for (size_t i = 0; i < n; i++) {
-        double fitted = 0;
-        for (size_t k = 0; k < p; k++)
-            fitted += gsl_matrix_get(g->x, i, k) * gsl_vector_get(g->c, k);
-        gsl_vector_set(g->r, i, 1 - fitted);
-    }
+    return rc == GSL_EMAXITER ? GSL_SUCCESS : rc;
+}
+
+static void take_result(const gsl_fit *g, size_t n, size_t p, unsigned used, profile_fit *out)
+{
     const double t975 = n > p ? gsl_cdf_tdist_Pinv(0.975, (double)(n - p)) : 0;
-    memset(out, 0, sizeof *out);
+    *out = (profile_fit){.n = (int32_t)n};
     for (size_t k = 0, t = 0; t < PROFILE_TERMS; t++) {
         if ((used >> t & 1u) == 0) continue;
         const double variance = gsl_matrix_get(g->cov, k, k);
         out->c[t] = (estimate){gsl_vector_get(g->c, k), variance > 0 ? t975 * sqrt(variance) : 0};
         k++;
     }
-    out->n = (int32_t)n;
-    out->error = trusted_error(g, n);
-    return GSL_SUCCESS;
+    out->error = n > p ? gsl_multifit_robust_statistics(g->work).sigma_mad : 0;
 }
 
-static td_status fit_terms(const fit_row *rows, size_t n, unsigned used, profile_fit *out,
-                           td_err *err)
+static int solve(gsl_fit *g, const fit_row *rows, double *scale, size_t n, size_t p, unsigned used,
+                 profile_fit *out)
+{
+    int rc = GSL_SUCCESS;
+    for (size_t i = 0; i < n; i++) scale[i] = rows[i].y;
+    for (int round = 0; round < SCALE_ROUNDS && rc == GSL_SUCCESS; round++) {
+        rc = solve_scaled(g, rows, scale, n, used);
+        if (rc == GSL_SUCCESS) take_result(g, n, p, used, out);
+        /* divided by what was measured, an outlier would hide in its own scale; what was fitted is
+         * a scale that outliers do not touch */
+        for (size_t i = 0; i < n; i++) {
+            double fitted = 0;
+            for (int t = 0; t < PROFILE_TERMS; t++) fitted += out->c[t].value * rows[i].x[t];
+            if (fitted > 0) scale[i] = fitted;
+        }
+    }
+    return rc;
+}
+
+static td_status fit_terms(const fit_row *rows, size_t n, td_arena *a, unsigned used,
+                           profile_fit *out, td_err *err)
 {
     size_t p = 0;
     for (int t = 0; t < PROFILE_TERMS; t++) p += used >> t & 1u;
@@ -135,9 +137,10 @@ static td_status fit_terms(const fit_row *rows, size_t n, unsigned used, profile
         return TD_OK;
     }
     gsl_error_handler_t *const old = gsl_set_error_handler_off();
+    double *const scale = TD_NEW_N(a, double, n);
     gsl_fit g = gsl_fit_new(n, p);
-    const bool whole = g.x && g.cov && g.y && g.c && g.r && g.work;
-    const int rc = whole ? solve(&g, rows, n, used, out) : GSL_ENOMEM;
+    const bool whole = g.x && g.cov && g.y && g.c && g.work && scale != NULL;
+    const int rc = whole ? solve(&g, rows, scale, n, p, used, out) : GSL_ENOMEM;
     gsl_fit_free(&g);
     (void)gsl_set_error_handler(old);
     if (rc == GSL_ENOMEM) return td_fail(err, TD_ENOMEM, "calibrate: out of memory");
@@ -151,7 +154,7 @@ td_status robust_fit(const fit_row *rows, size_t n, td_arena *a, profile_fit *ou
     unsigned allowed = (1u << PROFILE_TERMS) - 1;
     for (;;) {
         TD_TRY(determined(rows, n, a, allowed, used, err));
-        TD_TRY(fit_terms(rows, n, *used, out, err));
+        TD_TRY(fit_terms(rows, n, a, *used, out, err));
         unsigned bad = 0;
         for (int t = 0; t < PROFILE_TERMS; t++)
             if (out->c[t].value < 0) bad |= 1u << t;

@@ -127,7 +127,7 @@ static void recovers_speeds(void **state)
         T_CLOSE(p.message.c[1].value, t.message[1], 0.02, 0);
         assert_int_equal(p.n_busy, 1);
         T_CLOSE(p.busy[0].compute.value, t.slow, 0.02, 0);
-        assert_true(layers->error < 0.03);
+        T_CLOSE(layers->error, 0.01, 0, 0.01); /* noise; outliers widen it a little */
         assert_string_equal(p.model.name, "tiny-gpt2");
         assert_int_equal(p.cores, 2);
     }
