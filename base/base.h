@@ -59,8 +59,8 @@ int td_exit_code(td_status code);
 /* An arena hands out zeroed, 64-byte aligned memory that is freed all at once. */
 typedef struct td_arena td_arena;
 
-td_arena *td_arena_new(void);      /* NULL when memory is exhausted */
-void td_arena_free(td_arena *a);   /* NULL is fine */
+td_arena *td_arena_new(void);    /* NULL when memory is exhausted */
+void td_arena_free(td_arena *a); /* NULL is fine */
 size_t td_arena_used(const td_arena *a);
 
 /* Makes the n-th allocation from now fail (1: the next one); 0 switches that off. For tests. */

@@ -33,7 +33,11 @@ typedef struct pass_query {
 } pass_query;
 
 typedef enum coll_kind {
-    COLL_ALL_REDUCE, COLL_REDUCE_SCATTER, COLL_ALL_GATHER, COLL_BROADCAST, COLL_REDUCE,
+    COLL_ALL_REDUCE,
+    COLL_REDUCE_SCATTER,
+    COLL_ALL_GATHER,
+    COLL_BROADCAST,
+    COLL_REDUCE,
     COLL_VOCAB_STATS /* max, rescale, sums: the vocabulary barrier C1, one composite task */
 } coll_kind;
 

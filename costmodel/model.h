@@ -18,10 +18,10 @@ typedef struct model_desc {
     bool tied;               /* output head shares the token embedding */
     bool qkv_bias, out_bias; /* attention */
     bool mlp_bias;
-    bool gated;              /* SwiGLU: three MLP matrices */
-    bool rms_norm;           /* else layer norm with bias */
-    bool learned_positions;  /* else rotary */
-    bool causal;             /* false: bidirectional attention, masked-token loss */
+    bool gated;             /* SwiGLU: three MLP matrices */
+    bool rms_norm;          /* else layer norm with bias */
+    bool learned_positions; /* else rotary */
+    bool causal;            /* false: bidirectional attention, masked-token loss */
     double rope_theta, norm_eps;
 } model_desc;
 
@@ -30,7 +30,7 @@ typedef struct run_shape {
     int64_t micro_batch, seq_len; /* sequences per microbatch, tokens per sequence */
     int64_t tp, dp;
     bool sequence_parallel, zero1;
-    data_type dtype, grad_dtype;  /* activations and weights; gradient accumulation */
+    data_type dtype, grad_dtype; /* activations and weights; gradient accumulation */
     recompute_mode recompute;
 } run_shape;
 
@@ -56,8 +56,8 @@ int64_t model_params(const model_desc *m);
 /* --- layers.c --- */
 
 typedef struct layer_request {
-    int64_t n_stages, pp;      /* n_stages / pp chunks a rank */
-    const char *layout;        /* Megatron's layout string ("Et*2|(tt|)*3,tL"), or NULL */
+    int64_t n_stages, pp;           /* n_stages / pp chunks a rank */
+    const char *layout;             /* Megatron's layout string ("Et*2|(tt|)*3,tL"), or NULL */
     const int32_t *explicit_layers; /* [n_stages] from the schedule or --layers, or NULL */
     bool account_embedding, account_head; /* each counts as one layer in an even split */
 } layer_request;

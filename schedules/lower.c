@@ -89,8 +89,8 @@ void lower_slice(const lowering *l, int32_t m, int32_t k, int32_t *len, int32_t 
 }
 
 td_status lower_add_streams(td_arena *a, const plan *in, const new_stream *streams,
-                            uint32_t n_streams, const plan_task *tasks, uint32_t n_tasks,
-                            plan *out, td_err *err)
+                            uint32_t n_streams, const plan_task *tasks, uint32_t n_tasks, plan *out,
+                            td_err *err)
 {
     *out = *in;
     if ((uint64_t)in->n_tasks + n_tasks >= PLAN_NONE)
@@ -114,7 +114,8 @@ td_status lower_add_streams(td_arena *a, const plan *in, const new_stream *strea
         at += rank->n_streams;
         for (uint32_t i = 0; i < n_streams; i++) {
             if (streams[i].rank != r) continue;
-            out->streams[at++] = (plan_stream){.kind = streams[i].kind, .rank = r,
+            out->streams[at++] = (plan_stream){.kind = streams[i].kind,
+                                               .rank = r,
                                                .first_task = in->n_tasks + streams[i].first,
                                                .n_tasks = streams[i].n,
                                                .channel = streams[i].channel};
@@ -135,7 +136,9 @@ static td_status place_insts(const lowering *l, plan *p, td_err *err)
     for (int32_t i = 0; i < s->n_pipes; i++)
         for (int32_t st = 0; st < s->n_stages; st++)
             p->insts[i * s->n_stages + st] =
-                (plan_inst){.pipe = i, .stage = st, .forward_row = s->pipes[i].forward_row[st],
+                (plan_inst){.pipe = i,
+                            .stage = st,
+                            .forward_row = s->pipes[i].forward_row[st],
                             .backward_row = s->pipes[i].backward_row[st]};
     return TD_OK;
 }
@@ -144,8 +147,8 @@ static td_status place_insts(const lowering *l, plan *p, td_err *err)
 static td_status place_class(const lowering *l, class_table *classes, const sched_cell *c,
                              uint32_t *cls, td_err *err)
 {
-    plan_class pc = {.kind = c->kind, .inst = lower_inst(l, c->microbatch, c->stage),
-                     .second = PLAN_NONE};
+    plan_class pc = {
+        .kind = c->kind, .inst = lower_inst(l, c->microbatch, c->stage), .second = PLAN_NONE};
     lower_slice(l, c->microbatch, c->slice, &pc.slice_len, &pc.prefix);
     return class_intern(classes, &pc, cls, err);
 }
@@ -154,8 +157,12 @@ static td_status place_class(const lowering *l, class_table *classes, const sche
 static td_status place_task(const lowering *l, class_table *classes, const sched_cell *c, plan *p,
                             plan_task *t, td_err *err)
 {
-    *t = (plan_task){.kind = c->kind, .slice = c->slice, .microbatch = (uint32_t)c->microbatch,
-                     .link = PLAN_NONE, .gate = PLAN_NONE, .join = PLAN_NONE};
+    *t = (plan_task){.kind = c->kind,
+                     .slice = c->slice,
+                     .microbatch = (uint32_t)c->microbatch,
+                     .link = PLAN_NONE,
+                     .gate = PLAN_NONE,
+                     .join = PLAN_NONE};
     TD_TRY(place_class(l, classes, c, &t->cls, err));
     if (!c->overlaps) return TD_OK;
     const sched_cell *const d = c + 1;
@@ -163,11 +170,10 @@ static td_status place_task(const lowering *l, class_table *classes, const sched
         return td_fail(err, TD_EPLAN, "an overlapped cell holds a forward and a backward, no more");
     uint32_t second = 0;
     TD_TRY(place_class(l, classes, d, &second, err));
-    p->members[p->n_members] = (plan_member){.kind = c->kind, .slice = c->slice,
-                                             .microbatch = t->microbatch, .cls = t->cls};
-    p->members[p->n_members + 1] = (plan_member){.kind = d->kind, .slice = d->slice,
-                                                 .microbatch = (uint32_t)d->microbatch,
-                                                 .cls = second};
+    p->members[p->n_members] = (plan_member){
+        .kind = c->kind, .slice = c->slice, .microbatch = t->microbatch, .cls = t->cls};
+    p->members[p->n_members + 1] = (plan_member){
+        .kind = d->kind, .slice = d->slice, .microbatch = (uint32_t)d->microbatch, .cls = second};
     t->kind = TASK_PAIR;
     t->link = p->n_members;
     p->n_members += 2;
@@ -186,13 +192,13 @@ static td_status place_row(const lowering *l, class_table *classes, int32_t row,
     for (int32_t d = 0; d < l->replicas; d++) {
         const uint32_t rank = lower_rank(l, row, d);
         const uint32_t first = p->n_tasks;
-        p->ranks[rank] = (plan_rank){.row = row, .replica = d, .first_stream = rank,
-                                     .n_streams = 1};
-        p->streams[rank] = (plan_stream){.kind = STREAM_COMPUTE, .rank = rank,
-                                         .first_task = first, .n_tasks = n};
+        p->ranks[rank] =
+            (plan_rank){.row = row, .replica = d, .first_stream = rank, .n_streams = 1};
+        p->streams[rank] =
+            (plan_stream){.kind = STREAM_COMPUTE, .rank = rank, .first_task = first, .n_tasks = n};
         for (uint32_t i = 0; i < n; i++)
-            TD_TRY(place_task(l, classes, ix->cell[ix->row_first[row] + i], p,
-                              &p->tasks[first + i], err));
+            TD_TRY(place_task(l, classes, ix->cell[ix->row_first[row] + i], p, &p->tasks[first + i],
+                              err));
         p->n_tasks += n;
     }
     return TD_OK;
@@ -202,11 +208,19 @@ td_status lower_place(const lowering *l, plan *out, td_err *err)
 {
     const schedule *const s = l->s;
     const lower_options *const o = l->o;
-    *out = (plan){.schedule_name = s->name, .n_rows = s->n_rows, .n_stages = s->n_stages,
-                  .n_pipes = s->n_pipes, .n_microbatches = s->n_microbatches,
-                  .n_slices = s->n_slices, .dp = o->dp, .tp = o->tp, .folded_dp = o->fold,
-                  .folded_tp = o->tp > 1, .mapping = o->mapping,
-                  .lookahead = o->lookahead, .send_window = o->send_window,
+    *out = (plan){.schedule_name = s->name,
+                  .n_rows = s->n_rows,
+                  .n_stages = s->n_stages,
+                  .n_pipes = s->n_pipes,
+                  .n_microbatches = s->n_microbatches,
+                  .n_slices = s->n_slices,
+                  .dp = o->dp,
+                  .tp = o->tp,
+                  .folded_dp = o->fold,
+                  .folded_tp = o->tp > 1,
+                  .mapping = o->mapping,
+                  .lookahead = o->lookahead,
+                  .send_window = o->send_window,
                   .chunks = o->sizes->chunks < 1 ? 1 : o->sizes->chunks};
     int32_t len = 0, prefix = 0;
     lower_slice(l, 0, s->n_slices - 1, &len, &prefix);
@@ -233,8 +247,7 @@ td_status lower_place(const lowering *l, plan *out, td_err *err)
     }
     class_table classes;
     TD_TRY(class_table_open(&classes, l->a, NULL, err));
-    for (int32_t row = 0; row < s->n_rows; row++)
-        TD_TRY(place_row(l, &classes, row, out, err));
+    for (int32_t row = 0; row < s->n_rows; row++) TD_TRY(place_row(l, &classes, row, out, err));
     class_table_close(&classes, out);
     return TD_OK;
 }
@@ -277,18 +290,22 @@ static td_status run_passes(const lowering *l, plan *out, td_err *err)
 static td_status check_options(const schedule *s, const lower_options *o, td_err *err)
 {
     if (o->sizes == NULL || o->dp < 1 || o->tp < 1 || o->lookahead < 0 || o->send_window < 0)
-        return td_fail(err, TD_EUSAGE,
-                       "--dp and --tp must be at least 1, --lookahead and --send-window at least 0");
+        return td_fail(
+            err, TD_EUSAGE,
+            "--dp and --tp must be at least 1, --lookahead and --send-window at least 0");
     if (o->sizes->model != NULL && o->sizes->n_stages != s->n_stages)
         return td_fail(err, TD_EUSAGE, "layers for %d stages, but the schedule has %d",
                        o->sizes->n_stages, s->n_stages);
     if (o->sizes->model != NULL && !o->sizes->model->causal && s->n_slices > 1)
-        return td_fail(err, TD_EUSAGE, "bidirectional attention cannot be cut into slices: every "
+        return td_fail(err, TD_EUSAGE,
+                       "bidirectional attention cannot be cut into slices: every "
                        "token needs every other; legal: --slices 1");
     for (const char *const *n = pass_names; o->after != NULL; n++) {
         if (*n == NULL)
-            return td_fail(err, TD_EUSAGE, "--after=%s: no such pass; legal: place, comm, collect, "
-                           "step, memory", o->after);
+            return td_fail(err, TD_EUSAGE,
+                           "--after=%s: no such pass; legal: place, comm, collect, "
+                           "step, memory",
+                           o->after);
         if (strcmp(*n, o->after) == 0) break;
     }
     return TD_OK;

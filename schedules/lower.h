@@ -1,5 +1,5 @@
-/* What the lowering passes share. Each pass takes a plan and gives a new one; arrays that a pass does
- * not change are shared with its input. */
+/* What the lowering passes share. Each pass takes a plan and gives a new one; arrays that a pass
+ * does not change are shared with its input. */
 #ifndef SCHEDULES_LOWER_H
 #define SCHEDULES_LOWER_H
 
@@ -11,7 +11,7 @@ typedef struct lowering {
     const lower_options *o;
     const sched_index *ix; /* with levels */
     td_arena *a;
-    int32_t replicas;      /* in the plan: 1 when folded */
+    int32_t replicas; /* in the plan: 1 when folded */
 } lowering;
 
 /* Interns classes, so that equal shapes share one. */
@@ -24,8 +24,7 @@ typedef struct class_table {
 } class_table;
 
 TD_MUST_USE td_status class_table_open(class_table *t, td_arena *a, const plan *from, td_err *err);
-TD_MUST_USE td_status class_intern(class_table *t, const plan_class *c, uint32_t *out,
-                                   td_err *err);
+TD_MUST_USE td_status class_intern(class_table *t, const plan_class *c, uint32_t *out, td_err *err);
 void class_table_close(const class_table *t, plan *p);
 
 /* Tokens of a slice and before it, per sequence. */

@@ -5,7 +5,7 @@
 #include <string.h>
 
 td_status collect_group(collect *c, const uint32_t *ranks, uint32_t n, int32_t true_size,
-                               uint32_t *out, td_err *err)
+                        uint32_t *out, td_err *err)
 {
     plan *const p = c->out;
     for (uint32_t g = c->first_group; g < p->n_groups; g++)
@@ -18,8 +18,8 @@ td_status collect_group(collect *c, const uint32_t *ranks, uint32_t n, int32_t t
     TD_TRY(TD_GROW(a, p->groups, c->cap_groups, p->n_groups + 1, err));
     TD_TRY(TD_GROW(a, p->group_members, c->cap_group_members, p->n_group_members + n, err));
     memcpy(&p->group_members[p->n_group_members], ranks, n * sizeof *ranks);
-    p->groups[p->n_groups] = (plan_group){.first_member = p->n_group_members, .n_members = n,
-                                          .true_size = true_size};
+    p->groups[p->n_groups] =
+        (plan_group){.first_member = p->n_group_members, .n_members = n, .true_size = true_size};
     p->n_group_members += n;
     *out = p->n_groups++;
     return TD_OK;
@@ -34,8 +34,7 @@ td_status collect_begin(collect *c, collective item, td_err *err)
     return TD_OK;
 }
 
-td_status collect_member(collect *c, uint32_t gate, uint32_t join, uint32_t inst,
-                                td_err *err)
+td_status collect_member(collect *c, uint32_t gate, uint32_t join, uint32_t inst, td_err *err)
 {
     td_arena *const a = c->l->a;
     TD_TRY(TD_GROW(a, c->gates, c->cap_gates, c->n_members + 1, err));
@@ -58,12 +57,17 @@ static int compare_collectives(const void *a, const void *b)
 static td_status coll_task(const collect *c, class_table *classes, const collective *item,
                            uint32_t i, plan_task *t, td_err *err)
 {
-    *t = (plan_task){.kind = TASK_COLL, .slice = (uint16_t)item->k,
+    *t = (plan_task){.kind = TASK_COLL,
+                     .slice = (uint16_t)item->k,
                      .microbatch = item->m < 0 ? PLAN_NONE : (uint32_t)item->m,
-                     .gate = c->gates[item->first + i], .join = c->joins[item->first + i]};
-    const plan_class pc = {.kind = TASK_COLL, .detail = (uint8_t)item->kind,
-                           .purpose = (uint8_t)item->purpose, .inst = c->insts[item->first + i],
-                           .second = PLAN_NONE, .bytes = item->bytes};
+                     .gate = c->gates[item->first + i],
+                     .join = c->joins[item->first + i]};
+    const plan_class pc = {.kind = TASK_COLL,
+                           .detail = (uint8_t)item->kind,
+                           .purpose = (uint8_t)item->purpose,
+                           .inst = c->insts[item->first + i],
+                           .second = PLAN_NONE,
+                           .bytes = item->bytes};
     return class_intern(classes, &pc, &t->cls, err);
 }
 
@@ -80,7 +84,8 @@ td_status collect_emit(collect *c, td_err *err)
     if (streams == NULL || tasks == NULL || colls == NULL || coll_tasks == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for collectives");
     if (p->n_colls > 0) memcpy(colls, p->colls, p->n_colls * sizeof *colls);
-    if (p->n_coll_tasks > 0) memcpy(coll_tasks, p->coll_tasks, p->n_coll_tasks * sizeof *coll_tasks);
+    if (p->n_coll_tasks > 0)
+        memcpy(coll_tasks, p->coll_tasks, p->n_coll_tasks * sizeof *coll_tasks);
     class_table classes;
     TD_TRY(class_table_open(&classes, a, c->in, err));
     uint32_t n_streams = 0, n_tasks = 0;
@@ -90,15 +95,17 @@ td_status collect_emit(collect *c, td_err *err)
         const plan_group *const g = &p->groups[group];
         for (uint32_t i = 0; i < g->n_members; i++) {
             streams[n_streams++] = (new_stream){.rank = p->group_members[g->first_member + i],
-                                                .kind = STREAM_COLL, .channel = group,
-                                                .first = n_tasks, .n = (uint32_t)(end - first)};
+                                                .kind = STREAM_COLL,
+                                                .channel = group,
+                                                .first = n_tasks,
+                                                .n = (uint32_t)(end - first)};
             for (size_t j = first; j < end; j++) {
                 TD_TRY(coll_task(c, &classes, &c->items[j], i, &tasks[n_tasks], err));
                 const uint32_t coll = p->n_colls + (uint32_t)j;
                 const uint32_t slot = p->n_coll_tasks + c->items[j].first;
                 tasks[n_tasks].link = coll;
-                colls[coll] = (plan_coll){.group = group, .first_task = slot,
-                                          .root = c->items[j].root};
+                colls[coll] =
+                    (plan_coll){.group = group, .first_task = slot, .root = c->items[j].root};
                 coll_tasks[slot + i] = c->in->n_tasks + n_tasks++;
             }
         }

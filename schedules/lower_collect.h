@@ -15,7 +15,7 @@ typedef struct collective {
     coll_kind kind;
     coll_purpose purpose;
     int64_t bytes;
-    int32_t m, k; /* -1, 0: not of a microbatch */
+    int32_t m, k;   /* -1, 0: not of a microbatch */
     uint32_t first; /* gates[first + i], joins[first + i]: of member i; task ids */
 } collective;
 

@@ -1,12 +1,12 @@
 /* comm: a SEND and a RECV for each tensor that crosses ranks.
  *
  * Why the result cannot deadlock. The levels of the schedule's own dependencies give a total order
- * of all passes (lower_when). Put each message right before its consumer in that order. Its producer
- * is earlier (the consumer needs it), the receive's gate is earlier on the consumer's rank, and a
- * sender joins at its first pass behind the consumer. Every stream keeps its messages in the order
- * of their consumers. So each edge of the plan points forward in one total order, under pure
- * rendezvous and under each mapping. An explicit --send-window joins earlier than that; then the
- * checker decides. */
+ * of all passes (lower_when). Put each message right before its consumer in that order. Its
+ * producer is earlier (the consumer needs it), the receive's gate is earlier on the consumer's
+ * rank, and a sender joins at its first pass behind the consumer. Every stream keeps its messages
+ * in the order of their consumers. So each edge of the plan points forward in one total order,
+ * under pure rendezvous and under each mapping. An explicit --send-window joins earlier than that;
+ * then the checker decides. */
 #include "schedules/lower.h"
 
 #include <stdlib.h>
@@ -57,10 +57,15 @@ static td_status comm_add(comm *c, const sched_cell *cell, uint32_t src_node, in
     uint32_t channel = 0;
     TD_TRY(comm_channel(c, src_row, dst_row, cls, &channel, err));
     TD_TRY(TD_GROW(c->l->a, c->messages, c->cap_messages, c->n_messages + 1, err));
-    c->messages[c->n_messages++] =
-        (message){.src_node = src_node, .dst_node = dst_node, .src_row = src_row,
-                  .dst_row = dst_row, .m = cell->microbatch, .k = cell->slice,
-                  .cls = (uint8_t)cls, .stage = cell->stage, .channel = channel};
+    c->messages[c->n_messages++] = (message){.src_node = src_node,
+                                             .dst_node = dst_node,
+                                             .src_row = src_row,
+                                             .dst_row = dst_row,
+                                             .m = cell->microbatch,
+                                             .k = cell->slice,
+                                             .cls = (uint8_t)cls,
+                                             .stage = cell->stage,
+                                             .channel = channel};
     c->channels[channel].n++;
     return TD_OK;
 }
@@ -75,8 +80,8 @@ static td_status comm_of_cell(comm *c, const sched_cell *cell, uint32_t node, in
     switch ((pass_kind)cell->kind) {
     case PASS_F:
         if (stage == 0) return TD_OK;
-        return comm_add(c, cell, index_find(ix, PASS_F, stage - 1, m, k),
-                        p->forward_row[stage - 1], node, row, CHANNEL_ACT, err);
+        return comm_add(c, cell, index_find(ix, PASS_F, stage - 1, m, k), p->forward_row[stage - 1],
+                        node, row, CHANNEL_ACT, err);
     case PASS_B:
     case PASS_I:
         if (stage + 1 == s->n_stages) return TD_OK;
@@ -120,8 +125,10 @@ static uint32_t first_behind(const lowering *l, int32_t row, uint64_t when)
     uint32_t lo = l->ix->row_first[row], hi = l->ix->row_first[row + 1];
     while (lo < hi) {
         const uint32_t mid = lo + (hi - lo) / 2;
-        if (lower_when(l, mid, row) > when) hi = mid;
-        else lo = mid + 1;
+        if (lower_when(l, mid, row) > when)
+            hi = mid;
+        else
+            lo = mid + 1;
     }
     return lo < l->ix->row_first[row + 1] ? lo : NODE_NONE;
 }
@@ -168,7 +175,9 @@ static uint32_t recv_gate(const lowering *l, const message *m)
 static td_status message_class(const lowering *l, class_table *classes, const message *m,
                                task_kind kind, uint32_t *out, td_err *err)
 {
-    plan_class c = {.kind = (uint8_t)kind, .detail = m->cls, .second = PLAN_NONE,
+    plan_class c = {.kind = (uint8_t)kind,
+                    .detail = m->cls,
+                    .second = PLAN_NONE,
                     .inst = lower_inst(l, m->m, m->stage)};
     lower_slice(l, m->m, m->k, &c.slice_len, &c.prefix);
     /* the tensor at the border of two stages has the size of the later one's input */
@@ -234,7 +243,8 @@ static td_status comm_ends(const comm *c, comm_end **out, td_err *err)
         for (int e = 0; e < 2; e++) {
             const uint32_t key = stream_key(c, m, e == 0);
             ends[at[key]++] = (comm_end){.when = lower_when(c->l, m->dst_node, m->dst_row),
-                                         .message = (uint32_t)i, .stream = key,
+                                         .message = (uint32_t)i,
+                                         .stream = key,
                                          .is_send = e == 0};
         }
     }
@@ -262,8 +272,8 @@ static td_status emit_end(const comm *c, const plan *in, class_table *classes, c
     const message *const m = &c->messages[e->message];
     plan_task *const t = &o->tasks[o->n_tasks];
     const bool send = e->is_send;
-    *t = (plan_task){.kind = send ? TASK_SEND : TASK_RECV, .slice = m->k,
-                     .microbatch = (uint32_t)m->m};
+    *t = (plan_task){
+        .kind = send ? TASK_SEND : TASK_RECV, .slice = m->k, .microbatch = (uint32_t)m->m};
     TD_TRY(message_class(l, classes, m, (task_kind)t->kind, &t->cls, err));
     const int32_t row = send ? m->src_row : m->dst_row;
     t->gate = lower_task(l, in, send ? send_gate(l, m) : recv_gate(l, m), row, replica);
@@ -283,10 +293,11 @@ static td_status emit_replica(const comm *c, const plan *in, class_table *classe
         if (i == 0 || ends[i - 1].stream != e->stream) {
             const bool own = l->o->mapping == MAPPING_CHANNEL;
             const uint8_t kind = !own ? STREAM_BOTH : e->is_send ? STREAM_SEND : STREAM_RECV;
-            o->streams[o->n_streams++] = (new_stream){
-                .rank = lower_rank(l, e->is_send ? m->src_row : m->dst_row, replica),
-                .kind = kind, .channel = own ? first_channel + m->channel : PLAN_NONE,
-                .first = o->n_tasks};
+            o->streams[o->n_streams++] =
+                (new_stream){.rank = lower_rank(l, e->is_send ? m->src_row : m->dst_row, replica),
+                             .kind = kind,
+                             .channel = own ? first_channel + m->channel : PLAN_NONE,
+                             .first = o->n_tasks};
         }
         o->streams[o->n_streams - 1].n++;
         TD_TRY(emit_end(c, in, classes, e, replica, o, err));
@@ -323,8 +334,7 @@ td_status lower_comm(const lowering *l, const plan *in, plan *out, td_err *err)
     const uint64_t n_ends = 2 * (uint64_t)c.n_messages * (uint64_t)l->replicas;
     if (n_ends + in->n_tasks >= PLAN_NONE)
         return td_fail(err, TD_EUSAGE, "more messages than a plan can number");
-    comm_output o = {.streams = TD_NEW_N(l->a, new_stream,
-                                         2 * c.n_channels * (size_t)l->replicas),
+    comm_output o = {.streams = TD_NEW_N(l->a, new_stream, 2 * c.n_channels * (size_t)l->replicas),
                      .tasks = TD_NEW_N(l->a, plan_task, n_ends),
                      .end_task = TD_NEW_N(l->a, uint32_t, 2 * c.n_messages)};
     if (o.streams == NULL || o.tasks == NULL || o.end_task == NULL)

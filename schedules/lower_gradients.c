@@ -92,7 +92,8 @@ td_status collect_gradients(collect *c, td_err *err)
     for (int32_t stage = 0; stage < l->s->n_stages; stage++) {
         const uint32_t n = stage_holders(c, stage, h);
         collective item = {.kind = l->o->zero1 ? COLL_REDUCE_SCATTER : COLL_ALL_REDUCE,
-                           .purpose = PURPOSE_GRAD_SYNC, .m = -1};
+                           .purpose = PURPOSE_GRAD_SYNC,
+                           .m = -1};
         TD_TRY(sizes_bytes(l->o->sizes, SIZE_GRADS, stage, 0, 0, &item.bytes, err));
         TD_TRY(add_over(c, item, h, n, copies, err));
     }

@@ -14,8 +14,8 @@ static td_status memory_class(memory *mem, size_kind what, int32_t inst, int32_t
                               uint32_t *out, td_err *err)
 {
     const int32_t stage = inst < 0 ? 0 : inst % mem->l->s->n_stages;
-    plan_class key = {.kind = (uint8_t)what, .inst = inst < 0 ? PLAN_NONE : (uint32_t)inst,
-                      .second = PLAN_NONE};
+    plan_class key = {
+        .kind = (uint8_t)what, .inst = inst < 0 ? PLAN_NONE : (uint32_t)inst, .second = PLAN_NONE};
     if (m >= 0) lower_slice(mem->l, m, k, &key.slice_len, &key.prefix);
     const size_t known = mem->classes.n;
     TD_TRY(class_intern(&mem->classes, &key, out, err));
@@ -38,9 +38,8 @@ static td_status memory_new(memory *mem, uint32_t bclass, bool whole_run, uint32
     *out = (uint32_t)(mem->n_buffers - mem->row_first[mem->row]);
     if (*out > MEMORY_BUFFER_MAX)
         return td_fail(err, TD_EUSAGE, "row %d: more buffers than a plan can number", mem->row);
-    mem->buffers[mem->n_buffers++] = (plan_buffer){.birth = whole_run ? 0 : UINT32_MAX,
-                                                   .death = whole_run ? UINT32_MAX : 0,
-                                                   .bclass = bclass};
+    mem->buffers[mem->n_buffers++] = (plan_buffer){
+        .birth = whole_run ? 0 : UINT32_MAX, .death = whole_run ? UINT32_MAX : 0, .bclass = bclass};
     return TD_OK;
 }
 
@@ -49,7 +48,7 @@ td_status memory_tensor(memory *mem, memory_table table, int32_t stage, int32_t 
 {
     static const size_kind kinds[TABLE_COUNT] = {SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY,
                                                  SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_STASH,
-                                                 SIZE_WSTASH, SIZE_TOKENS};
+                                                 SIZE_WSTASH,   SIZE_TOKENS};
     const size_t slot = index_slot(mem->l->s, stage, m, k);
     uint32_t *const known = &mem->tables[table][slot];
     if (*known != MEMORY_UNKNOWN) {
@@ -212,8 +211,10 @@ static td_status copy_buffers(memory *mem, plan *out, td_err *err)
         return td_fail(err, TD_ENOMEM, "out of memory for buffers");
     for (uint32_t i = 0; i < out->n_bclasses; i++) {
         const plan_class *const c = &mem->classes.items[i];
-        out->bclasses[i] = (plan_bclass){.what = c->kind, .inst = c->inst,
-                                         .slice_len = c->slice_len, .prefix = c->prefix,
+        out->bclasses[i] = (plan_bclass){.what = c->kind,
+                                         .inst = c->inst,
+                                         .slice_len = c->slice_len,
+                                         .prefix = c->prefix,
                                          .bytes = mem->class_bytes[i]};
     }
     uint32_t at = 0;
@@ -234,13 +235,13 @@ static td_status check_limit(const lowering *l, const plan *p, td_err *err)
     for (uint32_t r = 0; r < p->n_ranks && l->o->memory_limit > 0; r++) {
         const plan_rank *const k = &p->ranks[r];
         if (k->arena_bytes <= l->o->memory_limit) continue;
-        return td_fail(err, TD_EPLAN,
-                       "rank %u needs %lld bytes, %lld over the limit of %lld (%lld of them weights, "
-                       "gradients and optimizer); more --pp or --tp, --recompute, or a schedule "
-                       "with fewer microbatches in flight would help",
-                       r, (long long)k->arena_bytes,
-                       (long long)(k->arena_bytes - l->o->memory_limit),
-                       (long long)l->o->memory_limit, (long long)k->persistent_bytes);
+        return td_fail(
+            err, TD_EPLAN,
+            "rank %u needs %lld bytes, %lld over the limit of %lld (%lld of them weights, "
+            "gradients and optimizer); more --pp or --tp, --recompute, or a schedule "
+            "with fewer microbatches in flight would help",
+            r, (long long)k->arena_bytes, (long long)(k->arena_bytes - l->o->memory_limit),
+            (long long)l->o->memory_limit, (long long)k->persistent_bytes);
     }
     return TD_OK;
 }
@@ -257,8 +258,7 @@ td_status lower_memory(const lowering *l, const plan *in, plan *out, td_err *err
         return td_fail(err, TD_ENOMEM, "out of memory for %u tasks", in->n_tasks);
     memcpy(out->tasks, in->tasks, in->n_tasks * sizeof *out->tasks);
     memcpy(out->ranks, in->ranks, in->n_ranks * sizeof *out->ranks);
-    if (in->n_members > 0)
-        memcpy(out->members, in->members, in->n_members * sizeof *out->members);
+    if (in->n_members > 0) memcpy(out->members, in->members, in->n_members * sizeof *out->members);
     TD_TRY(walk(&mem, in, out, err));
     out->uses = mem.uses;
     out->n_uses = (uint32_t)mem.n_uses;

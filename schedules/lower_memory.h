@@ -10,8 +10,14 @@ enum { MEMORY_BUFFER_MAX = 0x1ffffff, MEMORY_PASS_USES = 12 };
 /* Tensors of one (stage, microbatch, slice). Each lives on one row: inputs where they are consumed,
  * outputs where they are produced; a local hand-over is one buffer under two names. */
 typedef enum memory_table {
-    TABLE_ACT_IN, TABLE_ACT_OUT, TABLE_HANDOFF_IN, TABLE_GRAD_IN, TABLE_GRAD_OUT,
-    TABLE_STASH, TABLE_WSTASH, TABLE_TOKENS,
+    TABLE_ACT_IN,
+    TABLE_ACT_OUT,
+    TABLE_HANDOFF_IN,
+    TABLE_GRAD_IN,
+    TABLE_GRAD_OUT,
+    TABLE_STASH,
+    TABLE_WSTASH,
+    TABLE_TOKENS,
     TABLE_COUNT
 } memory_table;
 
@@ -28,19 +34,19 @@ typedef struct memory {
     class_table classes;           /* of buffers: kind holds the size_kind */
     int64_t *class_bytes;
     size_t cap_class_bytes;
-    plan_buffer *buffers;          /* row by row */
+    plan_buffer *buffers; /* row by row */
     size_t n_buffers, cap_buffers;
-    size_t *row_first;             /* [n_rows + 1] */
+    size_t *row_first; /* [n_rows + 1] */
     uint32_t *uses;
     size_t n_uses;
 
-    int32_t row;        /* at hand */
-    bool opens;         /* the walk is in the row's own compute stream, where buffers are made */
-    run_buffer *run;    /* row by row */
+    int32_t row;     /* at hand */
+    bool opens;      /* the walk is in the row's own compute stream, where buffers are made */
+    run_buffer *run; /* row by row */
     size_t n_run, cap_run;
     size_t *run_first, *run_end; /* [n_rows] */
-    uint32_t scratch;   /* of the row at hand */
-    uint32_t from, to;  /* compute positions in which the task at hand touches its buffers */
+    uint32_t scratch;            /* of the row at hand */
+    uint32_t from, to; /* compute positions in which the task at hand touches its buffers */
 } memory;
 
 /* Each gives the index of a buffer within the row at hand, making it at first sight; PLAN_NONE when
@@ -49,8 +55,8 @@ TD_MUST_USE td_status memory_tensor(memory *mem, memory_table table, int32_t sta
                                     int32_t k, uint32_t *out, td_err *err);
 TD_MUST_USE td_status memory_of_run(memory *mem, size_kind what, int32_t inst, uint32_t *out,
                                     td_err *err);
-TD_MUST_USE td_status memory_scratch(memory *mem, int32_t inst, int32_t m, int32_t k,
-                                     uint32_t *out, td_err *err);
+TD_MUST_USE td_status memory_scratch(memory *mem, int32_t inst, int32_t m, int32_t k, uint32_t *out,
+                                     td_err *err);
 
 /* Records a use of the task at hand and stretches the buffer's life over it. */
 void memory_use(memory *mem, use_mode mode, use_role role, uint32_t buffer);

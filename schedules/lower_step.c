@@ -40,8 +40,8 @@ static td_status step_tails(const lowering *l, const plan *in, plan *out, td_err
         const plan_stream *const s = &in->streams[i];
         plan_stream *const t = &out->streams[i];
         *t = *s;
-        t->first_task = s->kind == STREAM_COMPUTE ? s->first_task + s->rank * TAIL_TASKS
-                                                  : s->first_task + more;
+        t->first_task =
+            s->kind == STREAM_COMPUTE ? s->first_task + s->rank * TAIL_TASKS : s->first_task + more;
         for (uint32_t j = 0; j < s->n_tasks; j++) {
             plan_task task = in->tasks[s->first_task + j];
             task.gate = moved(in, task.gate, s->rank);
@@ -52,9 +52,14 @@ static td_status step_tails(const lowering *l, const plan *in, plan *out, td_err
         }
         for (uint32_t j = 0; s->kind == STREAM_COMPUTE && j < TAIL_TASKS; j++) {
             plan_task *const task = &out->tasks[t->first_task + t->n_tasks++];
-            *task = (plan_task){.kind = kinds[j], .microbatch = PLAN_NONE, .link = PLAN_NONE,
-                                .gate = PLAN_NONE, .join = PLAN_NONE};
-            const plan_class pc = {.kind = kinds[j], .inst = PLAN_NONE, .second = PLAN_NONE,
+            *task = (plan_task){.kind = kinds[j],
+                                .microbatch = PLAN_NONE,
+                                .link = PLAN_NONE,
+                                .gate = PLAN_NONE,
+                                .join = PLAN_NONE};
+            const plan_class pc = {.kind = kinds[j],
+                                   .inst = PLAN_NONE,
+                                   .second = PLAN_NONE,
                                    .slice_len = (int32_t)out->ranks[s->rank].row};
             TD_TRY(class_intern(&classes, &pc, &task->cls, err));
         }
@@ -88,10 +93,9 @@ static td_status step_tied(collect *c, td_err *err)
             TD_TRY(collect_group(c, ranks, 2, 2, &item.group, err));
             TD_TRY(collect_begin(c, item, err));
             for (int i = 0; i < 2; i++)
-                TD_TRY(collect_member(c, tail_task(c->in, ranks[i], TAIL_MARK),
-                                      tail_task(c->in, ranks[i], TAIL_NORM),
-                                      (uint32_t)(pipe * l->s->n_stages + ((i ^ lo) ? last : 0)),
-                                      err));
+                TD_TRY(collect_member(
+                    c, tail_task(c->in, ranks[i], TAIL_MARK), tail_task(c->in, ranks[i], TAIL_NORM),
+                    (uint32_t)(pipe * l->s->n_stages + ((i ^ lo) ? last : 0)), err));
         }
     return TD_OK;
 }
@@ -105,8 +109,8 @@ static td_status step_norm(collect *c, td_err *err)
     uint32_t *const ranks = TD_NEW_N(l->a, uint32_t, n);
     if (ranks == NULL) return td_fail(err, TD_ENOMEM, "out of memory for collectives");
     for (uint32_t r = 0; r < n; r++) ranks[r] = r;
-    collective item = {.when = UINT64_MAX, .kind = COLL_ALL_REDUCE, .purpose = PURPOSE_NORM,
-                       .m = -1};
+    collective item = {
+        .when = UINT64_MAX, .kind = COLL_ALL_REDUCE, .purpose = PURPOSE_NORM, .m = -1};
     TD_TRY(sizes_bytes(l->o->sizes, SIZE_NORM, 0, 0, 0, &item.bytes, err));
     TD_TRY(collect_group(c, ranks, n, (int32_t)n, &item.group, err));
     TD_TRY(collect_begin(c, item, err));

@@ -5,17 +5,22 @@
 typedef struct pass_at {
     pass_kind kind;
     int32_t pipe, stage, inst, m, k;
-    bool first, last;  /* of the stages */
-    bool away;         /* forward and backward of the stage live on different rows */
+    bool first, last; /* of the stages */
+    bool away;        /* forward and backward of the stage live on different rows */
 } pass_at;
 
 static pass_at pass_of(const memory *mem, const plan *p, uint32_t cls, uint8_t kind, uint32_t m,
                        uint16_t k)
 {
     const plan_inst *const inst = &p->insts[p->classes[cls].inst];
-    return (pass_at){.kind = (pass_kind)kind, .pipe = inst->pipe, .stage = inst->stage,
-                     .inst = (int32_t)p->classes[cls].inst, .m = (int32_t)m, .k = k,
-                     .first = inst->stage == 0, .last = inst->stage == mem->l->s->n_stages - 1,
+    return (pass_at){.kind = (pass_kind)kind,
+                     .pipe = inst->pipe,
+                     .stage = inst->stage,
+                     .inst = (int32_t)p->classes[cls].inst,
+                     .m = (int32_t)m,
+                     .k = k,
+                     .first = inst->stage == 0,
+                     .last = inst->stage == mem->l->s->n_stages - 1,
                      .away = inst->forward_row != inst->backward_row};
 }
 
@@ -77,8 +82,8 @@ static td_status use_tokens(memory *mem, const pass_at *p, td_err *err)
     /* one row's first and last stage share the microbatch's tokens */
     const sched_pipe *const pipe = &mem->l->s->pipes[p->pipe];
     const int32_t last = mem->l->s->n_stages - 1;
-    const int32_t *const rows = p->away && p->kind != PASS_F ? pipe->backward_row
-                                                             : pipe->forward_row;
+    const int32_t *const rows =
+        p->away && p->kind != PASS_F ? pipe->backward_row : pipe->forward_row;
     const int32_t stage = p->last && rows[0] == rows[last] ? 0 : p->stage;
     return use_tensor(mem, USE_READ, ROLE_TOKENS, TABLE_TOKENS, stage, p, err);
 }
@@ -100,8 +105,7 @@ static td_status uses_of_backward(memory *mem, const pass_at *p, td_err *err)
     TD_TRY(use_tokens(mem, p, err));
     TD_TRY(use_run(mem, USE_READ, ROLE_WEIGHTS, SIZE_WEIGHTS, p->inst, err));
     TD_TRY(use_tensor(mem, USE_READ, ROLE_STASH, TABLE_STASH, p->stage, p, err));
-    if (!p->last)
-        TD_TRY(use_tensor(mem, USE_READ, ROLE_DOUTPUT, TABLE_GRAD_IN, p->stage, p, err));
+    if (!p->last) TD_TRY(use_tensor(mem, USE_READ, ROLE_DOUTPUT, TABLE_GRAD_IN, p->stage, p, err));
     if (!p->first) TD_TRY(use_dinput(mem, p, err));
     if (p->kind == PASS_B)
         TD_TRY(use_run(mem, USE_ADD, ROLE_GRADS, SIZE_GRADS, p->inst, err));

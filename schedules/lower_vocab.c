@@ -15,7 +15,8 @@ static uint32_t sharded(const collect *c, pass_kind kind, int32_t row, const voc
     return index_find(c->l->ix, kind, row, v->m, v->k);
 }
 
-/* The same pass of the next microbatch, a moment by which a result nobody needs has been written. */
+/* The same pass of the next microbatch, a moment by which a result nobody needs has been written.
+ */
 static uint32_t sharded_next(const collect *c, pass_kind kind, int32_t row, const vocab_at *v)
 {
     if (v->m + 1 >= c->l->s->n_microbatches) return NODE_NONE;
@@ -55,8 +56,7 @@ static void vocab_ends(const collect *c, coll_purpose purpose, int32_t row, cons
         return;
     case PURPOSE_C2:
         *gate = sharded(c, PASS_T, row, v);
-        *join = loses ? index_find_backward(ix, last, v->m, v->k)
-                      : sharded_next(c, PASS_T, row, v);
+        *join = loses ? index_find_backward(ix, last, v->m, v->k) : sharded_next(c, PASS_T, row, v);
         return;
     case PURPOSE_EMBED_SUM:
         *gate = sharded(c, PASS_E, row, v);
@@ -75,8 +75,13 @@ static td_status vocab_add(collect *c, coll_purpose purpose, coll_kind kind, int
                            int64_t bytes, const vocab_at *v, td_err *err)
 {
     const lowering *const l = c->l;
-    collective item = {.group = v->group, .root = (uint32_t)root_row, .kind = kind,
-                       .purpose = purpose, .bytes = bytes, .m = v->m, .k = v->k};
+    collective item = {.group = v->group,
+                       .root = (uint32_t)root_row,
+                       .kind = kind,
+                       .purpose = purpose,
+                       .bytes = bytes,
+                       .m = v->m,
+                       .k = v->k};
     for (int32_t row = 0; row < l->s->n_rows; row++) {
         uint32_t gate = NODE_NONE, join = NODE_NONE;
         vocab_ends(c, purpose, row, v, &gate, &join);
@@ -105,8 +110,7 @@ static td_status vocab_microbatch(collect *c, const vocab_at *v, td_err *err)
                      err));
     TD_TRY(vocab_add(c, PURPOSE_C1, COLL_VOCAB_STATS, 0,
                      v->stats_bytes + (second ? v->boundary_bytes : 0), v, err));
-    if (!second)
-        TD_TRY(vocab_add(c, PURPOSE_C2, COLL_ALL_REDUCE, 0, v->boundary_bytes, v, err));
+    if (!second) TD_TRY(vocab_add(c, PURPOSE_C2, COLL_ALL_REDUCE, 0, v->boundary_bytes, v, err));
     if (c->l->ix->pos[PASS_E] == NULL) return TD_OK;
     TD_TRY(vocab_add(c, PURPOSE_EMBED_SUM, COLL_ALL_REDUCE, 0, v->boundary_bytes, v, err));
     return vocab_add(c, PURPOSE_EMBED_GRAD, COLL_BROADCAST, pipe->backward_row[0],
@@ -128,10 +132,10 @@ td_status collect_vocab(collect *c, td_err *err)
                 int32_t len = 0, prefix = 0;
                 lower_slice(l, v.m, v.k, &len, &prefix);
                 const int32_t last = s->n_stages - 1;
-                TD_TRY(sizes_bytes(l->o->sizes, SIZE_BOUNDARY, last, len, prefix,
-                                   &v.boundary_bytes, err));
-                TD_TRY(sizes_bytes(l->o->sizes, SIZE_VOCAB_STATS, last, len, prefix,
-                                   &v.stats_bytes, err));
+                TD_TRY(sizes_bytes(l->o->sizes, SIZE_BOUNDARY, last, len, prefix, &v.boundary_bytes,
+                                   err));
+                TD_TRY(sizes_bytes(l->o->sizes, SIZE_VOCAB_STATS, last, len, prefix, &v.stats_bytes,
+                                   err));
                 TD_TRY(vocab_microbatch(c, &v, err));
             }
     }

@@ -1,11 +1,11 @@
-/* The Plan: what every rank does, contract 1 between the schedules and the two backends. Flat arrays
- * of indices, so that a plan can be copied, compared, hashed and written; a plan of ten million
- * tasks is ordinary.
+/* The Plan: what every rank does, contract 1 between the schedules and the two backends. Flat
+ * arrays of indices, so that a plan can be copied, compared, hashed and written; a plan of ten
+ * million tasks is ordinary.
  *
- * Execution model (DESIGN section 5): every task belongs to one stream of one rank and a stream runs
- * its tasks in order. Ranks meet only in messages and collectives. A task off the compute stream has
- * a gate, the compute task of its rank after which it may start, and a join, the first compute task
- * that waits for it. */
+ * Execution model (DESIGN section 5): every task belongs to one stream of one rank and a stream
+ * runs its tasks in order. Ranks meet only in messages and collectives. A task off the compute
+ * stream has a gate, the compute task of its rank after which it may start, and a join, the first
+ * compute task that waits for it. */
 #ifndef SCHEDULES_PLAN_H
 #define SCHEDULES_PLAN_H
 
@@ -23,26 +23,40 @@ typedef enum task_kind {
     TASK_SEND,
     TASK_RECV,
     TASK_COLL,
-    TASK_NORM,     /* per-tensor partial sums of squares of the rank's gradients */
+    TASK_NORM, /* per-tensor partial sums of squares of the rank's gradients */
     TASK_OPTIMIZER,
-    TASK_VERIFY,   /* post-validation: the prefix before it may have to be repeated */
-    TASK_MARK,     /* takes no time: a place in compute order that others gate on or join */
+    TASK_VERIFY, /* post-validation: the prefix before it may have to be repeated */
+    TASK_MARK,   /* takes no time: a place in compute order that others gate on or join */
     TASK_KIND_COUNT
 } task_kind;
 
-typedef enum channel_class { CHANNEL_ACT, CHANNEL_GRAD, CHANNEL_HANDOFF, CHANNEL_WEIGHTS } channel_class;
+typedef enum channel_class {
+    CHANNEL_ACT,
+    CHANNEL_GRAD,
+    CHANNEL_HANDOFF,
+    CHANNEL_WEIGHTS
+} channel_class;
 typedef enum coll_purpose {
-    PURPOSE_GRAD_SYNC,   /* a stage's gradients among its twins and replicas */
-    PURPOSE_TIED,        /* tied embedding gradients between first and last stage */
-    PURPOSE_NORM,        /* sum of the squared norms */
-    PURPOSE_C0, PURPOSE_C1, PURPOSE_C2, /* vocabulary barriers */
-    PURPOSE_EMBED_SUM, PURPOSE_EMBED_GRAD, /* sharded input layer */
+    PURPOSE_GRAD_SYNC, /* a stage's gradients among its twins and replicas */
+    PURPOSE_TIED,      /* tied embedding gradients between first and last stage */
+    PURPOSE_NORM,      /* sum of the squared norms */
+    PURPOSE_C0,
+    PURPOSE_C1,
+    PURPOSE_C2, /* vocabulary barriers */
+    PURPOSE_EMBED_SUM,
+    PURPOSE_EMBED_GRAD, /* sharded input layer */
     PURPOSE_LOSS,
     PURPOSE_COUNT
 } coll_purpose;
 
 typedef enum plan_mapping { MAPPING_CHANNEL, MAPPING_DIRECTION, MAPPING_SINGLE } plan_mapping;
-typedef enum stream_kind { STREAM_COMPUTE, STREAM_SEND, STREAM_RECV, STREAM_BOTH, STREAM_COLL } stream_kind;
+typedef enum stream_kind {
+    STREAM_COMPUTE,
+    STREAM_SEND,
+    STREAM_RECV,
+    STREAM_BOTH,
+    STREAM_COLL
+} stream_kind;
 
 /* Tasks of one class have one shape and one price. */
 typedef struct plan_class {
@@ -50,24 +64,24 @@ typedef struct plan_class {
     uint8_t detail;  /* messages: channel_class; collectives: coll_kind */
     uint8_t purpose; /* collectives: coll_purpose */
     uint8_t reserved;
-    uint32_t inst;   /* stage instance, or PLAN_NONE */
-    uint32_t second; /* TASK_PAIR: class of the second member; else PLAN_NONE */
+    uint32_t inst;             /* stage instance, or PLAN_NONE */
+    uint32_t second;           /* TASK_PAIR: class of the second member; else PLAN_NONE */
     int32_t slice_len, prefix; /* tokens of each sequence; MARK, NORM, OPTIMIZER: slice_len is the
                                   row, whose price is the sum over the stages that train there */
-    int64_t bytes;   /* messages and collectives: payload; TASK_PAIR: class of the first member */
+    int64_t bytes; /* messages and collectives: payload; TASK_PAIR: class of the first member */
 } plan_class;
 
 typedef struct plan_task {
-    uint8_t kind;        /* task_kind */
-    uint8_t flags;       /* TASK_FLAG_* */
+    uint8_t kind;  /* task_kind */
+    uint8_t flags; /* TASK_FLAG_* */
     uint16_t slice;
     uint32_t microbatch; /* PLAN_NONE where there is none */
     uint32_t cls;
-    uint32_t link;       /* message: the task at the other end; collective: index in colls;
-                            pair: index of its members in members (two consecutive); else NONE */
-    uint32_t gate;       /* compute task, PLAN_NONE: the start of the period */
-    uint32_t join;       /* compute task, PLAN_NONE: the end of the period */
-    uint32_t first_use;  /* its buffer uses are uses[first_use .. next task's first_use) */
+    uint32_t link;      /* message: the task at the other end; collective: index in colls;
+                           pair: index of its members in members (two consecutive); else NONE */
+    uint32_t gate;      /* compute task, PLAN_NONE: the start of the period */
+    uint32_t join;      /* compute task, PLAN_NONE: the end of the period */
+    uint32_t first_use; /* its buffer uses are uses[first_use .. next task's first_use) */
 } plan_task;
 
 enum {
@@ -87,7 +101,7 @@ typedef struct plan_member {
  * the compute stream from 0; a buffer of the whole run has 0 and UINT32_MAX). */
 typedef struct plan_buffer {
     uint32_t birth, death;
-    uint32_t offset;  /* in units of PLAN_ALIGN bytes from the start of the arena */
+    uint32_t offset; /* in units of PLAN_ALIGN bytes from the start of the arena */
     uint32_t bclass;
 } plan_buffer;
 
@@ -103,14 +117,23 @@ typedef struct plan_bclass {
 /* A use packs mode, role and the buffer's index within its rank. */
 typedef enum use_mode { USE_READ, USE_WRITE, USE_ADD } use_mode;
 typedef enum use_role {
-    ROLE_INPUT,   /* activation into the stage */
-    ROLE_OUTPUT,  /* activation out of it */
-    ROLE_STASH, ROLE_WSTASH,
+    ROLE_INPUT,  /* activation into the stage */
+    ROLE_OUTPUT, /* activation out of it */
+    ROLE_STASH,
+    ROLE_WSTASH,
     ROLE_DOUTPUT, /* gradient of the output, from the next stage */
     ROLE_DINPUT,  /* gradient of the input, to the previous stage */
-    ROLE_WEIGHTS, ROLE_GRADS, ROLE_OPTIMIZER, ROLE_SCRATCH, ROLE_TOKENS,
+    ROLE_WEIGHTS,
+    ROLE_GRADS,
+    ROLE_OPTIMIZER,
+    ROLE_SCRATCH,
+    ROLE_TOKENS,
     ROLE_MESSAGE, /* payload of a message or collective */
-    ROLE_KV, ROLE_DKV, ROLE_VOCAB_STATS, ROLE_VOCAB_STASH, ROLE_NORM,
+    ROLE_KV,
+    ROLE_DKV,
+    ROLE_VOCAB_STATS,
+    ROLE_VOCAB_STASH,
+    ROLE_NORM,
     ROLE_COUNT
 } use_role;
 
@@ -133,8 +156,8 @@ typedef struct plan_rank {
     int32_t row, replica, shard;
     uint32_t first_stream, n_streams; /* the first one is the compute stream */
     uint32_t first_buffer, n_buffers;
-    int64_t arena_bytes;              /* predicted peak: highest offset + size */
-    int64_t persistent_bytes;         /* of it weights, gradients, optimizer */
+    int64_t arena_bytes;      /* predicted peak: highest offset + size */
+    int64_t persistent_bytes; /* of it weights, gradients, optimizer */
 } plan_rank;
 
 typedef struct plan_channel {
@@ -161,29 +184,43 @@ typedef struct plan_inst {
 typedef struct plan {
     const char *schedule_name;
     int32_t n_rows, n_stages, n_pipes, n_microbatches, n_slices;
-    int64_t seq_len;  /* tokens a sequence; slices sum to it (n_slices without a model) */
-    int32_t chunks;   /* stage instances per row and pipe */
-    int32_t dp, tp;   /* true degrees */
+    int64_t seq_len; /* tokens a sequence; slices sum to it (n_slices without a model) */
+    int32_t chunks;  /* stage instances per row and pipe */
+    int32_t dp, tp;  /* true degrees */
     bool folded_dp, folded_tp;
     plan_mapping mapping;
     int32_t lookahead, send_window;
     const char *stage_of_run; /* the pass this plan came out of: "place" ... "memory" */
 
-    plan_rank *ranks;       uint32_t n_ranks;
-    plan_stream *streams;   uint32_t n_streams;
-    plan_task *tasks;       uint32_t n_tasks; /* one more at the end, for first_use */
-    plan_class *classes;    uint32_t n_classes;
-    plan_member *members;   uint32_t n_members;
-    plan_channel *channels; uint32_t n_channels;
-    plan_group *groups;     uint32_t n_groups;
-    uint32_t *group_members; uint32_t n_group_members;
-    plan_coll *colls;       uint32_t n_colls;
-    uint32_t *coll_tasks;   uint32_t n_coll_tasks;
-    plan_inst *insts;       uint32_t n_insts;
-    plan_buffer *buffers;   uint32_t n_buffers;
-    plan_bclass *bclasses;  uint32_t n_bclasses;
-    uint32_t *uses;         uint32_t n_uses;
-    stage_desc *stages;     /* [n_stages]; NULL without a model */
+    plan_rank *ranks;
+    uint32_t n_ranks;
+    plan_stream *streams;
+    uint32_t n_streams;
+    plan_task *tasks;
+    uint32_t n_tasks; /* one more at the end, for first_use */
+    plan_class *classes;
+    uint32_t n_classes;
+    plan_member *members;
+    uint32_t n_members;
+    plan_channel *channels;
+    uint32_t n_channels;
+    plan_group *groups;
+    uint32_t n_groups;
+    uint32_t *group_members;
+    uint32_t n_group_members;
+    plan_coll *colls;
+    uint32_t n_colls;
+    uint32_t *coll_tasks;
+    uint32_t n_coll_tasks;
+    plan_inst *insts;
+    uint32_t n_insts;
+    plan_buffer *buffers;
+    uint32_t n_buffers;
+    plan_bclass *bclasses;
+    uint32_t n_bclasses;
+    uint32_t *uses;
+    uint32_t n_uses;
+    stage_desc *stages; /* [n_stages]; NULL without a model */
 } plan;
 
 /* The stream a task belongs to is found by rank and position; the rank of a stream is stored. */
@@ -202,7 +239,7 @@ static inline int32_t plan_device(const plan *p, uint32_t rank)
 typedef struct lower_options {
     const sizes *sizes;
     int32_t dp, tp;
-    bool fold;            /* one replica stands for all */
+    bool fold; /* one replica stands for all */
     plan_mapping mapping;
     int32_t lookahead, send_window; /* 0: defaults, 1 and "never blocks" */
     bool zero1;
@@ -217,8 +254,8 @@ TD_MUST_USE td_status plan_lower(const schedule *s, const lower_options *o, td_a
 /* The names of the passes, for --after; ends with NULL. */
 const char *const *plan_pass_names(void);
 
-/* The laws of a plan (DESIGN section 5, Checker). The error names rank, task and rule; a deadlock is
- * printed as its cycle of waits. `a` holds scratch. */
+/* The laws of a plan (DESIGN section 5, Checker). The error names rank, task and rule; a deadlock
+ * is printed as its cycle of waits. `a` holds scratch. */
 TD_MUST_USE td_status plan_check(const plan *p, td_arena *a, td_err *err);
 
 /* "rank 3 F 7.1 of stage 2": how messages name a task. */

@@ -65,7 +65,8 @@ static td_status check_life(const plan_map *m, uint32_t rank, const access *x, t
 {
     const plan *const p = m->p;
     const plan_rank *const k = &p->ranks[rank];
-    if (x->buffer >= k->n_buffers) return check_fail(m, x->task, err, "it uses no buffer of its rank");
+    if (x->buffer >= k->n_buffers)
+        return check_fail(m, x->task, err, "it uses no buffer of its rank");
     const plan_buffer *const b = &p->buffers[k->first_buffer + x->buffer];
     if ((uint64_t)x->from < 2 * (uint64_t)b->birth + 1 ||
         (uint64_t)x->to > 2 * (uint64_t)b->death + 3)
@@ -93,7 +94,8 @@ static td_status gather(const plan_map *m, uint32_t rank, td_arena *a, access **
         for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++)
             for (uint32_t u = p->tasks[t].first_use; u < p->tasks[t + 1].first_use; u++) {
                 access *const x = &items[(*n)++];
-                *x = (access){.buffer = use_buffer_of(p->uses[u]), .task = t,
+                *x = (access){.buffer = use_buffer_of(p->uses[u]),
+                              .task = t,
                               .writes = use_mode_of(p->uses[u]) != USE_READ};
                 window_of(p, s, t, x);
                 TD_TRY(check_life(m, rank, x, err));
@@ -140,9 +142,10 @@ static td_status check_overlap(const plan *p, uint32_t rank, td_arena *a, td_err
         const bool hits_left = at > 0 && end_of(p, &live[at - 1]) > (int64_t)b->offset * PLAN_ALIGN;
         const bool hits_right = at < n && (int64_t)live[at].offset * PLAN_ALIGN < end_of(p, b);
         if (hits_left || hits_right)
-            return td_fail(err, TD_EPLAN, "rank %u: two buffers that live at compute position %u "
-                           "overlap at offset %lld", rank, b->birth,
-                           (long long)b->offset * PLAN_ALIGN);
+            return td_fail(err, TD_EPLAN,
+                           "rank %u: two buffers that live at compute position %u "
+                           "overlap at offset %lld",
+                           rank, b->birth, (long long)b->offset * PLAN_ALIGN);
         if (end_of(p, b) > k->arena_bytes)
             return td_fail(err, TD_EPLAN, "rank %u: a buffer ends behind the arena", rank);
         for (uint32_t j = n; j > at; j--) live[j] = live[j - 1];

@@ -13,8 +13,8 @@ uint32_t plan_task_rank(const plan *p, uint32_t task)
 static const char *class_word(const plan_class *c)
 {
     static const char *const channels[] = {"activation", "gradient", "hand-off", "weights"};
-    static const char *const purposes[] = {"gradient sync", "tied gradients", "gradient norm",
-                                           "vocabulary C0", "vocabulary C1", "vocabulary C2",
+    static const char *const purposes[] = {"gradient sync", "tied gradients",     "gradient norm",
+                                           "vocabulary C0", "vocabulary C1",      "vocabulary C2",
                                            "embedding sum", "embedding gradient", "loss"};
     if (c->kind == TASK_COLL) return purposes[c->purpose];
     return channels[c->detail];
@@ -23,10 +23,12 @@ static const char *class_word(const plan_class *c)
 static void describe(const plan *p, const plan_class *c, uint8_t kind, uint32_t microbatch,
                      uint16_t slice, td_text *out)
 {
-    static const char *const others[] = {"pair", "SEND", "RECV", "collective", "NORM",
-                                         "OPTIMIZER", "VERIFY", "MARK"};
-    if (kind < PASS_COUNT) td_text_addf(out, "%c", pass_letter((pass_kind)kind));
-    else td_text_add(out, others[kind - TASK_PAIR]);
+    static const char *const others[] = {"pair", "SEND",      "RECV",   "collective",
+                                         "NORM", "OPTIMIZER", "VERIFY", "MARK"};
+    if (kind < PASS_COUNT)
+        td_text_addf(out, "%c", pass_letter((pass_kind)kind));
+    else
+        td_text_add(out, others[kind - TASK_PAIR]);
     if (microbatch != PLAN_NONE) td_text_addf(out, " %u", microbatch);
     if (microbatch != PLAN_NONE && p->n_slices > 1) td_text_addf(out, ".%u", (unsigned)slice);
     if (kind == TASK_SEND || kind == TASK_RECV || kind == TASK_COLL)
@@ -120,11 +122,12 @@ static td_status check_task(const plan_map *m, uint32_t task, td_err *err)
     const plan_stream *const s = &p->streams[m->stream_of[task]];
     const bool computes = s->kind == STREAM_COMPUTE;
     const bool meets = t->kind == TASK_SEND || t->kind == TASK_RECV || t->kind == TASK_COLL;
-    if (t->kind >= TASK_KIND_COUNT || t->cls >= p->n_classes || p->classes[t->cls].kind != t->kind ||
-        computes == meets || t->first_use > p->tasks[task + 1].first_use)
+    if (t->kind >= TASK_KIND_COUNT || t->cls >= p->n_classes ||
+        p->classes[t->cls].kind != t->kind || computes == meets ||
+        t->first_use > p->tasks[task + 1].first_use)
         return td_fail(err, TD_EPLAN, "malformed plan: task %u is of no known kind or class", task);
-    if (t->kind < TASK_SEND && (t->microbatch >= (uint32_t)p->n_microbatches ||
-                                t->slice >= p->n_slices))
+    if (t->kind < TASK_SEND &&
+        (t->microbatch >= (uint32_t)p->n_microbatches || t->slice >= p->n_slices))
         return td_fail(err, TD_EPLAN, "malformed plan: task %u: no such microbatch", task);
     if (t->kind == TASK_PAIR && (t->link >= p->n_members || t->link + 1 >= p->n_members))
         return td_fail(err, TD_EPLAN, "malformed plan: task %u: a pair without members", task);

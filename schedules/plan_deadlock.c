@@ -157,7 +157,8 @@ static td_status report(const deadlock *d, uint32_t start, td_arena *a, td_err *
 td_status check_deadlock(const plan_map *m, td_arena *a, td_err *err)
 {
     const plan *const p = m->p;
-    deadlock d = {.m = m, .p = p,
+    deadlock d = {.m = m,
+                  .p = p,
                   .done = TD_NEW_N(a, uint32_t, p->n_streams),
                   .joins = TD_NEW_N(a, uint32_t, p->n_tasks),
                   .waiter = TD_NEW_N(a, uint32_t, p->n_tasks),

@@ -1,13 +1,19 @@
 /* Does the plan compute the whole step? Each needed pass occurs exactly once, and what it needs is
- * there: produced earlier on its rank, or brought by a message that it waits for and that left after
- * the producer. */
+ * there: produced earlier on its rank, or brought by a message that it waits for and that left
+ * after the producer. */
 #include "schedules/plan_check.h"
 
 #include <string.h>
 
 /* Tasks by (replica, stage, microbatch, slice). */
 typedef enum flow_table {
-    FLOW_F, FLOW_BACKWARD, FLOW_W, FLOW_R, FLOW_RECV_ACT, FLOW_RECV_GRAD, FLOW_RECV_HANDOFF,
+    FLOW_F,
+    FLOW_BACKWARD,
+    FLOW_W,
+    FLOW_R,
+    FLOW_RECV_ACT,
+    FLOW_RECV_GRAD,
+    FLOW_RECV_HANDOFF,
     FLOW_TABLES
 } flow_table;
 
@@ -23,7 +29,9 @@ static size_t slot_of(const flow *f, int32_t replica, int32_t stage, uint32_t m,
 {
     const plan *const p = f->p;
     return (((size_t)replica * (size_t)p->n_stages + (size_t)stage) * (size_t)p->n_microbatches +
-            m) * (size_t)p->n_slices + k;
+            m) *
+               (size_t)p->n_slices +
+           k;
 }
 
 static td_status enter(flow *f, flow_table table, size_t slot, uint32_t task, td_err *err)
@@ -78,8 +86,8 @@ static td_status enter_task(flow *f, uint32_t task, td_err *err)
     const flow_table table = c->detail == CHANNEL_ACT    ? FLOW_RECV_ACT
                              : c->detail == CHANNEL_GRAD ? FLOW_RECV_GRAD
                                                          : FLOW_RECV_HANDOFF;
-    return enter(f, table,
-                 slot_of(f, replica, p->insts[c->inst].stage, t->microbatch, t->slice), task, err);
+    return enter(f, table, slot_of(f, replica, p->insts[c->inst].stage, t->microbatch, t->slice),
+                 task, err);
 }
 
 /* The tensor made by `producer` is there when `consumer` starts. */
@@ -125,11 +133,11 @@ static td_status check_slot(const flow *f, int32_t replica, int32_t stage, uint3
     if (f->whole[s] && f->task[FLOW_W][s] != PLAN_NONE)
         return check_fail(f->m, f->task[FLOW_W][s], err, "its backward is whole already");
     if (stage > 0)
-        TD_TRY(check_arrival(f, f->task[FLOW_F][s - per_stage], f->task[FLOW_RECV_ACT][s], fwd,
-                             err));
+        TD_TRY(
+            check_arrival(f, f->task[FLOW_F][s - per_stage], f->task[FLOW_RECV_ACT][s], fwd, err));
     if (stage + 1 < p->n_stages)
-        TD_TRY(check_arrival(f, f->task[FLOW_BACKWARD][s + per_stage],
-                             f->task[FLOW_RECV_GRAD][s], bwd, err));
+        TD_TRY(check_arrival(f, f->task[FLOW_BACKWARD][s + per_stage], f->task[FLOW_RECV_GRAD][s],
+                             bwd, err));
     const bool away = f->m->stream_of[fwd] != f->m->stream_of[bwd];
     const uint32_t again = f->task[FLOW_R][s];
     if (away && again == PLAN_NONE) return missing(f, "the recompute", stage, m, k, err);

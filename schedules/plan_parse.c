@@ -120,8 +120,7 @@ static td_status read_stage(plan_reader *r)
     if (r->p->stages == NULL) r->p->stages = TD_NEW_N(r->a, stage_desc, r->p->n_stages);
     if (r->p->stages == NULL) return td_fail(r->err, TD_ENOMEM, "out of memory for stages");
     TD_TRY(read_index(r, (uint32_t)r->n_stages));
-    return read_record(r, plan_stage_fields, plan_stage_n_fields,
-                       &r->p->stages[r->n_stages++]);
+    return read_record(r, plan_stage_fields, plan_stage_n_fields, &r->p->stages[r->n_stages++]);
 }
 
 static td_status read_head(plan_reader *r)

@@ -3,18 +3,28 @@
 
 #include <string.h>
 
-#define FIELD(type, name) {#name, offsetof(type, name), sizeof(((type *)0)->name), false, NULL, 0}
-#define SIGNED(type, name) {#name, offsetof(type, name), sizeof(((type *)0)->name), true, NULL, 0}
+#define FIELD(type, name)                                                                          \
+    {                                                                                              \
+#name, offsetof(type, name), sizeof(((type *)0)->name), false, NULL, 0                     \
+    }
+#define SIGNED(type, name)                                                                         \
+    {                                                                                              \
+#name, offsetof(type, name), sizeof(((type *)0)->name), true, NULL, 0                      \
+    }
 #define WORDS(type, name, list)                                                                    \
-    {#name, offsetof(type, name), sizeof(((type *)0)->name), false, list,                          \
-     sizeof(list) / sizeof *(list)}
+    {                                                                                              \
+#name, offsetof(type, name), sizeof(((type *)0)->name), false, list,                       \
+            sizeof(list) / sizeof *(list)                                                          \
+    }
 #define COUNT(fields) (sizeof(fields) / sizeof *(fields))
 #define TABLE(word, type, fields, array, count)                                                    \
-    {word, fields, COUNT(fields), sizeof(type), offsetof(plan, array), offsetof(plan, count)}
+    {                                                                                              \
+        word, fields, COUNT(fields), sizeof(type), offsetof(plan, array), offsetof(plan, count)    \
+    }
 
-static const char *const kind_words[] = {"F", "B", "I", "W", "R", "S", "T", "E", "G", "PAIR",
-                                         "SEND", "RECV", "COLL", "NORM", "OPTIMIZER", "VERIFY",
-                                         "MARK"};
+static const char *const kind_words[] = {"F",    "B",    "I",         "W",      "R",    "S",
+                                         "T",    "E",    "G",         "PAIR",   "SEND", "RECV",
+                                         "COLL", "NORM", "OPTIMIZER", "VERIFY", "MARK"};
 static const char *const bool_words[] = {"no", "yes"};
 static const char *const mapping_words[] = {"channel", "direction", "single"};
 static const char *const stream_words[] = {"compute", "send", "recv", "both", "coll"};
@@ -31,11 +41,19 @@ const plan_field plan_stage_fields[] = {
 const size_t plan_stage_n_fields = COUNT(plan_stage_fields);
 
 const plan_field plan_head_fields[] = {
-    SIGNED(plan, n_rows), SIGNED(plan, n_stages), SIGNED(plan, n_pipes),
-    SIGNED(plan, n_microbatches), SIGNED(plan, n_slices), SIGNED(plan, seq_len),
-    SIGNED(plan, chunks), SIGNED(plan, dp), SIGNED(plan, tp),
+    SIGNED(plan, n_rows),
+    SIGNED(plan, n_stages),
+    SIGNED(plan, n_pipes),
+    SIGNED(plan, n_microbatches),
+    SIGNED(plan, n_slices),
+    SIGNED(plan, seq_len),
+    SIGNED(plan, chunks),
+    SIGNED(plan, dp),
+    SIGNED(plan, tp),
     WORDS(plan, folded_dp, bool_words),
-    WORDS(plan, folded_tp, bool_words), WORDS(plan, mapping, mapping_words), SIGNED(plan, lookahead),
+    WORDS(plan, folded_tp, bool_words),
+    WORDS(plan, mapping, mapping_words),
+    SIGNED(plan, lookahead),
     SIGNED(plan, send_window),
 };
 const size_t plan_head_n_fields = COUNT(plan_head_fields);
@@ -44,37 +62,47 @@ static const plan_field inst_fields[] = {SIGNED(plan_inst, pipe), SIGNED(plan_in
                                          SIGNED(plan_inst, forward_row),
                                          SIGNED(plan_inst, backward_row)};
 static const plan_field class_fields[] = {
-    WORDS(plan_class, kind, kind_words), FIELD(plan_class, detail), FIELD(plan_class, purpose),
-    FIELD(plan_class, inst), FIELD(plan_class, second), SIGNED(plan_class, slice_len),
-    SIGNED(plan_class, prefix), SIGNED(plan_class, bytes)};
+    WORDS(plan_class, kind, kind_words), FIELD(plan_class, detail),
+    FIELD(plan_class, purpose),          FIELD(plan_class, inst),
+    FIELD(plan_class, second),           SIGNED(plan_class, slice_len),
+    SIGNED(plan_class, prefix),          SIGNED(plan_class, bytes)};
 static const plan_field channel_fields[] = {FIELD(plan_channel, src), FIELD(plan_channel, dst),
                                             WORDS(plan_channel, cls, channel_words)};
-static const plan_field group_fields[] = {FIELD(plan_group, first_member),
-                                          FIELD(plan_group, n_members),
-                                          SIGNED(plan_group, true_size)};
+static const plan_field group_fields[] = {
+    FIELD(plan_group, first_member), FIELD(plan_group, n_members), SIGNED(plan_group, true_size)};
 static const plan_field coll_fields[] = {FIELD(plan_coll, group), FIELD(plan_coll, first_task),
                                          FIELD(plan_coll, root)};
 static const plan_field number_fields[] = {{"value", 0, sizeof(uint32_t), false, NULL, 0}};
-static const plan_field bclass_fields[] = {
-    WORDS(plan_bclass, what, size_words), FIELD(plan_bclass, inst), SIGNED(plan_bclass, slice_len),
-    SIGNED(plan_bclass, prefix), SIGNED(plan_bclass, bytes)};
-static const plan_field rank_fields[] = {
-    SIGNED(plan_rank, row), SIGNED(plan_rank, replica), SIGNED(plan_rank, shard),
-    FIELD(plan_rank, first_stream), FIELD(plan_rank, n_streams), FIELD(plan_rank, first_buffer),
-    FIELD(plan_rank, n_buffers), SIGNED(plan_rank, arena_bytes),
-    SIGNED(plan_rank, persistent_bytes)};
+static const plan_field bclass_fields[] = {WORDS(plan_bclass, what, size_words),
+                                           FIELD(plan_bclass, inst), SIGNED(plan_bclass, slice_len),
+                                           SIGNED(plan_bclass, prefix), SIGNED(plan_bclass, bytes)};
+static const plan_field rank_fields[] = {SIGNED(plan_rank, row),
+                                         SIGNED(plan_rank, replica),
+                                         SIGNED(plan_rank, shard),
+                                         FIELD(plan_rank, first_stream),
+                                         FIELD(plan_rank, n_streams),
+                                         FIELD(plan_rank, first_buffer),
+                                         FIELD(plan_rank, n_buffers),
+                                         SIGNED(plan_rank, arena_bytes),
+                                         SIGNED(plan_rank, persistent_bytes)};
 static const plan_field stream_fields[] = {
     WORDS(plan_stream, kind, stream_words), FIELD(plan_stream, rank),
     FIELD(plan_stream, first_task), FIELD(plan_stream, n_tasks), FIELD(plan_stream, channel)};
 static const plan_field member_fields[] = {
-    WORDS(plan_member, kind, kind_words), FIELD(plan_member, slice), FIELD(plan_member, microbatch),
-    FIELD(plan_member, cls), FIELD(plan_member, first_use), FIELD(plan_member, n_uses)};
+    WORDS(plan_member, kind, kind_words), FIELD(plan_member, slice),
+    FIELD(plan_member, microbatch),       FIELD(plan_member, cls),
+    FIELD(plan_member, first_use),        FIELD(plan_member, n_uses)};
 static const plan_field buffer_fields[] = {FIELD(plan_buffer, birth), FIELD(plan_buffer, death),
                                            FIELD(plan_buffer, offset), FIELD(plan_buffer, bclass)};
-static const plan_field task_fields[] = {
-    WORDS(plan_task, kind, kind_words), FIELD(plan_task, microbatch), FIELD(plan_task, slice),
-    FIELD(plan_task, flags), FIELD(plan_task, cls), FIELD(plan_task, link), FIELD(plan_task, gate),
-    FIELD(plan_task, join), FIELD(plan_task, first_use)};
+static const plan_field task_fields[] = {WORDS(plan_task, kind, kind_words),
+                                         FIELD(plan_task, microbatch),
+                                         FIELD(plan_task, slice),
+                                         FIELD(plan_task, flags),
+                                         FIELD(plan_task, cls),
+                                         FIELD(plan_task, link),
+                                         FIELD(plan_task, gate),
+                                         FIELD(plan_task, join),
+                                         FIELD(plan_task, first_use)};
 
 const plan_table plan_tables[] = {
     TABLE("inst", plan_inst, inst_fields, insts, n_insts),

@@ -1,5 +1,5 @@
-/* The fields of a plan as tables: its text form, equality and hash are loops over them, so that none
- * can forget a field. */
+/* The fields of a plan as tables: its text form, equality and hash are loops over them, so that
+ * none can forget a field. */
 #ifndef SCHEDULES_PLAN_TABLE_H
 #define SCHEDULES_PLAN_TABLE_H
 
@@ -8,7 +8,7 @@
 typedef struct plan_field {
     const char *name;
     uint16_t offset;
-    uint8_t size;             /* 1, 2, 4 or 8 bytes */
+    uint8_t size; /* 1, 2, 4 or 8 bytes */
     bool is_signed;
     const char *const *words; /* names of its values, or NULL */
     uint8_t n_words;

@@ -11,70 +11,186 @@
 
 const cli_option request_options[REQUEST_OPTION_COUNT] = {
     {.kind = CLI_HEADING, .help = "Schedule"},
-    {.kind = CLI_TEXT, .name = "schedule", .letter = 's', .arg = "NAME|FILE", .at = AT(schedule),
+    {.kind = CLI_TEXT,
+     .name = "schedule",
+     .letter = 's',
+     .arg = "NAME|FILE",
+     .at = AT(schedule),
      .help = "a schedule of psim list, or a schedule file (- is stdin)"},
-    {.kind = CLI_TEXT, .name = "plan", .arg = "FILE", .at = AT(plan),
+    {.kind = CLI_TEXT,
+     .name = "plan",
+     .arg = "FILE",
+     .at = AT(plan),
      .help = "a lowered plan as psim plan prints it, in place of a schedule"},
-    {.kind = CLI_INT, .name = "pp", .letter = 'p', .arg = "P", .at = AT(pp), .min = 1,
-     .max = 65535, .help = "pipeline-parallel size"},
-    {.kind = CLI_INT, .name = "microbatches", .letter = 'm', .arg = "M", .at = AT(microbatches),
-     .min = 1, .max = 100000000, .help = "microbatches per step and replica"},
-    {.kind = CLI_INT, .name = "chunks", .arg = "V", .at = AT(chunks), .min = 1, .max = 65535,
+    {.kind = CLI_INT,
+     .name = "pp",
+     .letter = 'p',
+     .arg = "P",
+     .at = AT(pp),
+     .min = 1,
+     .max = 65535,
+     .help = "pipeline-parallel size"},
+    {.kind = CLI_INT,
+     .name = "microbatches",
+     .letter = 'm',
+     .arg = "M",
+     .at = AT(microbatches),
+     .min = 1,
+     .max = 100000000,
+     .help = "microbatches per step and replica"},
+    {.kind = CLI_INT,
+     .name = "chunks",
+     .arg = "V",
+     .at = AT(chunks),
+     .min = 1,
+     .max = 65535,
      .help = "stages per rank and pipe; default: what the schedule takes"},
-    {.kind = CLI_INT, .name = "slices", .arg = "S", .at = AT(slices), .min = 1, .max = 65535,
+    {.kind = CLI_INT,
+     .name = "slices",
+     .arg = "S",
+     .at = AT(slices),
+     .min = 1,
+     .max = 65535,
      .help = "slices of the tokens of a microbatch, default 1"},
-    {.kind = CLI_TEXT, .name = "slice-tokens", .arg = "N,N,...", .at = AT(slice_tokens),
+    {.kind = CLI_TEXT,
+     .name = "slice-tokens",
+     .arg = "N,N,...",
+     .at = AT(slice_tokens),
      .help = "tokens of each slice"},
-    {.kind = CLI_MANY, .name = "opt", .arg = "KEY=VALUE", .at = AT(opts),
+    {.kind = CLI_MANY,
+     .name = "opt",
+     .arg = "KEY=VALUE",
+     .at = AT(opts),
      .help = "an option of the schedule (psim list shows them); may be repeated"},
-    {.kind = CLI_REAL, .name = "activation-limit", .arg = "A", .at = AT(activation_limit),
-     .min = 0, .max = 1000000000,
+    {.kind = CLI_REAL,
+     .name = "activation-limit",
+     .arg = "A",
+     .at = AT(activation_limit),
+     .min = 0,
+     .max = 1000000000,
      .help = "microbatch activations of a rank's share that a schedule may keep"},
     {.kind = CLI_HEADING, .help = "Times and model"},
-    {.kind = CLI_TEXT, .name = "times", .arg = "LIST|FILE", .at = AT(times),
+    {.kind = CLI_TEXT,
+     .name = "times",
+     .arg = "LIST|FILE",
+     .at = AT(times),
      .help = "unit times in ms of one microbatch through 1/P of the model, and of a message: "
              "F=1,B=2,comm=0.1 (also I, W, R, S, T, E, G, FB, coll); or a file, one row a stage"},
-    {.kind = CLI_TEXT, .name = "model", .arg = "PRESET|FILE", .at = AT(model),
+    {.kind = CLI_TEXT,
+     .name = "model",
+     .arg = "PRESET|FILE",
+     .at = AT(model),
      .help = "a model preset, or a Hugging Face config.json"},
-    {.kind = CLI_INT, .name = "micro-batch", .letter = 'b', .arg = "B", .at = AT(micro_batch),
-     .def = "1", .min = 1, .max = 1000000, .help = "sequences in a microbatch"},
-    {.kind = CLI_INT, .name = "seq-len", .arg = "L", .at = AT(seq_len), .min = 1,
-     .max = 100000000, .help = "tokens in a sequence; default: all positions of the model"},
-    {.kind = CLI_INT, .name = "tp", .arg = "T", .at = AT(tp), .def = "1", .min = 1, .max = 65535,
+    {.kind = CLI_INT,
+     .name = "micro-batch",
+     .letter = 'b',
+     .arg = "B",
+     .at = AT(micro_batch),
+     .def = "1",
+     .min = 1,
+     .max = 1000000,
+     .help = "sequences in a microbatch"},
+    {.kind = CLI_INT,
+     .name = "seq-len",
+     .arg = "L",
+     .at = AT(seq_len),
+     .min = 1,
+     .max = 100000000,
+     .help = "tokens in a sequence; default: all positions of the model"},
+    {.kind = CLI_INT,
+     .name = "tp",
+     .arg = "T",
+     .at = AT(tp),
+     .def = "1",
+     .min = 1,
+     .max = 65535,
      .help = "tensor-parallel size"},
-    {.kind = CLI_INT, .name = "dp", .arg = "D", .at = AT(dp), .def = "1", .min = 1, .max = 65535,
+    {.kind = CLI_INT,
+     .name = "dp",
+     .arg = "D",
+     .at = AT(dp),
+     .def = "1",
+     .min = 1,
+     .max = 65535,
      .help = "data-parallel replicas"},
-    {.kind = CLI_CHOICE, .name = "dtype", .arg = "TYPE", .at = AT(dtype),
-     .choices = "fp32|bf16|fp16", .help = "weights and activations"},
-    {.kind = CLI_CHOICE, .name = "grad-dtype", .arg = "TYPE", .at = AT(grad_dtype),
-     .choices = "fp32|bf16|fp16", .def = "fp32", .help = "accumulated gradients"},
-    {.kind = CLI_CHOICE, .name = "recompute", .arg = "MODE", .at = AT(recompute),
-     .choices = "none|selective|full", .def = "none",
+    {.kind = CLI_CHOICE,
+     .name = "dtype",
+     .arg = "TYPE",
+     .at = AT(dtype),
+     .choices = "fp32|bf16|fp16",
+     .help = "weights and activations"},
+    {.kind = CLI_CHOICE,
+     .name = "grad-dtype",
+     .arg = "TYPE",
+     .at = AT(grad_dtype),
+     .choices = "fp32|bf16|fp16",
+     .def = "fp32",
+     .help = "accumulated gradients"},
+    {.kind = CLI_CHOICE,
+     .name = "recompute",
+     .arg = "MODE",
+     .at = AT(recompute),
+     .choices = "none|selective|full",
+     .def = "none",
      .help = "what backward computes again in place of keeping it"},
-    {.kind = CLI_FLAG, .name = "zero1", .at = AT(zero1),
+    {.kind = CLI_FLAG,
+     .name = "zero1",
+     .at = AT(zero1),
      .help = "shard the optimizer state over the replicas"},
-    {.kind = CLI_FLAG, .name = "sequence-parallel", .at = AT(sequence_parallel),
+    {.kind = CLI_FLAG,
+     .name = "sequence-parallel",
+     .at = AT(sequence_parallel),
      .help = "shard the activations between tensor-parallel regions"},
-    {.kind = CLI_TEXT, .name = "layout", .arg = "TEXT", .at = AT(layout),
+    {.kind = CLI_TEXT,
+     .name = "layout",
+     .arg = "TEXT",
+     .at = AT(layout),
      .help = "layers of the stages as Megatron writes them: Et*2|(tt|)*3,tL"},
-    {.kind = CLI_TEXT, .name = "layers", .arg = "N,N,...", .at = AT(layers),
+    {.kind = CLI_TEXT,
+     .name = "layers",
+     .arg = "N,N,...",
+     .at = AT(layers),
      .help = "layers of each stage"},
-    {.kind = CLI_FLAG, .name = "account-for-embedding", .at = AT(account_embedding),
+    {.kind = CLI_FLAG,
+     .name = "account-for-embedding",
+     .at = AT(account_embedding),
      .help = "count the embedding as one layer when splitting evenly"},
-    {.kind = CLI_FLAG, .name = "account-for-loss", .at = AT(account_loss),
+    {.kind = CLI_FLAG,
+     .name = "account-for-loss",
+     .at = AT(account_loss),
      .help = "count head and loss as one layer when splitting evenly"},
     {.kind = CLI_HEADING, .help = "Lowering"},
-    {.kind = CLI_CHOICE, .name = "mapping", .arg = "HOW", .at = AT(mapping),
-     .choices = "channel|direction|single", .def = "channel",
+    {.kind = CLI_CHOICE,
+     .name = "mapping",
+     .arg = "HOW",
+     .at = AT(mapping),
+     .choices = "channel|direction|single",
+     .def = "channel",
      .help = "which messages share a stream"},
-    {.kind = CLI_INT, .name = "lookahead", .arg = "N", .at = AT(lookahead), .def = "1", .min = 1,
-     .max = 1000000, .help = "compute tasks by which a receive is posted early"},
-    {.kind = CLI_INT, .name = "send-window", .arg = "N", .at = AT(send_window), .def = "0",
-     .min = 0, .max = 1000000,
+    {.kind = CLI_INT,
+     .name = "lookahead",
+     .arg = "N",
+     .at = AT(lookahead),
+     .def = "1",
+     .min = 1,
+     .max = 1000000,
+     .help = "compute tasks by which a receive is posted early"},
+    {.kind = CLI_INT,
+     .name = "send-window",
+     .arg = "N",
+     .at = AT(send_window),
+     .def = "0",
+     .min = 0,
+     .max = 1000000,
      .help = "compute tasks after which a send is waited for; 0: never, 1: at once"},
-    {.kind = CLI_FLAG, .name = "fold", .at = AT(fold),
+    {.kind = CLI_FLAG,
+     .name = "fold",
+     .at = AT(fold),
      .help = "let one replica stand for all (simulation only)"},
-    {.kind = CLI_BYTES, .name = "memory-limit", .arg = "BYTES", .at = AT(memory_limit),
+    {.kind = CLI_BYTES,
+     .name = "memory-limit",
+     .arg = "BYTES",
+     .at = AT(memory_limit),
      .help = "refuse a plan that needs more on a rank: 80GiB"},
 };
 
@@ -107,8 +223,8 @@ static td_status split_options(const request *q, td_arena *a, sched_request *r, 
 }
 
 /* "a,b,c" as 32-bit numbers. */
-static td_status list_i32(td_arena *a, const char *text, const char *name, int32_t **out,
-                          size_t *n, td_err *err)
+static td_status list_i32(td_arena *a, const char *text, const char *name, int32_t **out, size_t *n,
+                          td_err *err)
 {
     int64_t *wide = NULL;
     TD_TRY(td_parse_i64_list(a, text, name, &wide, n, err));
@@ -124,8 +240,10 @@ static td_status list_i32(td_arena *a, const char *text, const char *name, int32
 
 static td_status generate(const request *q, td_arena *a, run_setup *out, td_err *err)
 {
-    sched_request r = {.pp = (int32_t)q->pp, .microbatches = (int32_t)q->microbatches,
-                       .chunks = (int32_t)q->chunks, .slices = (int32_t)q->slices,
+    sched_request r = {.pp = (int32_t)q->pp,
+                       .microbatches = (int32_t)q->microbatches,
+                       .chunks = (int32_t)q->chunks,
+                       .slices = (int32_t)q->slices,
                        .activation_limit = (int64_t)q->activation_limit};
     if (q->pp == 0) return td_fail(err, TD_EUSAGE, "--pp is missing: how many stages wide; --pp 4");
     if (q->microbatches == 0)
@@ -142,8 +260,7 @@ static td_status generate(const request *q, td_arena *a, run_setup *out, td_err 
         r.slice_tokens = tokens;
     }
     for (int i = 0; i < PASS_COUNT && out->has_units; i++)
-        if (out->units.given[i])
-            r.times.pass_ns[i] = (int64_t)(out->units.pass_ms[i] * 1e6 + 0.5);
+        if (out->units.given[i]) r.times.pass_ns[i] = (int64_t)(out->units.pass_ms[i] * 1e6 + 0.5);
     if (out->has_units) r.times.comm_ns = (int64_t)(out->units.comm_ms * 1e6 + 0.5);
     return sched_generate(q->schedule, &r, a, &out->schedule, err);
 }
@@ -214,13 +331,16 @@ td_status request_schedule(const request *q, td_arena *a, run_setup *out, td_err
 
 static td_status read_model(const request *q, data_type dtype, run_setup *out, td_err *err)
 {
-    out->sizes = (sizes){.run = {.micro_batch = q->micro_batch, .seq_len = q->seq_len,
-                                 .tp = q->tp, .dp = q->dp, .zero1 = q->zero1,
-                                 .sequence_parallel = q->sequence_parallel,
-                                 .dtype = q->dtype < 0 ? dtype : (data_type)q->dtype,
-                                 .grad_dtype = q->grad_dtype < 0 ? TYPE_FP32
-                                                                 : (data_type)q->grad_dtype,
-                                 .recompute = (recompute_mode)q->recompute}};
+    out->sizes =
+        (sizes){.run = {.micro_batch = q->micro_batch,
+                        .seq_len = q->seq_len,
+                        .tp = q->tp,
+                        .dp = q->dp,
+                        .zero1 = q->zero1,
+                        .sequence_parallel = q->sequence_parallel,
+                        .dtype = q->dtype < 0 ? dtype : (data_type)q->dtype,
+                        .grad_dtype = q->grad_dtype < 0 ? TYPE_FP32 : (data_type)q->grad_dtype,
+                        .recompute = (recompute_mode)q->recompute}};
     if (q->model == NULL) return TD_OK;
     TD_TRY(model_load(q->model, &out->model, err));
     out->has_model = true;
@@ -228,8 +348,7 @@ static td_status read_model(const request *q, data_type dtype, run_setup *out, t
     if (q->seq_len == 0) out->sizes.run.seq_len = out->model.max_positions;
     if (out->model.learned_positions && out->sizes.run.seq_len > out->model.max_positions)
         return td_fail(err, TD_EUSAGE, "--seq-len %lld: %s has %lld positions",
-                       (long long)q->seq_len, out->model.name,
-                       (long long)out->model.max_positions);
+                       (long long)q->seq_len, out->model.name, (long long)out->model.max_positions);
     return TD_OK;
 }
 
@@ -241,8 +360,11 @@ static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td
     out->sizes.chunks = (int32_t)(s->n_stages < rows ? 1 : s->n_stages / rows);
     out->sizes.vocab_shards = s->vocab == VOCAB_NONE ? 1 : s->n_rows;
     if (!out->has_model) return TD_OK;
-    layer_request lr = {.n_stages = s->n_stages, .pp = rows, .layout = q->layout,
-                        .explicit_layers = s->layers, .account_embedding = q->account_embedding,
+    layer_request lr = {.n_stages = s->n_stages,
+                        .pp = rows,
+                        .layout = q->layout,
+                        .explicit_layers = s->layers,
+                        .account_embedding = q->account_embedding,
                         .account_head = q->account_loss};
     if (q->layers != NULL) {
         int32_t *list = NULL;
@@ -292,16 +414,22 @@ td_status request_plan(const request *q, data_type dtype, const char *after, td_
     size_t len = 0;
     if (q->plan != NULL && q->schedule != NULL)
         return td_fail(err, TD_EUSAGE, "--schedule and --plan: give one of them");
-    if (q->plan != NULL) TD_TRY(td_read_file(a, q->plan, FILE_MAX, &text, &len, err));
-    else TD_TRY(make_schedule(q, a, out, &text, err));
-    if (text != NULL)
-        return take_plan(text, q->plan != NULL ? q->plan : q->schedule, a, out, err);
+    if (q->plan != NULL)
+        TD_TRY(td_read_file(a, q->plan, FILE_MAX, &text, &len, err));
+    else
+        TD_TRY(make_schedule(q, a, out, &text, err));
+    if (text != NULL) return take_plan(text, q->plan != NULL ? q->plan : q->schedule, a, out, err);
     TD_TRY(assign_layers(q, a, out, err));
-    out->lower = (lower_options){.sizes = &out->sizes, .dp = (int32_t)q->dp, .tp = (int32_t)q->tp,
-                                 .fold = q->fold, .mapping = (plan_mapping)q->mapping,
+    out->lower = (lower_options){.sizes = &out->sizes,
+                                 .dp = (int32_t)q->dp,
+                                 .tp = (int32_t)q->tp,
+                                 .fold = q->fold,
+                                 .mapping = (plan_mapping)q->mapping,
                                  .lookahead = (int32_t)q->lookahead,
-                                 .send_window = (int32_t)q->send_window, .zero1 = q->zero1,
-                                 .no_step = !out->has_model, .memory_limit = q->memory_limit,
+                                 .send_window = (int32_t)q->send_window,
+                                 .zero1 = q->zero1,
+                                 .no_step = !out->has_model,
+                                 .memory_limit = q->memory_limit,
                                  .after = after};
     return plan_lower(&out->schedule, &out->lower, a, &out->plan, err);
 }

@@ -46,8 +46,7 @@ typedef struct run_setup {
 
 /* Makes the schedule that the request names: from the registry, or read from a file ("-": stdin).
  * Fills schedule, units. Errors: TD_EUSAGE, TD_EPARSE, TD_EIO with one clear line. */
-TD_MUST_USE td_status request_schedule(const request *q, td_arena *a, run_setup *out,
-                                       td_err *err);
+TD_MUST_USE td_status request_schedule(const request *q, td_arena *a, run_setup *out, td_err *err);
 
 /* The same, then model, layers, sizes and the lowered plan; or reads --plan. `dtype` is what the
  * program takes when --dtype is not given. after: stop after this lowering pass, or NULL. */

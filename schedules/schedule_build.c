@@ -11,8 +11,7 @@ td_status sched_new(td_arena *a, int64_t n_rows, int64_t n_stages, int64_t n_pip
                     int64_t n_microbatches, int64_t n_slices, schedule *out, td_err *err)
 {
     if (n_rows < 1 || n_rows > ROWS_MAX || n_stages < 1 || n_stages > ROWS_MAX)
-        return td_fail(err, TD_EUSAGE,
-                       "%lld pipeline rows and %lld stages: both must be 1 to %d",
+        return td_fail(err, TD_EUSAGE, "%lld pipeline rows and %lld stages: both must be 1 to %d",
                        (long long)n_rows, (long long)n_stages, ROWS_MAX);
     if (n_microbatches < 1 || n_microbatches > MICROBATCHES_MAX)
         return td_fail(err, TD_EUSAGE, "%lld microbatches: must be 1 to %d",
@@ -20,8 +19,10 @@ td_status sched_new(td_arena *a, int64_t n_rows, int64_t n_stages, int64_t n_pip
     if (n_slices < 1 || n_slices > SLICES_MAX || n_pipes < 1 || n_pipes > ROWS_MAX)
         return td_fail(err, TD_EUSAGE, "%lld slices and %lld pipes: both must be 1 to %d",
                        (long long)n_slices, (long long)n_pipes, SLICES_MAX);
-    *out = (schedule){.n_rows = (int32_t)n_rows, .n_stages = (int32_t)n_stages,
-                      .n_pipes = (int32_t)n_pipes, .n_microbatches = (int32_t)n_microbatches,
+    *out = (schedule){.n_rows = (int32_t)n_rows,
+                      .n_stages = (int32_t)n_stages,
+                      .n_pipes = (int32_t)n_pipes,
+                      .n_microbatches = (int32_t)n_microbatches,
                       .n_slices = (int32_t)n_slices};
     out->rows = TD_NEW_N(a, sched_row, n_rows);
     out->pipes = TD_NEW_N(a, sched_pipe, n_pipes);
@@ -56,7 +57,9 @@ void row_add_cell(row_writer *w, sched_cell c)
 
 sched_cell sched_cell_of(pass_kind kind, int32_t stage, int32_t microbatch, int32_t slice)
 {
-    return (sched_cell){.kind = (uint8_t)kind, .slice = (uint16_t)slice, .stage = (uint16_t)stage,
+    return (sched_cell){.kind = (uint8_t)kind,
+                        .slice = (uint16_t)slice,
+                        .stage = (uint16_t)stage,
                         .microbatch = microbatch};
 }
 

@@ -26,8 +26,8 @@ static td_status check_shape(const schedule *s, td_err *err)
 static td_status missing(const schedule *s, pass_kind kind, int32_t row, int32_t stage, int32_t m,
                          int32_t k, td_err *err)
 {
-    const sched_cell c = {.kind = (uint8_t)kind, .slice = (uint16_t)k, .stage = (uint16_t)stage,
-                          .microbatch = m};
+    const sched_cell c = {
+        .kind = (uint8_t)kind, .slice = (uint16_t)k, .stage = (uint16_t)stage, .microbatch = m};
     td_text t = {0};
     sched_print_cell(&c, s->n_slices, &t);
     const td_status st =

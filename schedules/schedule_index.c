@@ -30,9 +30,9 @@ static td_status check_home(const schedule *s, int32_t row, const sched_cell *c,
     const pass_kind k = (pass_kind)c->kind;
     if (pass_is_sharded(k)) {
         const int32_t expected = k == PASS_S || k == PASS_T ? s->n_stages - 1 : 0;
-        return c->stage == expected ? TD_OK
-                                    : complain(s, row, c, err,
-                                               "S and T name the last stage, E and G stage 0");
+        return c->stage == expected
+                   ? TD_OK
+                   : complain(s, row, c, err, "S and T name the last stage, E and G stage 0");
     }
     const sched_pipe *const p = &s->pipes[s->microbatch_pipe[c->microbatch]];
     const int32_t home = k == PASS_F ? p->forward_row[c->stage] : p->backward_row[c->stage];
@@ -59,8 +59,7 @@ static td_status record(sched_index *ix, td_arena *a, int32_t row, const sched_c
         if (ix->pos[k] == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %zu passes", n);
         memset(ix->pos[k], 0xff, n * sizeof(uint32_t));
     }
-    const size_t slot =
-        index_slot(s, pass_is_sharded(k) ? row : c->stage, c->microbatch, c->slice);
+    const size_t slot = index_slot(s, pass_is_sharded(k) ? row : c->stage, c->microbatch, c->slice);
     if (ix->pos[k][slot] != NODE_NONE) return complain(s, row, c, err, "occurs twice");
     ix->pos[k][slot] = node;
     return TD_OK;
@@ -138,8 +137,10 @@ int32_t index_row(const sched_index *ix, uint32_t node)
     int32_t lo = 0, hi = ix->s->n_rows;
     while (hi - lo > 1) {
         const int32_t mid = lo + (hi - lo) / 2;
-        if (ix->row_first[mid] <= node) lo = mid;
-        else hi = mid;
+        if (ix->row_first[mid] <= node)
+            lo = mid;
+        else
+            hi = mid;
     }
     return lo;
 }
@@ -168,8 +169,10 @@ static int needs_of_backward(const sched_index *ix, const sched_cell *c, uint32_
         const uint32_t r = index_find(ix, PASS_R, stage, m, k);
         if (r != NODE_NONE) needs[n++] = r;
     }
-    if (stage + 1 < s->n_stages) needs[n++] = index_find_backward(ix, stage + 1, m, k);
-    else n += needs_of_loss(ix, c, needs + n);
+    if (stage + 1 < s->n_stages)
+        needs[n++] = index_find_backward(ix, stage + 1, m, k);
+    else
+        n += needs_of_loss(ix, c, needs + n);
     if (k + 1 < s->n_slices) needs[n++] = index_find_backward(ix, stage, m, k + 1);
     return n;
 }
@@ -214,8 +217,10 @@ int index_needs(const sched_index *ix, const sched_cell *c, int32_t row, uint32_
     int n = 0;
     switch ((pass_kind)c->kind) {
     case PASS_F:
-        if (stage > 0) needs[n++] = index_find(ix, PASS_F, stage - 1, m, k);
-        else if (ix->pos[PASS_E] != NULL) needs[n++] = index_barrier(ix, BARRIER_E, m, k);
+        if (stage > 0)
+            needs[n++] = index_find(ix, PASS_F, stage - 1, m, k);
+        else if (ix->pos[PASS_E] != NULL)
+            needs[n++] = index_barrier(ix, BARRIER_E, m, k);
         if (k > 0) needs[n++] = index_find(ix, PASS_F, stage, m, k - 1);
         return n;
     case PASS_B:
@@ -259,12 +264,12 @@ void index_node_text(const sched_index *ix, uint32_t node, td_text *out)
 
 typedef struct sweep {
     sched_index *ix;
-    uint32_t *next;          /* [n_rows] next node of each row */
-    uint32_t *blocked_on;    /* [n_rows] */
-    int32_t *waiter;         /* [n_all_nodes] first row that waits for a node, -1 */
-    int32_t *next_waiter;    /* [n_rows] */
-    uint32_t *barrier_left;  /* rows still missing at each barrier */
-    int32_t *ready;          /* stack of rows */
+    uint32_t *next;         /* [n_rows] next node of each row */
+    uint32_t *blocked_on;   /* [n_rows] */
+    int32_t *waiter;        /* [n_all_nodes] first row that waits for a node, -1 */
+    int32_t *next_waiter;   /* [n_rows] */
+    uint32_t *barrier_left; /* rows still missing at each barrier */
+    int32_t *ready;         /* stack of rows */
     int32_t n_ready;
 } sweep;
 
@@ -368,8 +373,8 @@ static td_status report_cycle(const sweep *w, td_arena *a, td_err *err)
         index_node_text(ix, w->blocked_on[row], &t);
         row = row_behind(w, w->blocked_on[row]);
     } while (row != start && steps < n_rows);
-    const td_status st = td_fail(err, TD_EPLAN, "deadlock: the order cannot finish: %s",
-                                 t.s == NULL ? "" : t.s);
+    const td_status st =
+        td_fail(err, TD_EPLAN, "deadlock: the order cannot finish: %s", t.s == NULL ? "" : t.s);
     td_text_free(&t);
     return st;
 }

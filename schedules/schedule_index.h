@@ -20,7 +20,8 @@ typedef struct sched_index {
     uint32_t *pos[PASS_COUNT];     /* node of a pass, NODE_NONE where absent; NULL: kind unused */
     uint32_t *level;               /* [n_all_nodes] 1 + length of the longest path to it */
     /* A communication trail: the node before which an action stands, by (stage, microbatch); of
-     * SEND_F, RECV_F, SEND_B, RECV_B in this order. NODE_NONE where absent; NULL: no such action. */
+     * SEND_F, RECV_F, SEND_B, RECV_B in this order. NODE_NONE where absent; NULL: no such action.
+     */
     uint32_t *trail[4];
 } sched_index;
 
@@ -54,9 +55,9 @@ uint32_t index_find_backward(const sched_index *ix, int32_t stage, int32_t m, in
 uint32_t index_barrier(const sched_index *ix, barrier_kind b, int32_t m, int32_t k);
 int32_t index_row(const sched_index *ix, uint32_t node);
 
-/* The forward pass after which the input of (stage, m, k) leaves for the stage's backward row, and the
- * row that runs it: direct, the previous stage's; lagged, the dual's own, at the moment the input of
- * the microbatch `credits` later has arrived. Requires stage > 0. */
+/* The forward pass after which the input of (stage, m, k) leaves for the stage's backward row, and
+ * the row that runs it: direct, the previous stage's; lagged, the dual's own, at the moment the
+ * input of the microbatch `credits` later has arrived. Requires stage > 0. */
 uint32_t index_handoff(const sched_index *ix, int32_t stage, int32_t m, int32_t k, int32_t *row);
 
 /* The nodes that a pass needs, in a fixed order; returns how many (at most 8). Entries may be

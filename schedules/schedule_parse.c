@@ -10,7 +10,7 @@
 #include <string.h>
 
 typedef struct parser {
-    const char *name; /* of the file */
+    const char *name;       /* of the file */
     const char *line, *end; /* the line at hand */
     int line_no;
     td_arena *a;
@@ -24,8 +24,8 @@ typedef struct parser {
 
 static td_status bad(const parser *p, const char *at, const char *why)
 {
-    return td_fail(p->err, TD_EPARSE, "%s:%d:%d: %s", p->name, p->line_no,
-                   (int)(at - p->line) + 1, why);
+    return td_fail(p->err, TD_EPARSE, "%s:%d:%d: %s", p->name, p->line_no, (int)(at - p->line) + 1,
+                   why);
 }
 
 static bool parse_number(const char **at, const char *end, int64_t max, int64_t *out)
@@ -75,8 +75,9 @@ static td_status parse_simple(parser *p, const char **at, const char *end, sched
     if (!parse_number(at, end, UINT16_MAX, &stage))
         return bad(p, start, "a cell starts with its stage, like 2F7");
     if (!parse_kind(p, at, end, &kind))
-        return bad(p, *at, "unknown pass; legal: F B I W R S T E G, SEND_F RECV_F SEND_B RECV_B "
-                           "UNSHARD RESHARD REDUCE_GRAD");
+        return bad(p, *at,
+                   "unknown pass; legal: F B I W R S T E G, SEND_F RECV_F SEND_B RECV_B "
+                   "UNSHARD RESHARD REDUCE_GRAD");
     if (sched_action_has_microbatch(kind)) {
         if (!parse_number(at, end, INT32_MAX / 4, &m))
             return bad(p, *at, "this pass needs a microbatch number");
@@ -87,7 +88,9 @@ static td_status parse_simple(parser *p, const char **at, const char *end, sched
                 return bad(p, *at, "a slice number is missing after the dot");
         }
     }
-    *out = (sched_cell){.kind = (uint8_t)kind, .slice = (uint16_t)k, .stage = (uint16_t)stage,
+    *out = (sched_cell){.kind = (uint8_t)kind,
+                        .slice = (uint16_t)k,
+                        .stage = (uint16_t)stage,
                         .microbatch = (int32_t)m};
     return TD_OK;
 }
@@ -242,7 +245,7 @@ static td_status header_pipes(parser *p, const char *text, bool *known)
 {
     const char *value = NULL;
     int64_t n[1] = {0};
-    const int what = words(text, "pipe % rows", n, &value)           ? 1
+    const int what = words(text, "pipe % rows", n, &value)            ? 1
                      : words(text, "pipe % microbatches", n, &value)  ? 2
                      : words(text, "role % backward rows", n, &value) ? 3
                                                                       : 0;
@@ -311,15 +314,24 @@ static td_status header_options(parser *p, const char *text, bool *known)
     if (words(text, "tp forward % backward %", n, &value) && *value == '\0') {
         s->tp_forward = (int32_t)n[0];
         s->tp_backward = (int32_t)n[1];
-    } else if (strcmp(text, "handoff direct") == 0) s->handoff = HANDOFF_DIRECT;
-    else if (strcmp(text, "handoff lagged") == 0) s->handoff = HANDOFF_LAGGED;
-    else if (strcmp(text, "vocab 1") == 0) s->vocab = VOCAB_1;
-    else if (strcmp(text, "vocab 2") == 0) s->vocab = VOCAB_2;
-    else if (strcmp(text, "vocab interlaced") == 0) s->vocab = VOCAB_INTERLACED;
-    else if (strcmp(text, "sync eager") == 0) s->sync = SYNC_EAGER;
-    else if (strcmp(text, "sync end") == 0) s->sync = SYNC_END;
-    else if (strcmp(text, "validate") == 0) s->validate = true;
-    else *known = false;
+    } else if (strcmp(text, "handoff direct") == 0)
+        s->handoff = HANDOFF_DIRECT;
+    else if (strcmp(text, "handoff lagged") == 0)
+        s->handoff = HANDOFF_LAGGED;
+    else if (strcmp(text, "vocab 1") == 0)
+        s->vocab = VOCAB_1;
+    else if (strcmp(text, "vocab 2") == 0)
+        s->vocab = VOCAB_2;
+    else if (strcmp(text, "vocab interlaced") == 0)
+        s->vocab = VOCAB_INTERLACED;
+    else if (strcmp(text, "sync eager") == 0)
+        s->sync = SYNC_EAGER;
+    else if (strcmp(text, "sync end") == 0)
+        s->sync = SYNC_END;
+    else if (strcmp(text, "validate") == 0)
+        s->validate = true;
+    else
+        *known = false;
     return TD_OK;
 }
 
@@ -411,8 +423,10 @@ td_status sched_parse(const char *text, size_t len, const char *name, td_arena *
     if (p.n_rows == 0) return td_fail(err, TD_EPARSE, "%s: no rows in it", name);
     if (p.n_rows > UINT16_MAX) return td_fail(err, TD_EPARSE, "%s: more than 65535 rows", name);
     p.line = p.end = "";
-    if (p.headers) TD_TRY(open_schedule(&p));
-    else TD_TRY(size_from_rows(&p));
+    if (p.headers)
+        TD_TRY(open_schedule(&p));
+    else
+        TD_TRY(size_from_rows(&p));
     if (p.has_slices && out->n_slices == 1)
         return td_fail(err, TD_EPARSE, "%s: slices in the cells, but no \"# slices\" header", name);
     out->n_rows = (int32_t)p.n_rows;

@@ -29,8 +29,10 @@ void sched_print_cell(const sched_cell *c, int32_t n_slices, td_text *out)
 {
     if (c->kind == CELL_IDLE) return;
     td_text_addf(out, "%u", (unsigned)c->stage);
-    if (sched_is_pass(c)) td_text_addf(out, "%c", pass_letter((pass_kind)c->kind));
-    else td_text_add(out, action_names[c->kind - PASS_COUNT]);
+    if (sched_is_pass(c))
+        td_text_addf(out, "%c", pass_letter((pass_kind)c->kind));
+    else
+        td_text_add(out, action_names[c->kind - PASS_COUNT]);
     if (!sched_action_has_microbatch(c->kind)) return;
     td_text_addf(out, "%d", c->microbatch);
     if (n_slices > 1) td_text_addf(out, ".%u", (unsigned)c->slice);
@@ -69,8 +71,10 @@ static void print_microbatches(const schedule *s, int32_t pipe, td_text *out)
         any = true;
         int32_t last = m;
         while (last + 1 < s->n_microbatches && s->microbatch_pipe[last + 1] == pipe) last++;
-        if (last > m) td_text_addf(out, " %d-%d", m, last);
-        else td_text_addf(out, " %d", m);
+        if (last > m)
+            td_text_addf(out, " %d-%d", m, last);
+        else
+            td_text_addf(out, " %d", m);
         m = last;
     }
     if (any) td_text_add(out, "\n");
@@ -83,8 +87,10 @@ static void print_slices(const schedule *s, td_text *out)
     for (int32_t m = 1; m < s->n_microbatches && same; m++)
         same = memcmp(s->slice_tokens, s->slice_tokens + (size_t)m * n, n * sizeof(int32_t)) == 0;
     for (int32_t m = 0; m < (same ? 1 : s->n_microbatches); m++) {
-        if (same) td_text_add(out, "# slice-tokens ");
-        else td_text_addf(out, "# slice-tokens of %d: ", m);
+        if (same)
+            td_text_add(out, "# slice-tokens ");
+        else
+            td_text_addf(out, "# slice-tokens of %d: ", m);
         print_list(out, s->slice_tokens + (size_t)m * n, s->n_slices);
     }
 }
@@ -154,9 +160,8 @@ static bool same_ints(const int32_t *a, const int32_t *b, size_t n)
 static bool same_cells(const sched_cell *a, const sched_cell *b, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
-        if (a[i].kind != b[i].kind || a[i].overlaps != b[i].overlaps ||
-            a[i].slice != b[i].slice || a[i].stage != b[i].stage ||
-            a[i].microbatch != b[i].microbatch)
+        if (a[i].kind != b[i].kind || a[i].overlaps != b[i].overlaps || a[i].slice != b[i].slice ||
+            a[i].stage != b[i].stage || a[i].microbatch != b[i].microbatch)
             return false;
     return true;
 }

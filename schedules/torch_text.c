@@ -11,10 +11,14 @@
 static td_status refuse(const schedule *s, td_err *err)
 {
     const char *why = NULL;
-    if (s->n_pipes > 1) why = "two pipes (a stage on several ranks)";
-    else if (sched_is_disaggregated(s)) why = "forward and backward of a stage on two ranks";
-    else if (s->n_slices > 1) why = "slices of microbatches";
-    else if (s->vocab != VOCAB_NONE) why = "vocabulary passes";
+    if (s->n_pipes > 1)
+        why = "two pipes (a stage on several ranks)";
+    else if (sched_is_disaggregated(s))
+        why = "forward and backward of a stage on two ranks";
+    else if (s->n_slices > 1)
+        why = "slices of microbatches";
+    else if (s->vocab != VOCAB_NONE)
+        why = "vocabulary passes";
     for (int32_t r = 0; r < s->n_rows && why == NULL; r++)
         for (int64_t i = 0; i < s->rows[r].n_cells; i++) {
             const uint8_t k = s->rows[r].cells[i].kind;
@@ -80,8 +84,7 @@ static int upcoming(const sched_row *row, int64_t from, int32_t out[ACTIVE_MAX])
 
 /* Passes of a row with UNSHARD before first need and RESHARD after last, and REDUCE_GRAD after a
  * stage's last gradient. */
-static void add_weights_actions(const sched_row *row, int32_t *left,
-                                row_writer *w)
+static void add_weights_actions(const sched_row *row, int32_t *left, row_writer *w)
 {
     int32_t active[ACTIVE_MAX + 1];
     int n_active = 0;
@@ -135,7 +138,8 @@ static uint8_t *here(comms_sweep *c, arrival what, int32_t stage, int32_t m)
 static bool is_ready(comms_sweep *c, const sched_cell *cell)
 {
     const int32_t last = c->s->n_stages - 1;
-    if (cell->kind == PASS_F) return cell->stage == 0 || *here(c, HERE_F_INPUT, cell->stage, cell->microbatch);
+    if (cell->kind == PASS_F)
+        return cell->stage == 0 || *here(c, HERE_F_INPUT, cell->stage, cell->microbatch);
     if (cell->kind == PASS_B || cell->kind == PASS_I)
         return cell->stage == last || *here(c, HERE_B_INPUT, cell->stage, cell->microbatch);
     return true;
@@ -178,10 +182,14 @@ static bool take(comms_sweep *c, int32_t row)
 static td_status lower_torch(const schedule *s, td_arena *a, sched_row **rows, td_err *err)
 {
     const size_t n_rows = (size_t)s->n_rows;
-    sched_row *const in = TD_NEW_N(a, sched_row, n_rows), *const out = TD_NEW_N(a, sched_row, n_rows);
+    sched_row *const in = TD_NEW_N(a, sched_row, n_rows), *const out =
+                                                              TD_NEW_N(a, sched_row, n_rows);
     const size_t slots = 2 * (size_t)s->n_stages * (size_t)s->n_microbatches;
-    comms_sweep c = {.s = s, .in = in, .out = TD_NEW_N(a, row_writer, n_rows),
-                     .head = TD_NEW_N(a, int64_t, n_rows), .here = TD_NEW_N(a, uint8_t, slots)};
+    comms_sweep c = {.s = s,
+                     .in = in,
+                     .out = TD_NEW_N(a, row_writer, n_rows),
+                     .head = TD_NEW_N(a, int64_t, n_rows),
+                     .here = TD_NEW_N(a, uint8_t, slots)};
     int32_t *const left = TD_NEW_N(a, int32_t, s->n_stages);
     if (in == NULL || out == NULL || c.out == NULL || c.head == NULL || c.here == NULL ||
         left == NULL)

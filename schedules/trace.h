@@ -14,10 +14,10 @@ typedef struct trace_record {
     int32_t microbatch;  /* -1 where none */
     int32_t stage, pipe; /* -1 where none; pair: of the first member */
     uint16_t slice;
-    uint8_t kind;        /* task_kind */
-    uint8_t detail;      /* messages: channel_class; collectives: coll_purpose; pair: pass_kind of
-                            the first member */
-    int32_t peer;        /* messages: the other rank; else -1 */
+    uint8_t kind;   /* task_kind */
+    uint8_t detail; /* messages: channel_class; collectives: coll_purpose; pair: pass_kind of
+                       the first member */
+    int32_t peer;   /* messages: the other rank; else -1 */
     /* second member of a pair; kind2 is PASS_COUNT where there is none */
     int32_t microbatch2, stage2, pipe2;
     uint16_t slice2;
@@ -26,9 +26,9 @@ typedef struct trace_record {
 
 typedef struct trace_stream {
     uint32_t rank;
-    uint8_t kind;         /* stream_kind */
-    char name[40];        /* "compute", "send ->3 activations" */
-    uint32_t first, n;    /* records */
+    uint8_t kind;      /* stream_kind */
+    char name[40];     /* "compute", "send ->3 activations" */
+    uint32_t first, n; /* records */
 } trace_stream;
 
 /* Memory in use on a rank from a moment on; moments ascend per rank. */
@@ -45,11 +45,15 @@ typedef struct trace {
     uint32_t n_ranks;
     int32_t n_stages, n_pipes, n_slices, n_microbatches, chunks;
     int64_t step_ns;
-    trace_record *records; uint64_t n_records;
-    trace_stream *streams; uint32_t n_streams;
-    trace_memory *memory;  uint64_t n_memory;
-    trace_meta *meta;      uint32_t n_meta; /* producer, version, schedule, options, pass times ... */
-    int64_t *peak_bytes;   /* [n_ranks], or NULL */
+    trace_record *records;
+    uint64_t n_records;
+    trace_stream *streams;
+    uint32_t n_streams;
+    trace_memory *memory;
+    uint64_t n_memory;
+    trace_meta *meta;
+    uint32_t n_meta;     /* producer, version, schedule, options, pass times ... */
+    int64_t *peak_bytes; /* [n_ranks], or NULL */
 } trace;
 
 /* What a backend gives back: times per task of the plan. */
@@ -85,7 +89,8 @@ const char *trace_meta_get(const trace *t, const char *key);
 /* --- metrics.c: from (plan, times) --- */
 
 typedef struct rank_metrics {
-    int64_t busy_ns, first_ns, last_ns; /* of compute tasks that take part in training a microbatch */
+    int64_t busy_ns, first_ns,
+        last_ns; /* of compute tasks that take part in training a microbatch */
     int64_t peak_bytes;
     double peak_activations; /* DESIGN section 10 */
 } rank_metrics;

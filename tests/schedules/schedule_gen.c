@@ -19,7 +19,8 @@ typedef struct gen {
 static progress *at(gen *g, int32_t stage, int32_t m, int32_t k)
 {
     return &g->done[((size_t)stage * (size_t)g->s.n_microbatches + (size_t)m) *
-                        (size_t)g->s.n_slices + (size_t)k];
+                        (size_t)g->s.n_slices +
+                    (size_t)k];
 }
 
 static bool can(gen *g, pass_kind kind, int32_t st, int32_t m, int32_t k)

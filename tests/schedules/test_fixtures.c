@@ -9,7 +9,7 @@ typedef struct fixture {
     const char *file;
     int64_t pass_ns[PASS_COUNT]; /* of one pass */
     int64_t coll_ns;
-    int64_t makespan_ns;         /* -1: the worked example does not say */
+    int64_t makespan_ns; /* -1: the worked example does not say */
     int64_t messages;
 } fixture;
 
@@ -18,8 +18,7 @@ static const fixture fixtures[] = {
     {"dualpipe_r4_n8.csv", {[PASS_F] = 1, [PASS_B] = 2, [PASS_I] = 1, [PASS_W] = 1}, 0, 26, 48},
     {"seq1f1b_zb_p4_m4_s2.csv", {[PASS_F] = 1, [PASS_I] = 1, [PASS_W] = 1}, 0, 27, 48},
     {"fbd_merged_p2_m8.csv", {[PASS_F] = 2, [PASS_B] = 2, [PASS_R] = 1}, 0, 28, 24},
-    {"vocab2_p4_m8.csv",
-     {[PASS_F] = 2, [PASS_B] = 4, [PASS_S] = 1, [PASS_T] = 1}, 0, -1, 48},
+    {"vocab2_p4_m8.csv", {[PASS_F] = 2, [PASS_B] = 4, [PASS_S] = 1, [PASS_T] = 1}, 0, -1, 48},
 };
 
 static schedule load(td_arena *a, const char *file)
@@ -85,8 +84,7 @@ static void test_worked_examples(void **state)
 static void test_every_mapping_finishes(void **state)
 {
     for (size_t i = 0; i < sizeof fixtures / sizeof *fixtures; i++)
-        for (int m = 0; m <= MAPPING_SINGLE; m++)
-            run(*state, &fixtures[i], (plan_mapping)m, false);
+        for (int m = 0; m <= MAPPING_SINGLE; m++) run(*state, &fixtures[i], (plan_mapping)m, false);
 }
 
 int main(void)

@@ -8,7 +8,10 @@ static lower_options options_for(const schedule *s, sizes *z, uint64_t seed)
 {
     *z = (sizes){.n_stages = s->n_stages, .chunks = (s->n_stages + s->n_rows - 1) / s->n_rows};
     const bool dp = seed % 3 == 0;
-    return (lower_options){.sizes = z, .dp = dp ? 2 : 1, .tp = 1, .fold = seed % 6 == 0,
+    return (lower_options){.sizes = z,
+                           .dp = dp ? 2 : 1,
+                           .tp = 1,
+                           .fold = seed % 6 == 0,
                            .mapping = (plan_mapping)(seed % (MAPPING_SINGLE + 1)),
                            .lookahead = (int32_t)(seed / 7 % 4)};
 }

@@ -9,8 +9,8 @@ static schedule make(td_arena *a, const char *name, int32_t pp, int32_t m, int32
     char value[16];
     (void)snprintf(value, sizeof value, "%d", group);
     const sched_option_value option = {"group", value};
-    const sched_request q = {.pp = pp, .microbatches = m, .chunks = chunks, .options = &option,
-                             .n_options = group > 0};
+    const sched_request q = {
+        .pp = pp, .microbatches = m, .chunks = chunks, .options = &option, .n_options = group > 0};
     schedule s;
     td_err err = {0};
     T_OK(sched_generate(name, &q, a, &s, &err), &err);
@@ -58,8 +58,8 @@ static void test_interleaved_order(void **state)
 static void test_interleaved_group(void **state)
 {
     const schedule s = make(*state, "interleaved-1f1b", 2, 5, 2, 3);
-    const char *const forwards[] = {"0F0", "0F1", "0F2", "2F0", "2F1", "2F2", "0F3", "0F4", "2F3",
-                                    "2F4"};
+    const char *const forwards[] = {"0F0", "0F1", "0F2", "2F0", "2F1",
+                                    "2F2", "0F3", "0F4", "2F3", "2F4"};
     int n = 0;
     for (int64_t i = 0; i < s.rows[0].n_cells; i++) {
         if (s.rows[0].cells[i].kind != PASS_F) continue;
@@ -107,7 +107,8 @@ static void test_round_trip(void **state)
         /* a schedule cut anywhere is refused or is another one, and never crashes */
         td_rng r = td_rng_seed(seed);
         const size_t cut = (size_t)td_rng_below(&r, (int64_t)t.len);
-        if (sched_parse(t.s, cut, "cut", a, &back, &err) == TD_OK && sched_check(&back, &err) == TD_OK)
+        if (sched_parse(t.s, cut, "cut", a, &back, &err) == TD_OK &&
+            sched_check(&back, &err) == TD_OK)
             assert_false(sched_equal(&s, &back) && cut + 1 < t.len);
         td_text_free(&t);
     }
@@ -165,7 +166,8 @@ static void test_malformed_text(void **state)
         {"# tandem schedule 1\n# stages 0\n", "out of range"},
         {"# tandem schedule 1\n# stages 2\n# microbatches 1\n# bogus\n", "x:4:1: unknown header"},
         {"# tandem schedule 1\n# stages 2\n# microbatches 1\n# pipe 3 rows 0 1\n", "no such pipe"},
-        {"# tandem schedule 1\n# stages 2\n# microbatches 1\n# pipe 0 rows 0\n", "1 numbers where 2"},
+        {"# tandem schedule 1\n# stages 2\n# microbatches 1\n# pipe 0 rows 0\n",
+         "1 numbers where 2"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         td_err err = {0};
@@ -178,10 +180,14 @@ static void test_malformed_text(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T_TEST(test_1f1b_order),         T_TEST(test_interleaved_order),
-        T_TEST(test_interleaved_group),  T_TEST(test_illegal_requests),
-        T_TEST(test_round_trip),         T_TEST(test_missing_and_doubled),
-        T_TEST(test_deadlock_names_the_cycle), T_TEST(test_malformed_text),
+        T_TEST(test_1f1b_order),
+        T_TEST(test_interleaved_order),
+        T_TEST(test_interleaved_group),
+        T_TEST(test_illegal_requests),
+        T_TEST(test_round_trip),
+        T_TEST(test_missing_and_doubled),
+        T_TEST(test_deadlock_names_the_cycle),
+        T_TEST(test_malformed_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
