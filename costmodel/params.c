@@ -23,7 +23,10 @@ static void add(param_list *l, const char *name, int64_t layer, param_kind kind,
 {
     if (l->out != NULL && l->n < l->max) {
         param_tensor *const t = &l->out[l->n];
-        *t = (param_tensor){.layer = layer, .kind = (int32_t)kind, .rows = rows, .cols = cols,
+        *t = (param_tensor){.layer = layer,
+                            .kind = (int32_t)kind,
+                            .rows = rows,
+                            .cols = cols,
                             .offset = l->elements};
         (void)snprintf(t->name, sizeof t->name, "%s", name);
     }
@@ -46,15 +49,26 @@ static const family_names names_gpt2 = {
     {"ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
      "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
      "mlp.c_gate.weight", "mlp.c_proj.weight", "mlp.c_proj.bias"},
-    "wte.weight", "wpe.weight", "wtt.weight", "ln_e", "ln_f", "lm_head", "lm_dense"};
+    "wte.weight",
+    "wpe.weight",
+    "wtt.weight",
+    "ln_e",
+    "ln_f",
+    "lm_head",
+    "lm_dense"};
 
 static const family_names names_llama = {
     {"input_layernorm.weight", "input_layernorm.bias", "self_attn.qkv_proj.weight",
      "self_attn.qkv_proj.bias", "self_attn.o_proj.weight", "self_attn.o_proj.bias",
      "post_attention_layernorm.weight", "post_attention_layernorm.bias", "mlp.up_proj.weight",
      "mlp.up_proj.bias", "mlp.gate_proj.weight", "mlp.down_proj.weight", "mlp.down_proj.bias"},
-    "model.embed_tokens.weight", "model.embed_positions.weight", "model.embed_types.weight",
-    "model.embed_norm", "model.norm", "lm_head", "lm_dense"};
+    "model.embed_tokens.weight",
+    "model.embed_positions.weight",
+    "model.embed_types.weight",
+    "model.embed_norm",
+    "model.norm",
+    "lm_head",
+    "lm_dense"};
 
 static const family_names names_bert = {
     {"attention.output.LayerNorm.weight", "attention.output.LayerNorm.bias",
@@ -62,9 +76,12 @@ static const family_names names_bert = {
      "attention.output.dense.bias", "output.LayerNorm.weight", "output.LayerNorm.bias",
      "intermediate.dense.weight", "intermediate.dense.bias", "intermediate.gate.weight",
      "output.dense.weight", "output.dense.bias"},
-    "bert.embeddings.word_embeddings.weight", "bert.embeddings.position_embeddings.weight",
-    "bert.embeddings.token_type_embeddings.weight", "bert.embeddings.LayerNorm",
-    "cls.predictions.transform.LayerNorm", "cls.predictions.decoder",
+    "bert.embeddings.word_embeddings.weight",
+    "bert.embeddings.position_embeddings.weight",
+    "bert.embeddings.token_type_embeddings.weight",
+    "bert.embeddings.LayerNorm",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.decoder",
     "cls.predictions.transform.dense"};
 
 static const family_names *names_of(const model_desc *m)
@@ -109,29 +126,23 @@ static void add_layer(param_list *l, const model_desc *m, int64_t layer)
         bool there;
         int64_t rows, cols;
     } part[] = {
-        {PARAM_NORM1_WEIGHT, true, c, 1},
-        {PARAM_NORM1_BIAS, !m->rms_norm, c, 1},
-        {PARAM_QKV_WEIGHT, true, qkv, c},
-        {PARAM_QKV_BIAS, m->qkv_bias, qkv, 1},
-        {PARAM_OUT_WEIGHT, true, c, heads},
-        {PARAM_OUT_BIAS, m->out_bias, c, 1},
-        {PARAM_NORM2_WEIGHT, true, c, 1},
-        {PARAM_NORM2_BIAS, !m->rms_norm, c, 1},
-        {PARAM_UP_WEIGHT, true, m->ffn, c},
-        {PARAM_UP_BIAS, m->mlp_bias, m->ffn, 1},
-        {PARAM_GATE_WEIGHT, m->gated, m->ffn, c},
-        {PARAM_DOWN_WEIGHT, true, c, m->ffn},
+        {PARAM_NORM1_WEIGHT, true, c, 1},         {PARAM_NORM1_BIAS, !m->rms_norm, c, 1},
+        {PARAM_QKV_WEIGHT, true, qkv, c},         {PARAM_QKV_BIAS, m->qkv_bias, qkv, 1},
+        {PARAM_OUT_WEIGHT, true, c, heads},       {PARAM_OUT_BIAS, m->out_bias, c, 1},
+        {PARAM_NORM2_WEIGHT, true, c, 1},         {PARAM_NORM2_BIAS, !m->rms_norm, c, 1},
+        {PARAM_UP_WEIGHT, true, m->ffn, c},       {PARAM_UP_BIAS, m->mlp_bias, m->ffn, 1},
+        {PARAM_GATE_WEIGHT, m->gated, m->ffn, c}, {PARAM_DOWN_WEIGHT, true, c, m->ffn},
         {PARAM_DOWN_BIAS, m->mlp_bias, c, 1},
     };
     for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
         if (!part[i].there) continue;
         char stem[32], name[64];
-        (void)snprintf(stem, sizeof stem, m->family == MODEL_GPT2    ? "h.%lld."
-                                          : m->family == MODEL_LLAMA ? "model.layers.%lld."
-                                                                     : "bert.encoder.layer.%lld.",
+        (void)snprintf(stem, sizeof stem,
+                       m->family == MODEL_GPT2    ? "h.%lld."
+                       : m->family == MODEL_LLAMA ? "model.layers.%lld."
+                                                  : "bert.encoder.layer.%lld.",
                        (long long)layer);
-        (void)snprintf(name, sizeof name, "%s%s", stem,
-                       f->part[part[i].kind - PARAM_NORM1_WEIGHT]);
+        (void)snprintf(name, sizeof name, "%s%s", stem, f->part[part[i].kind - PARAM_NORM1_WEIGHT]);
         add(l, name, layer, part[i].kind, part[i].rows, part[i].cols);
     }
 }

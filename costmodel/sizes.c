@@ -1,11 +1,12 @@
 /* Exact sizes in bytes: the layouts that the executor uses, summed up.
  *
  * Activations that F keeps, per layer and in elements of the run's dtype per token: input of the
- * layer 1h, of the QKV product 1h, q k v 3h, attention output 1h, residual after attention 1h, input
- * of the MLP 1h, before and after the activation 4h + 4h: 16h, in 2-byte types 32 s b h bytes. That
- * is the 34 s b h of Korthikanti et al. (arXiv 2205.05198, section 4.1) without the two dropout
- * masks (2 s b h), which are not used here; their 5 a s / h term (scores, softmax, its mask) is
- * absent because attention never stores scores: it keeps one fp32 number per head and token. */
+ * layer 1h, of the QKV product 1h, q k v 3h, attention output 1h, residual after attention 1h,
+ * input of the MLP 1h, before and after the activation 4h + 4h: 16h, in 2-byte types 32 s b h
+ * bytes. That is the 34 s b h of Korthikanti et al. (arXiv 2205.05198, section 4.1) without the two
+ * dropout masks (2 s b h), which are not used here; their 5 a s / h term (scores, softmax, its
+ * mask) is absent because attention never stores scores: it keeps one fp32 number per head and
+ * token. */
 #include "costmodel/sizes.h"
 
 #include <string.h>
@@ -52,8 +53,8 @@ typedef struct dims {
     const model_desc *m;
     const stage_desc *stage;
     bool bert;
-    int64_t e;                          /* bytes of an element */
-    int64_t rows, shared_rows;          /* shared_rows: of what sequence parallelism divides */
+    int64_t e;                 /* bytes of an element */
+    int64_t rows, shared_rows; /* shared_rows: of what sequence parallelism divides */
     int64_t heads, qkv, attn, ffn, up, vocab_ld;
 } dims;
 
@@ -237,11 +238,11 @@ static int64_t optimizer_bytes(const sizes *z, const stage_desc *stage)
 static int64_t wstash_bytes(const dims *d)
 {
     int64_t layer = 0;
-    (void)hidden_tensor(d, &layer); /* of the MLP's output, */
-    (void)tensor(d, &layer, d->up); /* before its activation, */
-    (void)hidden_tensor(d, &layer); /* of attention's output projection, */
+    (void)hidden_tensor(d, &layer);  /* of the MLP's output, */
+    (void)tensor(d, &layer, d->up);  /* before its activation, */
+    (void)hidden_tensor(d, &layer);  /* of attention's output projection, */
     (void)tensor(d, &layer, d->qkv); /* of q, k, v, */
-    (void)hidden_tensor(d, &layer); /* after each norm: their weights' gradients */
+    (void)hidden_tensor(d, &layer);  /* after each norm: their weights' gradients */
     (void)hidden_tensor(d, &layer);
     int64_t n = mul(d->stage->n_layers, layer);
     if (d->stage->embedding) (void)hidden_tensor(d, &n);
@@ -259,8 +260,8 @@ static td_status unit_bytes(const sizes *z, size_kind kind, int64_t slice_len, i
     return TD_OK;
 }
 
-static td_status activation_bytes(const sizes *z, size_kind kind, int32_t stage,
-                                  int64_t slice_len, int64_t prefix, int64_t *n, td_err *err)
+static td_status activation_bytes(const sizes *z, size_kind kind, int32_t stage, int64_t slice_len,
+                                  int64_t prefix, int64_t *n, td_err *err)
 {
     dims d;
     TD_TRY(dims_of(z, stage, slice_len, &d, err));
@@ -300,24 +301,21 @@ td_status sizes_bytes(const sizes *z, size_kind kind, int32_t stage, int64_t sli
     const stage_desc *const s = &z->stages[stage];
     int64_t n = 0;
     switch (kind) {
-    case SIZE_WEIGHTS:
-        n = mul(shard_elements(z, s, false), data_type_bytes(z->run.dtype));
-        break;
-    case SIZE_GRADS:
-        n = mul(shard_elements(z, s, true), data_type_bytes(z->run.grad_dtype));
-        break;
+    case SIZE_WEIGHTS: n = mul(shard_elements(z, s, false), data_type_bytes(z->run.dtype)); break;
+    case SIZE_GRADS: n = mul(shard_elements(z, s, true), data_type_bytes(z->run.grad_dtype)); break;
     case SIZE_OPTIMIZER: n = optimizer_bytes(z, s); break;
     case SIZE_NORM: n = mul(model_tensor_count(z->model), (int64_t)sizeof(double)); break;
     case SIZE_TIED_GRADS:
-        n = z->model->tied ? mul(mul(z->model->vocab, z->model->hidden),
-                                 data_type_bytes(z->run.grad_dtype))
-                           : 0;
+        n = z->model->tied
+                ? mul(mul(z->model->vocab, z->model->hidden), data_type_bytes(z->run.grad_dtype))
+                : 0;
         n = per(n, z->run.tp);
         break;
     default: TD_TRY(activation_bytes(z, kind, stage, slice_len, prefix, &n, err)); break;
     }
     if (n >= HUGE_BYTES)
-        return td_fail(err, TD_EUSAGE, "%s of stage %d: the size does not fit 63 bits; "
+        return td_fail(err, TD_EUSAGE,
+                       "%s of stage %d: the size does not fit 63 bits; "
                        "check micro-batch, sequence length and the model's dimensions",
                        size_kind_name(kind), stage);
     *bytes = n;

@@ -7,20 +7,21 @@
 
 /* What a buffer of the plan holds. */
 #define SIZE_KINDS(X)                                                                              \
-    X(SIZE_WEIGHTS, "weights")         /* of a stage, in the run's dtype */                        \
-    X(SIZE_GRADS, "gradients")         /* accumulators of a stage */                               \
-    X(SIZE_OPTIMIZER, "optimizer")     /* master weights where dtype is not fp32, m, v */          \
-    X(SIZE_BOUNDARY, "boundary")       /* one activation or gradient tensor between stages */      \
-    X(SIZE_STASH, "stash")             /* what F keeps for B (or for I) */                         \
-    X(SIZE_WSTASH, "weight stash")     /* what I keeps for W */                                    \
-    X(SIZE_KV, "keys and values")      /* K/V rows of one slice, all layers of a stage */          \
-    X(SIZE_DKV, "dK and dV")           /* fp32 prefix accumulators of one microbatch */            \
-    X(SIZE_SCRATCH, "scratch")         /* workspace of one pass, reused by all */                  \
-    X(SIZE_TOKENS, "tokens")           /* input ids and targets of one microbatch */               \
+    X(SIZE_WEIGHTS, "weights")     /* of a stage, in the run's dtype */                            \
+    X(SIZE_GRADS, "gradients")     /* accumulators of a stage */                                   \
+    X(SIZE_OPTIMIZER, "optimizer") /* master weights where dtype is not fp32, m, v */              \
+    X(SIZE_BOUNDARY, "boundary")   /* one activation or gradient tensor between stages */          \
+    X(SIZE_STASH, "stash")         /* what F keeps for B (or for I) */                             \
+    X(SIZE_WSTASH, "weight stash") /* what I keeps for W */                                        \
+    X(SIZE_KV, "keys and values")  /* K/V rows of one slice, all layers of a stage */              \
+    X(SIZE_DKV, "dK and dV")       /* fp32 prefix accumulators of one microbatch */                \
+    X(SIZE_SCRATCH, "scratch")     /* workspace of one pass, reused by all */                      \
+    X(SIZE_TOKENS, "tokens")       /* input ids and targets of one microbatch */                   \
     X(SIZE_VOCAB_STATS, "softmax statistics")                                                      \
     X(SIZE_VOCAB_STASH, "vocabulary stash") /* local softmax kept from S to T */                   \
-    X(SIZE_NORM, "norm partials")      /* per-tensor sums of squares of a stage */                 \
-    X(SIZE_TIED_GRADS, "tied gradients") /* gradient of the tied table, exchanged by the end stages */
+    X(SIZE_NORM, "norm partials")           /* per-tensor sums of squares of a stage */            \
+    X(SIZE_TIED_GRADS,                                                                             \
+      "tied gradients") /* gradient of the tied table, exchanged by the end stages */
 
 #define X(kind, name) kind,
 typedef enum size_kind { SIZE_KINDS(X) SIZE_KIND_COUNT } size_kind;
@@ -50,20 +51,37 @@ TD_MUST_USE td_status sizes_bytes(const sizes *z, size_kind kind, int32_t stage,
 /* One parameter tensor of a stage; offsets in elements from the start of the stage's weights. The
  * same offsets serve weights, gradients and each optimizer moment. */
 typedef struct param_tensor {
-    char name[64];  /* Hugging Face's name: "h.3.attn.c_attn.weight" */
-    int64_t layer;  /* -1: not of a layer */
-    int32_t kind;   /* param_kind */
+    char name[64];              /* Hugging Face's name: "h.3.attn.c_attn.weight" */
+    int64_t layer;              /* -1: not of a layer */
+    int32_t kind;               /* param_kind */
     int64_t rows, cols, offset; /* cols 1 for vectors; rows are output features: y = x W^T */
 } param_tensor;
 
 typedef enum param_kind {
-    PARAM_TOKEN_EMBEDDING, PARAM_POSITION_EMBEDDING, PARAM_TYPE_EMBEDDING,
-    PARAM_EMBEDDING_NORM_WEIGHT, PARAM_EMBEDDING_NORM_BIAS,
-    PARAM_NORM1_WEIGHT, PARAM_NORM1_BIAS, PARAM_QKV_WEIGHT, PARAM_QKV_BIAS,
-    PARAM_OUT_WEIGHT, PARAM_OUT_BIAS, PARAM_NORM2_WEIGHT, PARAM_NORM2_BIAS,
-    PARAM_UP_WEIGHT, PARAM_UP_BIAS, PARAM_GATE_WEIGHT, PARAM_DOWN_WEIGHT, PARAM_DOWN_BIAS,
-    PARAM_FINAL_NORM_WEIGHT, PARAM_FINAL_NORM_BIAS, PARAM_HEAD_WEIGHT, PARAM_HEAD_BIAS,
-    PARAM_HEAD_DENSE_WEIGHT, PARAM_HEAD_DENSE_BIAS,
+    PARAM_TOKEN_EMBEDDING,
+    PARAM_POSITION_EMBEDDING,
+    PARAM_TYPE_EMBEDDING,
+    PARAM_EMBEDDING_NORM_WEIGHT,
+    PARAM_EMBEDDING_NORM_BIAS,
+    PARAM_NORM1_WEIGHT,
+    PARAM_NORM1_BIAS,
+    PARAM_QKV_WEIGHT,
+    PARAM_QKV_BIAS,
+    PARAM_OUT_WEIGHT,
+    PARAM_OUT_BIAS,
+    PARAM_NORM2_WEIGHT,
+    PARAM_NORM2_BIAS,
+    PARAM_UP_WEIGHT,
+    PARAM_UP_BIAS,
+    PARAM_GATE_WEIGHT,
+    PARAM_DOWN_WEIGHT,
+    PARAM_DOWN_BIAS,
+    PARAM_FINAL_NORM_WEIGHT,
+    PARAM_FINAL_NORM_BIAS,
+    PARAM_HEAD_WEIGHT,
+    PARAM_HEAD_BIAS,
+    PARAM_HEAD_DENSE_WEIGHT,
+    PARAM_HEAD_DENSE_BIAS,
     PARAM_KIND_COUNT
 } param_kind;
 
@@ -83,52 +101,56 @@ int64_t stage_grad_elements(const model_desc *m, const stage_desc *stage);
 /* Tensors of the whole model, a tied table once: the entries of the norm table. */
 int64_t model_tensor_count(const model_desc *m);
 /* The entry of a stage's first tensor in the norm table; the others follow. A tied head's copy of
- * the table is the last one of its stage and would be entry model_tensor_count: it is not counted. */
+ * the table is the last one of its stage and would be entry model_tensor_count: it is not counted.
+ */
 int64_t stage_first_tensor(const model_desc *m, const stage_desc *stage);
 
 /* Where one layer's tensors lie, in bytes from the start of the layer's block; -1: not there. With
  * N = micro_batch * slice_len rows. Statistics of norms and of the softmax are fp32. */
 typedef struct layer_layout {
-    int64_t y1, mean1, rstd1; /* input of the QKV product and its norm's statistics; BERT: y1 is -1 */
-    int64_t qkv;              /* [N, (heads + 2 kv_heads) * head_dim], columns q, k, v */
-    int64_t o, lse;           /* attention's output [N, heads * head_dim], softmax [b, heads, s] */
-    int64_t sum1;             /* residual stream after attention [N, hidden] */
+    int64_t y1, mean1,
+        rstd1;      /* input of the QKV product and its norm's statistics; BERT: y1 is -1 */
+    int64_t qkv;    /* [N, (heads + 2 kv_heads) * head_dim], columns q, k, v */
+    int64_t o, lse; /* attention's output [N, heads * head_dim], softmax [b, heads, s] */
+    int64_t sum1;   /* residual stream after attention [N, hidden] */
     int64_t y2, mean2, rstd2; /* input of the MLP and its norm's statistics */
-    int64_t up;               /* before the activation [N, ffn], gated: [N, 2 ffn], columns gate, up */
-    int64_t act;              /* after it [N, ffn] */
-    int64_t sum2;             /* BERT: input of the layer's second norm [N, hidden]; else -1 */
-    int64_t bytes;            /* of the block */
+    int64_t up;    /* before the activation [N, ffn], gated: [N, 2 ffn], columns gate, up */
+    int64_t act;   /* after it [N, ffn] */
+    int64_t sum2;  /* BERT: input of the layer's second norm [N, hidden]; else -1 */
+    int64_t bytes; /* of the block */
 } layer_layout;
 
 /* What F of a stage keeps for its B, in bytes from the start of the SIZE_STASH buffer. */
 typedef struct stash_layout {
     int64_t embed_sum, embed_mean, embed_rstd; /* BERT's embedding norm; else -1 */
-    int64_t inputs;      /* residual stream at the borders of layers, input_stride apart */
+    int64_t inputs; /* residual stream at the borders of layers, input_stride apart */
     int64_t input_stride;
     int64_t first_level, n_levels; /* level l is the input of the stage's layer l; level 0 is the
                             INPUT buffer unless the stage embeds, the last level (n_layers) is the
                             OUTPUT buffer unless the stage has the head */
-    int64_t layers;      /* first layer's block; blocks lie kept.bytes apart */
-    layer_layout kept;   /* full recomputation keeps none, selective drops o and lse */
+    int64_t layers;                /* first layer's block; blocks lie kept.bytes apart */
+    layer_layout kept;             /* full recomputation keeps none, selective drops o and lse */
     int64_t final_out, final_mean, final_rstd; /* final norm; BERT: of the head's transform */
     int64_t head_dense, head_act;              /* BERT's transform; else -1 */
-    int64_t dlogits;     /* gradient of the logits [N, logits_ld]; -1 under full recomputation */
-    int64_t logits_ld;   /* elements */
+    int64_t dlogits;   /* gradient of the logits [N, logits_ld]; -1 under full recomputation */
+    int64_t logits_ld; /* elements */
     int64_t bytes;
 } stash_layout;
 
-/* Workspace of one pass, in bytes from the start of the SIZE_SCRATCH buffer. Both F and B use it. */
+/* Workspace of one pass, in bytes from the start of the SIZE_SCRATCH buffer. Both F and B use it.
+ */
 typedef struct scratch_layout {
-    int64_t grad;      /* [N, hidden] gradient of the residual stream */
-    int64_t wide;      /* [N, max(ffn (gated: 2 ffn), qkv columns)] */
-    int64_t narrow;    /* [N, max(hidden, heads * head_dim)] */
-    int64_t act;       /* gated: [N, ffn] gradient after the activation; else -1 */
-    int64_t delta;     /* [b, heads, s] fp32 */
-    int64_t recomputed; /* a layer_layout block that holds what the stash lacks; -1: it lacks nothing */
+    int64_t grad;   /* [N, hidden] gradient of the residual stream */
+    int64_t wide;   /* [N, max(ffn (gated: 2 ffn), qkv columns)] */
+    int64_t narrow; /* [N, max(hidden, heads * head_dim)] */
+    int64_t act;    /* gated: [N, ffn] gradient after the activation; else -1 */
+    int64_t delta;  /* [b, heads, s] fp32 */
+    int64_t
+        recomputed; /* a layer_layout block that holds what the stash lacks; -1: it lacks nothing */
     layer_layout layer; /* its layout, offsets from `recomputed`; -1 for what the stash holds */
-    int64_t logits;    /* [logits_rows, logits_ld] under full recomputation; else -1 */
+    int64_t logits;     /* [logits_rows, logits_ld] under full recomputation; else -1 */
     int64_t logits_rows;
-    int64_t losses;    /* [N] fp64, stages with a head; else -1 */
+    int64_t losses; /* [N] fp64, stages with a head; else -1 */
     int64_t bytes;
 } scratch_layout;
 

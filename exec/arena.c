@@ -20,11 +20,13 @@ td_status rank_arena_open(int64_t bytes, rank_arena *out, td_err *err)
     const int64_t used = round_up(bytes < 1 ? 1 : bytes, ARENA_ALIGN);
     const int64_t room = round_up(used, page);
     *out = (rank_arena){.bytes = bytes, .map_bytes = (size_t)(room + page)};
-    void *const map = mmap(NULL, out->map_bytes, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *const map =
+        mmap(NULL, out->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED)
-        return td_fail(err, TD_EDEVICE, "memory of a rank: %lld bytes: %s; fewer or smaller stages "
-                       "per machine would fit", (long long)bytes, strerror(errno));
+        return td_fail(err, TD_EDEVICE,
+                       "memory of a rank: %lld bytes: %s; fewer or smaller stages "
+                       "per machine would fit",
+                       (long long)bytes, strerror(errno));
     (void)madvise(map, (size_t)room, MADV_HUGEPAGE); /* a hint; small pages work too */
     out->map = map;
     if (mprotect((char *)map + room, (size_t)page, PROT_NONE) != 0) {

@@ -5,7 +5,7 @@
 #include "base/base.h"
 
 typedef struct rank_arena {
-    char *base;     /* 256-byte aligned; the guard page starts at base + bytes rounded up to 256 */
+    char *base; /* 256-byte aligned; the guard page starts at base + bytes rounded up to 256 */
     int64_t bytes;
     void *map;
     size_t map_bytes;

@@ -94,8 +94,10 @@ static td_status read_vocab(bpe *b, const char *path, td_arena *a, td_err *err)
         return td_fail(err, TD_EPARSE, "%s:%d:%d: vocabulary: %s", path, je.line, je.column,
                        je.text);
     td_status st = json_is_object(root) ? map_open(&b->vocab, a, json_object_size(root), err)
-                                        : td_fail(err, TD_EPARSE, "%s:1:1: vocabulary: not an object "
-                                                  "of tokens", path);
+                                        : td_fail(err, TD_EPARSE,
+                                                  "%s:1:1: vocabulary: not an object "
+                                                  "of tokens",
+                                                  path);
     const char *key = NULL;
     json_t *value = NULL;
     json_object_foreach(root, key, value)
@@ -135,8 +137,10 @@ static td_status read_merges(bpe *b, const char *path, td_arena *a, td_err *err)
         if (n > 0 && !comment) {
             const char *const space = memchr(s, ' ', n);
             if (space == NULL || space == s || space == s + n - 1)
-                return td_fail(err, TD_EPARSE, "%s:%d:1: merge: two parts with a space between them "
-                               "were expected", path, line);
+                return td_fail(err, TD_EPARSE,
+                               "%s:%d:1: merge: two parts with a space between them "
+                               "were expected",
+                               path, line);
             map_put(&b->merges, s, n, rank++);
         }
         s = end + 1;
@@ -242,7 +246,8 @@ static td_status encode(const bpe *b, const char *text, size_t len, td_arena *a,
         const size_t first = n > 0 ? span[0] : len, end = n > 0 ? span[1] : len;
         /* bytes that are no UTF-8 match nothing and go through byte by byte */
         if (first > at) st = encode_piece(b, text + at, first - at, a, out, err);
-        if (st == TD_OK && end > first) st = encode_piece(b, text + first, end - first, a, out, err);
+        if (st == TD_OK && end > first)
+            st = encode_piece(b, text + first, end - first, a, out, err);
         at = end > at ? end : at + 1;
     }
     pcre2_match_data_free(match);
@@ -273,7 +278,8 @@ td_status bpe_encode(const char *vocab, const char *merges, const char *text, si
 {
     (void)vocab, (void)merges, (void)text, (void)len, (void)a, (void)out, (void)n;
     (void)vocab_size;
-    return td_fail(err, TD_EUSAGE, "this build has no PCRE2, which the GPT-2 tokenizer needs; install "
+    return td_fail(err, TD_EUSAGE,
+                   "this build has no PCRE2, which the GPT-2 tokenizer needs; install "
                    "libpcre2-dev and build again, or leave out --vocab and --merges");
 }
 

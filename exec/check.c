@@ -17,8 +17,8 @@ static bool order_is_plain(const plan *p, td_arena *a)
             const plan_task *const t = &p->tasks[i];
             const uint32_t n = t->kind == TASK_PAIR ? 2 : t->kind == PASS_B ? 1 : 0;
             for (uint32_t j = 0; j < n; j++) {
-                const plan_member one = {.kind = t->kind, .microbatch = t->microbatch,
-                                         .cls = t->cls};
+                const plan_member one = {
+                    .kind = t->kind, .microbatch = t->microbatch, .cls = t->cls};
                 const plan_member m = n == 2 ? p->members[t->link + j] : one;
                 if (m.kind == PASS_B && m.microbatch != next[p->classes[m.cls].inst]++)
                     return false;
@@ -61,13 +61,17 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
 {
     const plan *const p = c->x->p;
     const int32_t n = p->n_microbatches * p->dp;
-    corpus_random(o->seed + (uint64_t)step, c->x->z->model->vocab, n * c->rows, c->ids,
-                  c->targets);
+    corpus_random(o->seed + (uint64_t)step, c->x->z->model->vocab, n * c->rows, c->ids, c->targets);
     for (int32_t i = 0; i < n; i++)
         exec_tokens(c->x, i / p->n_microbatches, i % p->n_microbatches, c->ids + i * c->rows,
                     c->targets + i * c->rows);
-    const exec_step s = {.lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f,
-                         .weight_decay = 0.1f, .clip = 1.0, .number = step,
+    const exec_step s = {.lr = 1e-3f,
+                         .beta1 = 0.9f,
+                         .beta2 = 0.95f,
+                         .eps = 1e-8f,
+                         .weight_decay = 0.1f,
+                         .clip = 1.0,
+                         .number = step,
                          .grads_out = c->grads};
     double loss = 0;
     TD_TRY(exec_run_step(c->x, &s, &loss, err));
@@ -109,8 +113,11 @@ static td_status run(check_run *c, const check_options *o, td_arena *a, check_re
 td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_arena *a,
                      check_result *out, td_err *err)
 {
-    *out = (check_result){.gradients = {.bitwise = true}, .weights = {.bitwise = true},
-                          .losses_equal = true, .memory = true, .exact = order_is_plain(p, a)};
+    *out = (check_result){.gradients = {.bitwise = true},
+                          .weights = {.bitwise = true},
+                          .losses_equal = true,
+                          .memory = true,
+                          .exact = order_is_plain(p, a)};
     out->ranks = TD_NEW_N(a, check_rank, p->n_ranks);
     if (out->ranks == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
     check_run c = {0};

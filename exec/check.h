@@ -6,7 +6,7 @@
 
 typedef struct check_options {
     uint64_t seed;
-    int64_t steps;   /* optimizer steps; weights are compared after the last */
+    int64_t steps; /* optimizer steps; weights are compared after the last */
     exec_options run;
 } check_options;
 
@@ -23,14 +23,14 @@ typedef struct check_result {
     bool exact;                  /* accumulation order is the reference's: bitwise is demanded */
     bool memory;                 /* touched equals predicted on every rank */
     bool pass;
-    check_rank *ranks;           /* [n_ranks] */
+    check_rank *ranks; /* [n_ranks] */
     int64_t rss_bytes;
 } check_result;
 
 /* Tolerance where the order of sums differs (DESIGN section 9). */
 #define CHECK_TOLERANCE 1e-5
 
-TD_MUST_USE td_status check_plan(const plan *p, const sizes *z, const check_options *o,
-                                 td_arena *a, check_result *out, td_err *err);
+TD_MUST_USE td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_arena *a,
+                                 check_result *out, td_err *err);
 
 #endif

@@ -28,8 +28,8 @@ typedef struct bench_worker {
 static void work_once(bench_worker *w)
 {
     const int64_t n = w->code->elements;
-    const k_adamw step = {.lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f,
-                          .grad_scale = 1.0f, .step = 1};
+    const k_adamw step = {
+        .lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .grad_scale = 1.0f, .step = 1};
     volatile double sink = 0;
     float *const weights = (float *)(uintptr_t)w->args.weights;
     const int64_t begin = td_now_ns();
@@ -118,12 +118,17 @@ static td_status open_worker(const bench *b, const stage_code *c, int i, td_aren
     int32_t *const ids = td_alloc(a, (size_t)(2 * c->rows), sizeof *ids);
     float *const weights = td_alloc(a, (size_t)c->elements, sizeof *weights);
     *w = (bench_worker){.code = c, .ctx = b->ctx[i], .moments = numbers(a, 2 * c->elements)};
-    w->args = (stage_args){.input = numbers(a, border), .output = numbers(a, border),
-                           .doutput = numbers(a, border), .dinput = numbers(a, border),
-                           .weights = weights, .grads = numbers(a, c->grad_elements),
+    w->args = (stage_args){.input = numbers(a, border),
+                           .output = numbers(a, border),
+                           .doutput = numbers(a, border),
+                           .dinput = numbers(a, border),
+                           .weights = weights,
+                           .grads = numbers(a, c->grad_elements),
                            .stash = td_alloc(a, 1, (size_t)c->stash.bytes + 64),
-                           .scratch = td_alloc(a, 1, (size_t)c->scratch.bytes), .ids = ids,
-                           .targets = ids + c->rows, .grad_scale = 1.0f};
+                           .scratch = td_alloc(a, 1, (size_t)c->scratch.bytes),
+                           .ids = ids,
+                           .targets = ids + c->rows,
+                           .grad_scale = 1.0f};
     if (ids == NULL || weights == NULL || w->moments == NULL || w->args.input == NULL ||
         w->args.output == NULL || w->args.doutput == NULL || w->args.dinput == NULL ||
         w->args.grads == NULL || w->args.stash == NULL || w->args.scratch == NULL)
@@ -137,17 +142,25 @@ static td_status open_worker(const bench *b, const stage_code *c, int i, td_aren
 static td_status add_sample(bench *b, const bench_case *k, int what, int64_t elements, int busy,
                             int64_t ns, td_err *err)
 {
-    sample s = {.what = SAMPLE_PASS, .pass = what == 0 ? PASS_F : PASS_B, .part = k->part,
-                .recompute = b->run.recompute, .layers = k->stage.n_layers,
-                .micro_batch = b->run.micro_batch, .slice_len = k->seq, .busy = busy,
+    sample s = {.what = SAMPLE_PASS,
+                .pass = what == 0 ? PASS_F : PASS_B,
+                .part = k->part,
+                .recompute = b->run.recompute,
+                .layers = k->stage.n_layers,
+                .micro_batch = b->run.micro_batch,
+                .slice_len = k->seq,
+                .busy = busy,
                 .ns = (double)(ns < 1 ? 1 : ns)};
     if (what >= 2)
-        s = (sample){.what = what == 2 ? SAMPLE_OPTIMIZER : SAMPLE_NORM, .amount = elements,
-                     .busy = busy, .ns = s.ns};
+        s = (sample){.what = what == 2 ? SAMPLE_OPTIMIZER : SAMPLE_NORM,
+                     .amount = elements,
+                     .busy = busy,
+                     .ns = s.ns};
     return samples_add(&b->out, &s, err);
 }
 
-/* All pieces of work of one case, alone and together, round by round so that drifts hit all alike. */
+/* All pieces of work of one case, alone and together, round by round so that drifts hit all alike.
+ */
 static td_status bench_one(bench *b, const bench_case *k, bool step, td_err *err)
 {
     td_arena *const a = td_arena_new();
@@ -235,7 +248,9 @@ static td_status bench_message(bench *b, int64_t bytes, td_err *err)
         qsort(ns, ROUNDS, sizeof *ns, compare_ns);
     }
     if (st == TD_OK) {
-        const sample s = {.what = SAMPLE_MESSAGE, .amount = bytes, .busy = 1,
+        const sample s = {.what = SAMPLE_MESSAGE,
+                          .amount = bytes,
+                          .busy = 1,
                           .ns = (double)(ns[ROUNDS / 2] < 1 ? 1 : ns[ROUNDS / 2])};
         st = samples_add(&b->out, &s, err);
     }
@@ -275,8 +290,8 @@ static td_status bench_all(bench *b, td_err *err)
             {PART_HEAD, {.head = true, .first_layer = b->m->n_layers}, lengths[i]}};
         for (int k = 0; st == TD_OK && k < PARTS; k++) {
             if (k == 1 && two < 2) continue;
-            (void)cli_progress_show(&progress, "%s of %lld tokens",
-                                    stage_part_name(cases[k].part), (long long)lengths[i]);
+            (void)cli_progress_show(&progress, "%s of %lld tokens", stage_part_name(cases[k].part),
+                                    (long long)lengths[i]);
             st = bench_one(b, &cases[k], i == 2 && k < 2, err);
         }
     }
@@ -300,8 +315,13 @@ td_status cmd_bench(td_arena *a, const cli_args *args, const void *options, td_e
     }
     TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, &setup, err));
     const long online = sysconf(_SC_NPROCESSORS_ONLN);
-    bench b = {.o = o, .m = &setup.model, .run = setup.sizes.run, .out = samples_new(a),
-               .cores = (int)(online < 1 ? 1 : online > MAX_BUSY ? MAX_BUSY : online)};
+    bench b = {.o = o,
+               .m = &setup.model,
+               .run = setup.sizes.run,
+               .out = samples_new(a),
+               .cores = (int)(online < 1          ? 1
+                              : online > MAX_BUSY ? MAX_BUSY
+                                                  : online)};
     k_blas_open(&b.blas, NULL);
     td_status st = headers(&b, err);
     for (int i = 0; st == TD_OK && i < b.cores; i++) {

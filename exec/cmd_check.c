@@ -1,6 +1,6 @@
 /* pexec check: the law of the executor for one plan. */
-#include "exec/check.h"
 #include "base/text.h"
+#include "exec/check.h"
 #include "exec/pexec.h"
 
 #include <stdio.h>
@@ -10,13 +10,15 @@ static void print_json(const check_result *r, const plan *p)
     td_text t = {0};
     td_text_addf(&t, "{\"schema\": 1, \"schedule\": ");
     td_text_json(&t, p->schedule_name == NULL ? "" : p->schedule_name);
-    td_text_addf(&t, ", \"ranks\": %u, \"microbatches\": %d, \"loss\": %.17g, "
-                     "\"loss_reference\": %.17g, \"max_rel_err\": %.9g, \"worst_tensor\": ",
+    td_text_addf(&t,
+                 ", \"ranks\": %u, \"microbatches\": %d, \"loss\": %.17g, "
+                 "\"loss_reference\": %.17g, \"max_rel_err\": %.9g, \"worst_tensor\": ",
                  p->n_ranks, p->n_microbatches, r->loss, r->loss_reference,
                  r->gradients.max_rel_err);
     td_text_json(&t, r->gradients.worst);
-    td_text_addf(&t, ", \"weights_max_rel_err\": %.9g, \"bitwise\": %s, \"bitwise_expected\": %s, "
-                     "\"memory_exact\": %s, \"rss_bytes\": %lld, \"per_rank\": [",
+    td_text_addf(&t,
+                 ", \"weights_max_rel_err\": %.9g, \"bitwise\": %s, \"bitwise_expected\": %s, "
+                 "\"memory_exact\": %s, \"rss_bytes\": %lld, \"per_rank\": [",
                  r->weights.max_rel_err,
                  r->losses_equal && r->gradients.bitwise && r->weights.bitwise ? "true" : "false",
                  r->exact ? "true" : "false", r->memory ? "true" : "false",
@@ -58,11 +60,14 @@ td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_e
     TD_TRY(pexec_backend(o, err));
     run_setup setup;
     TD_TRY(request_plan(&o->what, TYPE_FP32, NULL, a, &setup, err));
-    const check_options c = {.seed = (uint64_t)o->seed, .steps = 3,
+    const check_options c = {.seed = (uint64_t)o->seed,
+                             .steps = 3,
                              .run = {.threads_per_rank = (int)o->threads_per_rank}};
     check_result r;
     TD_TRY(check_plan(&setup.plan, &setup.sizes, &c, a, &r, err));
-    if (o->json) print_json(&r, &setup.plan);
-    else print_words(&r, &setup.plan);
+    if (o->json)
+        print_json(&r, &setup.plan);
+    else
+        print_words(&r, &setup.plan);
     return r.pass ? TD_OK : cli_answer_no(err);
 }

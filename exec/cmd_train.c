@@ -47,10 +47,13 @@ static td_status train_step(training *t, int64_t step, td_err *err)
                      t->ids, t->targets);
         exec_tokens(t->x, i / p->n_microbatches, i % p->n_microbatches, t->ids, t->targets);
     }
-    const exec_step s = {
-        .lr = (float)optimizer_rate(t->o->lr, step, t->o->warmup, t->o->steps), .beta1 = 0.9f,
-        .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = (float)t->o->weight_decay,
-        .clip = t->o->clip, .number = step};
+    const exec_step s = {.lr = (float)optimizer_rate(t->o->lr, step, t->o->warmup, t->o->steps),
+                         .beta1 = 0.9f,
+                         .beta2 = 0.95f,
+                         .eps = 1e-8f,
+                         .weight_decay = (float)t->o->weight_decay,
+                         .clip = t->o->clip,
+                         .number = step};
     return exec_run_step(t->x, &s, &t->loss, err);
 }
 
@@ -59,16 +62,16 @@ static void report(training *t, int64_t step)
     const plan *const p = t->x->p;
     const run_shape *const r = &t->x->z->run;
     const double seconds = (double)(td_now_ns() - t->began_ns) / 1e9;
-    const double tokens = (double)step * (double)(p->n_microbatches * p->dp) *
-                          (double)(r->micro_batch * r->seq_len);
+    const double tokens =
+        (double)step * (double)(p->n_microbatches * p->dp) * (double)(r->micro_batch * r->seq_len);
     t->tokens_per_s = tokens / seconds;
     char bar[32];
-    (void)cli_progress_show(&t->progress, "%s step %lld/%lld  loss %.4f  |g| %.3f  %.0f tokens/s  "
+    (void)cli_progress_show(&t->progress,
+                            "%s step %lld/%lld  loss %.4f  |g| %.3f  %.0f tokens/s  "
                             "%.0f s left",
                             cli_bar(bar, sizeof bar, 20, (double)step / (double)t->o->steps),
                             (long long)step, (long long)t->o->steps, t->loss, t->x->grad_norm,
-                            t->tokens_per_s,
-                            seconds / (double)step * (double)(t->o->steps - step));
+                            t->tokens_per_s, seconds / (double)step * (double)(t->o->steps - step));
 }
 
 static td_status loop(training *t, td_err *err)
@@ -136,8 +139,8 @@ static td_status write_weights(const training *t, td_err *err)
     if (!head.failed) td_text_addn(&file, head.s, head.len);
     for (int32_t s = 0; s < p->n_stages; s++) {
         const stage_code *const c = &t->x->stages[s];
-        const float *const weights = exec_buffer(
-            t->x, exec_rank_of(t->x, (uint32_t)s, 0), SIZE_WEIGHTS, (uint32_t)s);
+        const float *const weights =
+            exec_buffer(t->x, exec_rank_of(t->x, (uint32_t)s, 0), SIZE_WEIGHTS, (uint32_t)s);
         for (int64_t i = 0; i < c->n_params; i++)
             if (c->first_tensor + i < t->x->n_tensors)
                 td_text_addn(&file, (const char *)(weights + c->params[i].offset),
@@ -155,11 +158,12 @@ static void print_result(const training *t)
 {
     const double bits = t->val_loss / log(2.0) / t->text.bytes_per_token;
     if (t->o->json) {
-        (void)printf("{\"schema\": 1, \"steps\": %lld, \"loss\": %.17g, \"validation_loss\": %.17g, "
-                     "\"validation_bits_per_byte\": %.9g, \"tokens_per_s\": %.6g, "
-                     "\"seconds\": %.6g, \"rss_bytes\": %lld}\n",
-                     (long long)t->done, t->loss, t->val_loss, bits, t->tokens_per_s,
-                     (double)(td_now_ns() - t->began_ns) / 1e9, (long long)process_rss_bytes());
+        (void)printf(
+            "{\"schema\": 1, \"steps\": %lld, \"loss\": %.17g, \"validation_loss\": %.17g, "
+            "\"validation_bits_per_byte\": %.9g, \"tokens_per_s\": %.6g, "
+            "\"seconds\": %.6g, \"rss_bytes\": %lld}\n",
+            (long long)t->done, t->loss, t->val_loss, bits, t->tokens_per_s,
+            (double)(td_now_ns() - t->began_ns) / 1e9, (long long)process_rss_bytes());
         return;
     }
     (void)printf("step %lld  loss %.4f  validation %.4f (%.3f bits a byte)  %.0f tokens/s\n",
@@ -171,8 +175,7 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
     const pexec_options *const o = t->o;
     const run_shape *const r = &s->sizes.run;
     const size_t tokens = (size_t)(r->micro_batch * r->seq_len);
-    TD_TRY(corpus_open(o->data, o->vocab, o->merges, s->model.vocab, r->seq_len, a, &t->text,
-                       err));
+    TD_TRY(corpus_open(o->data, o->vocab, o->merges, s->model.vocab, r->seq_len, a, &t->text, err));
     const exec_options run = {.threads_per_rank = (int)o->threads_per_rank};
     TD_TRY(exec_open(&s->plan, &s->sizes, &run, a, &t->x, err));
     t->ids = TD_NEW_N(a, int32_t, tokens);
@@ -189,7 +192,8 @@ td_status cmd_train(td_arena *a, const cli_args *args, const void *options, td_e
     training t = {.o = options};
     TD_TRY(pexec_backend(t.o, err));
     if (t.o->data == NULL)
-        return td_fail(err, TD_EUSAGE, "--data is missing: any text file, such as "
+        return td_fail(err, TD_EUSAGE,
+                       "--data is missing: any text file, such as "
                        "/usr/share/common-licenses/GPL-3");
     run_setup setup;
     TD_TRY(request_plan(&t.o->what, TYPE_FP32, NULL, a, &setup, err));

@@ -5,8 +5,8 @@
 
 #define MAX_TEXT ((size_t)1 << 32)
 
-td_status corpus_open(const char *path, const char *vocab, const char *merges,
-                      int64_t model_vocab, int64_t seq_len, td_arena *a, corpus *out, td_err *err)
+td_status corpus_open(const char *path, const char *vocab, const char *merges, int64_t model_vocab,
+                      int64_t seq_len, td_arena *a, corpus *out, td_err *err)
 {
     char *text = NULL;
     size_t len = 0;
@@ -31,8 +31,8 @@ td_status corpus_open(const char *path, const char *vocab, const char *merges,
                        "%s: %lld tokens are too few: a sequence has %lld, and a tenth of the text "
                        "is for validation; give at least %lld or a smaller --seq-len",
                        path, (long long)n, (long long)seq_len, (long long)(10 * (seq_len + 2)));
-    *out = (corpus){.tokens = tokens, .n = n, .n_train = n_train,
-                    .bytes_per_token = (double)len / (double)n};
+    *out = (corpus){
+        .tokens = tokens, .n = n, .n_train = n_train, .bytes_per_token = (double)len / (double)n};
     return TD_OK;
 }
 

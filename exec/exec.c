@@ -12,15 +12,18 @@ static td_status refuse_kind(const plan *p, uint8_t kind, td_err *err)
         kind == TASK_RECV || kind == TASK_COLL || kind == TASK_NORM || kind == TASK_OPTIMIZER ||
         kind == TASK_MARK)
         return TD_OK;
-    return td_fail(err, TD_EUSAGE, "schedule %s: %s tasks are not executed yet; choose a schedule of "
-                   "F and B passes", p->schedule_name == NULL ? "of this plan" : p->schedule_name,
+    return td_fail(err, TD_EUSAGE,
+                   "schedule %s: %s tasks are not executed yet; choose a schedule of "
+                   "F and B passes",
+                   p->schedule_name == NULL ? "of this plan" : p->schedule_name,
                    kind < PASS_COUNT ? pass_name((pass_kind)kind) : "validation");
 }
 
 static td_status refuse_plan(const plan *p, const sizes *z, td_err *err)
 {
     if (p->folded_dp || p->folded_tp)
-        return td_fail(err, TD_EUSAGE, "plan: its replicas are folded, so ranks are missing; leave "
+        return td_fail(err, TD_EUSAGE,
+                       "plan: its replicas are folded, so ranks are missing; leave "
                        "out --fold");
     if (z->model == NULL)
         return td_fail(err, TD_EUSAGE, "plan: it was lowered without a model; use --model");
@@ -148,11 +151,12 @@ static td_status open_wire(executor *x, td_arena *a, td_err *err)
     const plan *const p = x->p;
     uint32_t *const members = TD_NEW_N(a, uint32_t, p->n_colls);
     if (members == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the wire");
-    for (uint32_t i = 0; i < p->n_colls; i++)
-        members[i] = p->groups[p->colls[i].group].n_members;
+    for (uint32_t i = 0; i < p->n_colls; i++) members[i] = p->groups[p->colls[i].group].n_members;
     const int64_t deadline = x->options.deadline_ns > 0 ? x->options.deadline_ns : 120000000000;
-    const wire_shape shape = {.n_ranks = p->n_ranks, .n_channels = p->n_channels,
-                              .n_colls = p->n_colls, .coll_members = members,
+    const wire_shape shape = {.n_ranks = p->n_ranks,
+                              .n_channels = p->n_channels,
+                              .n_colls = p->n_colls,
+                              .coll_members = members,
                               .deadline_ns = deadline};
     return wire_open_threads(&shape, a, &x->wire, err);
 }
@@ -245,8 +249,7 @@ static void init_rank(const executor *x, uint32_t rank, uint64_t seed)
     for (uint32_t i = 0; i < r->n_buffers; i++) {
         const plan_buffer *const b = &p->buffers[r->first_buffer + i];
         const plan_bclass *const c = &p->bclasses[b->bclass];
-        if (c->what != SIZE_WEIGHTS && c->what != SIZE_GRADS && c->what != SIZE_OPTIMIZER)
-            continue;
+        if (c->what != SIZE_WEIGHTS && c->what != SIZE_GRADS && c->what != SIZE_OPTIMIZER) continue;
         char *const at = x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN;
         memset(at, 0, (size_t)c->bytes);
         const stage_code *const code = &x->stages[p->insts[c->inst].stage];
@@ -307,8 +310,8 @@ static td_status all_ranks(executor *x, bool init, uint64_t seed, td_err *err)
     bool failed = false;
     for (uint32_t i = 0; i < n; i++) {
         threads[i] = (rank_thread){.x = x, .rank = i, .init = init, .seed = seed};
-        threads[i].started = !failed &&
-                             pthread_create(&threads[i].thread, NULL, rank_main, &threads[i]) == 0;
+        threads[i].started =
+            !failed && pthread_create(&threads[i].thread, NULL, rank_main, &threads[i]) == 0;
         failed = failed || !threads[i].started;
     }
     td_err why;
@@ -369,8 +372,11 @@ double exec_eval(const executor *x, char *work, const int32_t *ids, const int32_
     int64_t scratch = 0;
     for (int32_t s = 0; s < x->p->n_stages; s++)
         if (x->stages[s].scratch.bytes > scratch) scratch = x->stages[s].scratch.bytes;
-    stage_args a = {.ids = ids, .targets = targets, .grad_scale = 1.0f,
-                    .scratch = work + 2 * border, .stash = work + 2 * border + scratch};
+    stage_args a = {.ids = ids,
+                    .targets = targets,
+                    .grad_scale = 1.0f,
+                    .scratch = work + 2 * border,
+                    .stash = work + 2 * border + scratch};
     for (int32_t s = 0; s < x->p->n_stages; s++) {
         a.input = s == 0 ? NULL : (float *)(void *)(work + (s - 1) % 2 * border);
         a.output = (float *)(void *)(work + s % 2 * border);

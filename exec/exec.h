@@ -30,19 +30,19 @@ typedef struct exec_rank {
     uint32_t index;
     rank_arena arena;
     k_ctx *ctx;
-    exec_post *posts;      /* [n_posts] in the order in which they are posted */
+    exec_post *posts; /* [n_posts] in the order in which they are posted */
     uint32_t n_posts;
-    uint32_t *joins;       /* posts (indices) by the position that waits for them */
-    uint32_t *first_join;  /* [n_compute + 2] */
-    uint32_t *tokens;      /* [n_microbatches] buffer, or PLAN_NONE */
+    uint32_t *joins;      /* posts (indices) by the position that waits for them */
+    uint32_t *first_join; /* [n_compute + 2] */
+    uint32_t *tokens;     /* [n_microbatches] buffer, or PLAN_NONE */
     td_rng jitter;
 } exec_rank;
 
 /* The numbers of one optimizer step. */
 typedef struct exec_step {
     float lr, beta1, beta2, eps, weight_decay; /* decay of matrices and tables only */
-    double clip;            /* largest norm of the whole gradient; 0: no clipping */
-    long number;            /* 1 for the first */
+    double clip;             /* largest norm of the whole gradient; 0: no clipping */
+    long number;             /* 1 for the first */
     float *const *grads_out; /* [n_insts of replica 0] copies of the summed gradients, or NULL */
 } exec_step;
 
@@ -53,14 +53,14 @@ typedef struct executor {
     exec_rank *ranks;   /* [n_ranks] */
     wire *wire;
     k_blas blas;
-    k_ctx *ctx;          /* of the calling thread */
+    k_ctx *ctx; /* of the calling thread */
     exec_options options;
-    exec_step step;      /* at hand */
-    task_times times;    /* of the last step, from its start */
+    exec_step step;   /* at hand */
+    task_times times; /* of the last step, from its start */
     int64_t start_ns;
-    double *losses;      /* [dp * n_microbatches] mean loss of each microbatch of the last step */
-    double grad_norm;    /* of the last step */
-    int64_t n_tensors;   /* entries of the norm table */
+    double *losses;    /* [dp * n_microbatches] mean loss of each microbatch of the last step */
+    double grad_norm;  /* of the last step */
+    int64_t n_tensors; /* entries of the norm table */
 } executor;
 
 /* Maps every rank's memory, lays canaries, starts the kernel threads. The plan must be lowered to
@@ -97,8 +97,8 @@ TD_MUST_USE td_status worker_run(executor *x, exec_rank *r, td_err *err);
 
 /* --- optimizer.c --- */
 
-/* Partial sums of squares of the rank's gradients, each weight counted once in the whole run; before
- * that a rank that holds both uses of a tied table adds their gradients. */
+/* Partial sums of squares of the rank's gradients, each weight counted once in the whole run;
+ * before that a rank that holds both uses of a tied table adds their gradients. */
 void optimizer_norm(executor *x, exec_rank *r, uint32_t task);
 /* Clips and updates. Errors: a gradient that is not finite, by the tensor's name. */
 TD_MUST_USE td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err);
@@ -106,7 +106,8 @@ TD_MUST_USE td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, t
 float optimizer_clip(double norm, double clip);
 /* Whether weight decay applies to a tensor. */
 bool optimizer_decays(const param_tensor *t);
-/* Linear warm-up over `warmup` steps, then half a cosine down to a tenth of `peak` at step `total`. */
+/* Linear warm-up over `warmup` steps, then half a cosine down to a tenth of `peak` at step `total`.
+ */
 double optimizer_rate(double peak, int64_t step, int64_t warmup, int64_t total);
 
 /* --- params_init.c --- */

@@ -32,7 +32,8 @@ static held held_at(const executor *x, const exec_rank *r, uint32_t use)
     const plan *const p = x->p;
     const plan_buffer *const b =
         &p->buffers[p->ranks[r->index].first_buffer + use_buffer_of(p->uses[use])];
-    return (held){.inst = p->bclasses[b->bclass].inst, .role = use_role_of(p->uses[use]),
+    return (held){.inst = p->bclasses[b->bclass].inst,
+                  .role = use_role_of(p->uses[use]),
                   .at = r->arena.base + (int64_t)b->offset * PLAN_ALIGN};
 }
 
@@ -80,26 +81,24 @@ void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
     memset(table, 0, (size_t)x->n_tensors * sizeof *table);
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held h = held_at(x, r, i);
-        if (h.role != ROLE_GRADS || p->insts[h.inst].pipe != 0 ||
-            p->ranks[r->index].replica != 0)
+        if (h.role != ROLE_GRADS || p->insts[h.inst].pipe != 0 || p->ranks[r->index].replica != 0)
             continue;
         const stage_code *const c = &x->stages[p->insts[h.inst].stage];
         const float *const g = (const float *)(void *)h.at;
         for (int64_t t = 0; t < c->n_params && c->first_tensor + t < x->n_tensors; t++)
             table[c->first_tensor + t] =
-                k_sumsq_cpu(r->ctx, c->params[t].rows * c->params[t].cols,
-                            g + c->params[t].offset);
+                k_sumsq_cpu(r->ctx, c->params[t].rows * c->params[t].cols, g + c->params[t].offset);
     }
 }
 
-static td_status not_finite(const executor *x, const exec_rank *r, const double *table,
-                            td_err *err)
+static td_status not_finite(const executor *x, const exec_rank *r, const double *table, td_err *err)
 {
     for (int32_t s = 0; s < x->p->n_stages; s++)
         for (int64_t t = 0; t < x->stages[s].n_params; t++) {
             const int64_t entry = x->stages[s].first_tensor + t;
             if (entry < x->n_tensors && !isfinite(table[entry]))
-                return td_fail(err, TD_EMISMATCH, "step %ld: the gradient of %s (stage %d) is not "
+                return td_fail(err, TD_EMISMATCH,
+                               "step %ld: the gradient of %s (stage %d) is not "
                                "finite; seen on rank %u; a lower --lr or --clip may help",
                                x->step.number, x->stages[s].params[t].name, s, r->index);
         }
@@ -115,9 +114,14 @@ static void update(executor *x, exec_rank *r, uint32_t inst, float scale, float 
         memcpy(s->grads_out[inst], g, (size_t)c->elements * sizeof *g);
     for (int64_t i = 0; i < c->n_params; i++) {
         const param_tensor *const t = &c->params[i];
-        const k_adamw a = {.lr = s->lr, .beta1 = s->beta1, .beta2 = s->beta2, .eps = s->eps,
+        const k_adamw a = {.lr = s->lr,
+                           .beta1 = s->beta1,
+                           .beta2 = s->beta2,
+                           .eps = s->eps,
                            .weight_decay = optimizer_decays(t) ? s->weight_decay : 0.0f,
-                           .grad_scale = scale, .step = s->number, .clear_grad = true};
+                           .grad_scale = scale,
+                           .step = s->number,
+                           .clear_grad = true};
         k_adamw_cpu(r->ctx, &a, t->rows * t->cols, w + t->offset, g + t->offset,
                     moments + t->offset, moments + c->elements + t->offset);
     }

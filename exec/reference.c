@@ -38,8 +38,11 @@ double reference_gradients(reference *f, const int32_t *ids, const int32_t *targ
     const long table = c->m->vocab * c->m->hidden;
     double sum = 0;
     for (int32_t m = 0; m < f->microbatches; m++) {
-        stage_args a = {.weights = f->weights, .grads = f->grads, .stash = f->stash,
-                        .scratch = f->scratch, .ids = ids + m * c->rows,
+        stage_args a = {.weights = f->weights,
+                        .grads = f->grads,
+                        .stash = f->stash,
+                        .scratch = f->scratch,
+                        .ids = ids + m * c->rows,
                         .targets = targets + m * c->rows,
                         .grad_scale = (float)(1.0 / (double)f->microbatches)};
         stage_forward(f->ctx, c, &a);
@@ -64,9 +67,14 @@ void reference_update(reference *f, const exec_step *s)
     const float scale = optimizer_clip(sqrt(sum), s->clip);
     for (int64_t i = 0; i < c->n_params; i++) {
         const param_tensor *const t = &c->params[i];
-        const k_adamw a = {.lr = s->lr, .beta1 = s->beta1, .beta2 = s->beta2, .eps = s->eps,
+        const k_adamw a = {.lr = s->lr,
+                           .beta1 = s->beta1,
+                           .beta2 = s->beta2,
+                           .eps = s->eps,
                            .weight_decay = optimizer_decays(t) ? s->weight_decay : 0.0f,
-                           .grad_scale = scale, .step = s->number, .clear_grad = true};
+                           .grad_scale = scale,
+                           .step = s->number,
+                           .clear_grad = true};
         k_adamw_cpu(f->ctx, &a, t->rows * t->cols, f->weights + t->offset, f->grads + t->offset,
                     f->moments + t->offset, f->moments + c->elements + t->offset);
     }

@@ -27,8 +27,8 @@ double reference_gradients(reference *f, const int32_t *ids, const int32_t *targ
 void reference_update(reference *f, const exec_step *s);
 
 typedef struct comparison {
-    double max_rel_err;  /* over tensors: ||a - b|| / ||b|| */
-    char worst[64];      /* the tensor it is of */
+    double max_rel_err; /* over tensors: ||a - b|| / ||b|| */
+    char worst[64];     /* the tensor it is of */
     bool bitwise;
 } comparison;
 

@@ -4,7 +4,9 @@
 #include <math.h>
 #include <string.h>
 
-enum { TAIL_BYTES = 64 }; /* alignment gap at a buffer's end, written so that all of it is touched */
+enum {
+    TAIL_BYTES = 64
+}; /* alignment gap at a buffer's end, written so that all of it is touched */
 
 /* --- opening --- */
 
@@ -13,10 +15,11 @@ static td_status refuse_unsupported(const sizes *z, td_err *err)
     const model_desc *const m = z->model;
     if (m == NULL) return td_fail(err, TD_EUSAGE, "executor: no model was given; use --model");
     if (m->family == MODEL_BERT || !m->causal)
-        return td_fail(err, TD_EUSAGE,
-                       "model %s: BERT-style models are not executed yet; use a GPT-2 or Llama style "
-                       "model",
-                       m->name);
+        return td_fail(
+            err, TD_EUSAGE,
+            "model %s: BERT-style models are not executed yet; use a GPT-2 or Llama style "
+            "model",
+            m->name);
     if (z->run.tp > 1)
         return td_fail(err, TD_EUSAGE, "--tp %lld: tensor parallelism is not executed yet; use 1",
                        (long long)z->run.tp);
@@ -62,8 +65,10 @@ static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code
     }
     for (int64_t i = 0; i < c->n_params; i++) {
         const param_tensor *const t = &c->params[i];
-        if (t->layer < 0) c->own[t->kind] = t->offset;
-        else c->layer[t->layer - c->at.first_layer][t->kind] = t->offset;
+        if (t->layer < 0)
+            c->own[t->kind] = t->offset;
+        else
+            c->layer[t->layer - c->at.first_layer][t->kind] = t->offset;
     }
     return TD_OK;
 }
@@ -105,9 +110,12 @@ int64_t stage_tied_offset(const stage_code *c)
 stage_dims stage_dims_of(const stage_code *c)
 {
     const model_desc *const m = c->m;
-    return (stage_dims){.rows = c->rows, .hidden = m->hidden, .attn = m->n_heads * m->head_dim,
+    return (stage_dims){.rows = c->rows,
+                        .hidden = m->hidden,
+                        .attn = m->n_heads * m->head_dim,
                         .kv = m->n_kv_heads * m->head_dim,
-                        .qkv = (m->n_heads + 2 * m->n_kv_heads) * m->head_dim, .ffn = m->ffn,
+                        .qkv = (m->n_heads + 2 * m->n_kv_heads) * m->head_dim,
+                        .ffn = m->ffn,
                         .up = (m->gated ? 2 : 1) * m->ffn};
 }
 
@@ -174,12 +182,24 @@ k_attn stage_attention(const stage_code *c)
 {
     const stage_dims d = stage_dims_of(c);
     const long t = c->seq;
-    return (k_attn){.batch = c->batch, .heads = c->m->n_heads, .kv_heads = c->m->n_kv_heads,
-                    .d = c->m->head_dim, .s_q = t, .s_kv = t, .causal = c->m->causal,
+    return (k_attn){.batch = c->batch,
+                    .heads = c->m->n_heads,
+                    .kv_heads = c->m->n_kv_heads,
+                    .d = c->m->head_dim,
+                    .s_q = t,
+                    .s_kv = t,
+                    .causal = c->m->causal,
                     .scale = (float)(1.0 / sqrt((double)c->m->head_dim)),
-                    .q_ld = d.qkv, .q_batch = t * d.qkv, .kv_ld = d.qkv, .kv_batch = t * d.qkv,
-                    .o_ld = d.attn, .o_batch = t * d.attn, .dq_ld = d.qkv,
-                    .dq_batch = t * d.qkv, .dkv_ld = d.qkv, .dkv_batch = t * d.qkv};
+                    .q_ld = d.qkv,
+                    .q_batch = t * d.qkv,
+                    .kv_ld = d.qkv,
+                    .kv_batch = t * d.qkv,
+                    .o_ld = d.attn,
+                    .o_batch = t * d.attn,
+                    .dq_ld = d.qkv,
+                    .dq_batch = t * d.qkv,
+                    .dkv_ld = d.qkv,
+                    .dkv_batch = t * d.qkv};
 }
 
 /* --- forward --- */
@@ -232,8 +252,8 @@ void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int
     project(ctx, d.rows, d.attn, d.hidden, v->o, stage_weight(c, p, l, PARAM_OUT_WEIGHT), v->sum1,
             d.hidden);
     norm_forward(ctx, c, v->sum1, stage_weight(c, p, l, PARAM_OUT_BIAS), x,
-                 stage_weight(c, p, l, PARAM_NORM2_WEIGHT),
-                 stage_weight(c, p, l, PARAM_NORM2_BIAS), v->y2, v->mean2, v->rstd2);
+                 stage_weight(c, p, l, PARAM_NORM2_WEIGHT), stage_weight(c, p, l, PARAM_NORM2_BIAS),
+                 v->y2, v->mean2, v->rstd2);
     const float *const w_up = stage_weight(c, p, l, PARAM_UP_WEIGHT);
     if (m->gated) {
         project(ctx, d.rows, d.hidden, d.ffn, v->y2, stage_weight(c, p, l, PARAM_GATE_WEIGHT),
@@ -242,8 +262,8 @@ void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int
         k_swiglu_fwd_cpu(ctx, d.rows, d.ffn, v->up, v->up + d.ffn, d.up, v->act);
     } else {
         project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up, d.up);
-        k_gelu_fwd_cpu(ctx, K_GELU_TANH, d.rows, d.ffn, v->up,
-                       stage_weight(c, p, l, PARAM_UP_BIAS), v->act);
+        k_gelu_fwd_cpu(ctx, K_GELU_TANH, d.rows, d.ffn, v->up, stage_weight(c, p, l, PARAM_UP_BIAS),
+                       v->act);
     }
 }
 
@@ -298,14 +318,12 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
     const stage_dims d = stage_dims_of(c);
     const float *bias = NULL, *res = NULL;
-    if (c->stash.bytes >= TAIL_BYTES)
-        memset(p->stash + c->stash.bytes - TAIL_BYTES, 0, TAIL_BYTES);
+    if (c->stash.bytes >= TAIL_BYTES) memset(p->stash + c->stash.bytes - TAIL_BYTES, 0, TAIL_BYTES);
     memset(p->scratch + c->scratch.bytes - TAIL_BYTES, 0, TAIL_BYTES);
     if (c->at.embedding)
-        k_embed_fwd_cpu(ctx, d.rows, c->seq, 0, d.hidden, p->ids,
-                        stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
-                        stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL,
-                        stage_level(c, p, 0));
+        k_embed_fwd_cpu(
+            ctx, d.rows, c->seq, 0, d.hidden, p->ids, stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
+            stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL, stage_level(c, p, 0));
     for (int64_t l = 0; l < c->at.n_layers; l++) {
         const layer_view v = stage_layer_view(c, p, l);
         float *const x = stage_level(c, p, l), *const out = stage_level(c, p, l + 1);

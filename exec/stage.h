@@ -1,5 +1,5 @@
-/* The passes of one stage, made out of kernels: plain functions on the buffers of a plan. GPT-2-style
- * and Llama-style layers, fp32, one tensor-parallel shard. */
+/* The passes of one stage, made out of kernels: plain functions on the buffers of a plan.
+ * GPT-2-style and Llama-style layers, fp32, one tensor-parallel shard. */
 #ifndef EXEC_STAGE_H
 #define EXEC_STAGE_H
 
@@ -20,8 +20,8 @@ typedef struct stage_code {
     int64_t own[PARAM_KIND_COUNT];      /* tensors outside layers */
     param_tensor *params;               /* [n_params] in model order */
     int64_t n_params, elements, grad_elements;
-    int64_t first_tensor;               /* entry of params[0] in the norm table */
-    const float *rope;                  /* [seq, head_dim] or NULL; shared */
+    int64_t first_tensor; /* entry of params[0] in the norm table */
+    const float *rope;    /* [seq, head_dim] or NULL; shared */
 } stage_code;
 
 /* Opens the stages of a model, [z->n_stages], for whole sequences of z->run.seq_len tokens.
@@ -31,16 +31,16 @@ TD_MUST_USE td_status stage_open(const sizes *z, k_ctx *ctx, td_arena *a, stage_
 
 /* The buffers of one pass; those that the stage's place leaves out are NULL. */
 typedef struct stage_args {
-    const float *input;    /* [N, hidden] unless the stage embeds */
-    float *output;         /* [N, hidden] unless the stage has the head */
-    const float *doutput;  /* gradient of output */
-    float *dinput;         /* gradient of input */
+    const float *input;   /* [N, hidden] unless the stage embeds */
+    float *output;        /* [N, hidden] unless the stage has the head */
+    const float *doutput; /* gradient of output */
+    float *dinput;        /* gradient of input */
     const float *weights;
-    float *grads;          /* += */
+    float *grads; /* += */
     char *stash, *scratch;
     const int32_t *ids, *targets; /* [N]; target -1 is not counted */
-    float grad_scale;      /* the loss that is differentiated is grad_scale * mean loss */
-    double loss;           /* out: mean loss over the counted targets */
+    float grad_scale;             /* the loss that is differentiated is grad_scale * mean loss */
+    double loss;                  /* out: mean loss over the counted targets */
 } stage_args;
 
 void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p);
@@ -49,7 +49,8 @@ void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p);
 /* Where the head's use of the token table accumulates: in a stage that holds both uses of a tied
  * table behind the parameters, else in the stage's own copy. Elements from the start of grads. */
 int64_t stage_head_grad(const stage_code *c);
-/* The offset of the table that first and last stage of a tied model share; -1 when there is none. */
+/* The offset of the table that first and last stage of a tied model share; -1 when there is none.
+ */
 int64_t stage_tied_offset(const stage_code *c);
 
 #endif

@@ -42,8 +42,7 @@ static void norm_backward(const back *b, int64_t l, param_kind gamma, const floa
     const float *const w = stage_weight(c, b->p, l, gamma);
     float *const dw = stage_grad(c, b->p, l, gamma);
     if (c->m->rms_norm)
-        k_rmsnorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, b->narrow, s, w, rstd, dres, b->grad,
-                          dw);
+        k_rmsnorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, b->narrow, s, w, rstd, dres, b->grad, dw);
     else
         k_layernorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, b->narrow, s, w, mean, rstd, dres,
                             b->grad, dw, stage_grad(c, b->p, l, gamma + 1));
@@ -100,8 +99,8 @@ static void attention_backward(const back *b, int64_t l, const layer_view *v)
     bias_gradient(b, l, PARAM_QKV_BIAS, d.qkv, b->wide);
     weight_gradient(b, d.hidden, d.qkv, b->wide, d.qkv, v->y1,
                     stage_grad(c, b->p, l, PARAM_QKV_WEIGHT));
-    input_gradient(b, d.hidden, d.qkv, b->wide, d.qkv,
-                   stage_weight(c, b->p, l, PARAM_QKV_WEIGHT), 0.0f, b->narrow);
+    input_gradient(b, d.hidden, d.qkv, b->wide, d.qkv, stage_weight(c, b->p, l, PARAM_QKV_WEIGHT),
+                   0.0f, b->narrow);
 }
 
 static void layer_backward(back *b, int64_t l)

@@ -12,11 +12,11 @@ typedef struct wire wire;
 typedef struct wire_op {
     void *data;
     int64_t bytes;
-    uint32_t rank;         /* the poster */
-    uint32_t task;         /* for messages to people */
+    uint32_t rank; /* the poster */
+    uint32_t task; /* for messages to people */
     bool done;
     int64_t begin_ns, end_ns; /* of the transfer: from when all ends were posted */
-    struct wire_op *next;  /* the wire's */
+    struct wire_op *next;     /* the wire's */
 } wire_op;
 
 typedef enum wire_type { WIRE_FLOAT, WIRE_DOUBLE } wire_type;

@@ -95,8 +95,10 @@ static wire_op *meet(wire *w, uint32_t channel, wire_op *op, bool send)
         other = q->first;
         q->first = other->next;
     } else {
-        if (q->first == NULL) q->first = op;
-        else q->last->next = op;
+        if (q->first == NULL)
+            q->first = op;
+        else
+            q->last->next = op;
         q->last = op;
         q->sends = send;
     }
@@ -112,8 +114,10 @@ static void transfer(wire *w, wire_op *send, wire_op *recv)
     const int64_t end = td_now_ns();
     if (!fits) {
         td_err why;
-        (void)td_fail(&why, TD_EPLAN, "wire: rank %u sends %lld bytes (task %u), rank %u receives "
-                      "%lld (task %u)", send->rank, (long long)send->bytes, send->task, recv->rank,
+        (void)td_fail(&why, TD_EPLAN,
+                      "wire: rank %u sends %lld bytes (task %u), rank %u receives "
+                      "%lld (task %u)",
+                      send->rank, (long long)send->bytes, send->task, recv->rank,
                       (long long)recv->bytes, recv->task);
         wire_abort(w, &why);
         return;
@@ -183,8 +187,10 @@ void wire_all_reduce(wire *w, uint32_t coll, uint32_t member, wire_type type, wi
         wire_abort(w, &why);
         return;
     }
-    if (type == WIRE_FLOAT) reduce_floats(c);
-    else reduce_doubles(c);
+    if (type == WIRE_FLOAT)
+        reduce_floats(c);
+    else
+        reduce_doubles(c);
     const int64_t end = td_now_ns();
     (void)pthread_mutex_lock(&w->lock);
     for (uint32_t m = 0; m < c->members; m++) finish(w, c->ops[m], begin, end);

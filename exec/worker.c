@@ -8,15 +8,13 @@
 static char *buffer_at(const executor *x, const exec_rank *r, uint32_t use)
 {
     const plan *const p = x->p;
-    const plan_buffer *const b =
-        &p->buffers[p->ranks[r->index].first_buffer + use_buffer_of(use)];
+    const plan_buffer *const b = &p->buffers[p->ranks[r->index].first_buffer + use_buffer_of(use)];
     return r->arena.base + (int64_t)b->offset * PLAN_ALIGN;
 }
 
 /* --- passes --- */
 
-static void bind(const executor *x, const exec_rank *r, uint32_t first, uint32_t end,
-                 stage_args *a)
+static void bind(const executor *x, const exec_rank *r, uint32_t first, uint32_t end, stage_args *a)
 {
     for (uint32_t i = first; i < end; i++) {
         char *const at = buffer_at(x, r, x->p->uses[i]);
@@ -44,12 +42,14 @@ static td_status check_finite(executor *x, const exec_rank *r, const stage_code 
 {
     if (c->at.head) {
         if (isfinite(a->loss)) return TD_OK;
-        return td_fail(err, TD_EMISMATCH, "step %ld: the loss of microbatch %u is not finite (stage "
+        return td_fail(err, TD_EMISMATCH,
+                       "step %ld: the loss of microbatch %u is not finite (stage "
                        "%d, rank %u); a lower --lr or --clip may help",
                        x->step.number, m, stage, r->index);
     }
     if (isfinite(k_sumsq_cpu(r->ctx, c->rows * c->m->hidden, a->output))) return TD_OK;
-    return td_fail(err, TD_EMISMATCH, "step %ld: the output of stage %d for microbatch %u is not "
+    return td_fail(err, TD_EMISMATCH,
+                   "step %ld: the output of stage %d for microbatch %u is not "
                    "finite (rank %u); a lower --lr or --clip may help",
                    x->step.number, stage, m, r->index);
 }
@@ -102,8 +102,8 @@ static void post(executor *x, const exec_rank *r, exec_post *o)
     const plan_task *const t = &p->tasks[o->task];
     const plan_class *const c = &p->classes[t->cls];
     char *const at = t->first_use < t[1].first_use ? buffer_at(x, r, p->uses[t->first_use]) : NULL;
-    o->op = (wire_op){.data = at, .bytes = at == NULL ? 0 : c->bytes, .rank = r->index,
-                      .task = o->task};
+    o->op = (wire_op){
+        .data = at, .bytes = at == NULL ? 0 : c->bytes, .rank = r->index, .task = o->task};
     if (t->kind == TASK_SEND) {
         wire_send(x->wire, o->channel, &o->op);
         return;
@@ -113,8 +113,8 @@ static void post(executor *x, const exec_rank *r, exec_post *o)
         return;
     }
     if (c->purpose == PURPOSE_TIED)
-        o->op.data = at + stage_tied_offset(&x->stages[p->insts[c->inst].stage]) *
-                              (int64_t)sizeof(float);
+        o->op.data =
+            at + stage_tied_offset(&x->stages[p->insts[c->inst].stage]) * (int64_t)sizeof(float);
     wire_all_reduce(x->wire, t->link, o->channel,
                     c->purpose == PURPOSE_NORM ? WIRE_DOUBLE : WIRE_FLOAT, &o->op);
 }

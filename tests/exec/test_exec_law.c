@@ -12,16 +12,39 @@
 
 #include <cmocka.h>
 
-static const model_desc gpt2 = {
-    .name = "small-gpt2", .family = MODEL_GPT2, .n_layers = 8, .hidden = 24, .n_heads = 3,
-    .n_kv_heads = 3, .head_dim = 8, .ffn = 96, .vocab = 61, .max_positions = 32, .tied = true,
-    .qkv_bias = true, .out_bias = true, .mlp_bias = true, .learned_positions = true,
-    .causal = true, .norm_eps = 1e-5};
+static const model_desc gpt2 = {.name = "small-gpt2",
+                                .family = MODEL_GPT2,
+                                .n_layers = 8,
+                                .hidden = 24,
+                                .n_heads = 3,
+                                .n_kv_heads = 3,
+                                .head_dim = 8,
+                                .ffn = 96,
+                                .vocab = 61,
+                                .max_positions = 32,
+                                .tied = true,
+                                .qkv_bias = true,
+                                .out_bias = true,
+                                .mlp_bias = true,
+                                .learned_positions = true,
+                                .causal = true,
+                                .norm_eps = 1e-5};
 
-static const model_desc llama = {
-    .name = "small-llama", .family = MODEL_LLAMA, .n_layers = 8, .hidden = 24, .n_heads = 4,
-    .n_kv_heads = 2, .head_dim = 6, .ffn = 40, .vocab = 61, .max_positions = 32, .gated = true,
-    .rms_norm = true, .causal = true, .rope_theta = 10000, .norm_eps = 1e-5};
+static const model_desc llama = {.name = "small-llama",
+                                 .family = MODEL_LLAMA,
+                                 .n_layers = 8,
+                                 .hidden = 24,
+                                 .n_heads = 4,
+                                 .n_kv_heads = 2,
+                                 .head_dim = 6,
+                                 .ffn = 40,
+                                 .vocab = 61,
+                                 .max_positions = 32,
+                                 .gated = true,
+                                 .rms_norm = true,
+                                 .causal = true,
+                                 .rope_theta = 10000,
+                                 .norm_eps = 1e-5};
 
 typedef struct law_case {
     const model_desc *model;
@@ -42,8 +65,8 @@ static void give_layers(const model_desc *m, bool uneven, int32_t n, stage_desc 
         int64_t layers = m->n_layers / n;
         if (uneven && n > 1 && s == 0) layers -= layers > 1 ? 1 : 0;
         if (s == n - 1) layers = m->n_layers - at;
-        out[s] = (stage_desc){.first_layer = at, .n_layers = layers, .embedding = s == 0,
-                              .head = s == n - 1};
+        out[s] = (stage_desc){
+            .first_layer = at, .n_layers = layers, .embedding = s == 0, .head = s == n - 1};
         at += layers;
     }
 }
@@ -55,12 +78,14 @@ static td_status lower_case(const law_case *k, td_arena *a, sizes *z, plan *p, t
     TD_TRY(sched_generate(k->schedule, &q, a, s, err));
     stage_desc *const stages = TD_NEW_N(a, stage_desc, s->n_stages);
     give_layers(k->model, k->uneven, s->n_stages, stages);
-    *z = (sizes){.model = k->model, .stages = stages, .n_stages = s->n_stages,
-                 .chunks = k->chunks,
-                 .run = {.micro_batch = 2, .seq_len = 12, .tp = 1, .dp = k->dp,
-                         .recompute = k->recompute}};
-    const lower_options o = {.sizes = z, .dp = k->dp, .tp = 1, .mapping = k->mapping,
-                             .lookahead = 1};
+    *z = (sizes){
+        .model = k->model,
+        .stages = stages,
+        .n_stages = s->n_stages,
+        .chunks = k->chunks,
+        .run = {.micro_batch = 2, .seq_len = 12, .tp = 1, .dp = k->dp, .recompute = k->recompute}};
+    const lower_options o = {
+        .sizes = z, .dp = k->dp, .tp = 1, .mapping = k->mapping, .lookahead = 1};
     return plan_lower(s, &o, a, p, err);
 }
 
@@ -70,15 +95,18 @@ static check_result law(const law_case *k, td_arena *a)
     sizes *const z = TD_NEW(a, sizes);
     plan *const p = TD_NEW(a, plan);
     if (lower_case(k, a, z, p, &err) != TD_OK) fail_msg("%s", err.msg);
-    const check_options o = {.seed = 7, .steps = 3,
-                             .run = {.threads_per_rank = k->threads, .jitter_ns = k->jitter_ns,
-                                     .deadline_ns = 20000000000, .jitter_seed = 3}};
+    const check_options o = {.seed = 7,
+                             .steps = 3,
+                             .run = {.threads_per_rank = k->threads,
+                                     .jitter_ns = k->jitter_ns,
+                                     .deadline_ns = 20000000000,
+                                     .jitter_seed = 3}};
     check_result r;
     if (check_plan(p, z, &o, a, &r, &err) != TD_OK) fail_msg("%s", err.msg);
     if (!r.memory)
         for (uint32_t i = 0; i < p->n_ranks; i++)
-            print_message("rank %u: peak %lld, touched %lld\n", i,
-                          (long long)r.ranks[i].peak_bytes, (long long)r.ranks[i].touched_bytes);
+            print_message("rank %u: peak %lld, touched %lld\n", i, (long long)r.ranks[i].peak_bytes,
+                          (long long)r.ranks[i].touched_bytes);
     if (!r.pass)
         print_message("%s %s P=%d M=%d V=%d: loss %.9g, reference %.9g, gradients off by %g (%s), "
                       "weights by %g (%s)\n",
@@ -105,8 +133,13 @@ static void test_three_schedules(void **state)
         for (int32_t pp = 1; pp <= 4; pp *= 2)
             for (int32_t mb = 4; mb <= 8; mb += 4)
                 for (int uneven = 0; uneven < 2; uneven++) {
-                    law_case k = {.model = models[m], .schedule = "gpipe", .pp = pp,
-                                  .microbatches = mb, .chunks = 1, .dp = 1, .uneven = uneven};
+                    law_case k = {.model = models[m],
+                                  .schedule = "gpipe",
+                                  .pp = pp,
+                                  .microbatches = mb,
+                                  .chunks = 1,
+                                  .dp = 1,
+                                  .uneven = uneven};
                     hold(k, true);
                     k.schedule = "1f1b";
                     hold(k, true);
@@ -121,8 +154,13 @@ static void test_recompute(void **state)
 {
     (void)state;
     for (int mode = RECOMPUTE_SELECTIVE; mode <= RECOMPUTE_FULL; mode++) {
-        law_case k = {.model = &gpt2, .schedule = "1f1b", .pp = 2, .microbatches = 4, .chunks = 1,
-                      .dp = 1, .recompute = (recompute_mode)mode};
+        law_case k = {.model = &gpt2,
+                      .schedule = "1f1b",
+                      .pp = 2,
+                      .microbatches = 4,
+                      .chunks = 1,
+                      .dp = 1,
+                      .recompute = (recompute_mode)mode};
         hold(k, true);
         k.model = &llama;
         hold(k, true);
@@ -133,8 +171,13 @@ static void test_mappings_and_delays(void **state)
 {
     (void)state;
     for (int mapping = MAPPING_CHANNEL; mapping <= MAPPING_SINGLE; mapping++) {
-        const law_case k = {.model = &gpt2, .schedule = "1f1b", .pp = 4, .microbatches = 8,
-                            .chunks = 1, .dp = 1, .mapping = (plan_mapping)mapping,
+        const law_case k = {.model = &gpt2,
+                            .schedule = "1f1b",
+                            .pp = 4,
+                            .microbatches = 8,
+                            .chunks = 1,
+                            .dp = 1,
+                            .mapping = (plan_mapping)mapping,
                             .jitter_ns = 300000};
         hold(k, true);
     }
@@ -143,24 +186,31 @@ static void test_mappings_and_delays(void **state)
 static void test_threads_of_a_rank(void **state)
 {
     (void)state;
-    const law_case k = {.model = &llama, .schedule = "1f1b", .pp = 2, .microbatches = 4,
-                        .chunks = 1, .dp = 1, .threads = 2};
+    const law_case k = {.model = &llama,
+                        .schedule = "1f1b",
+                        .pp = 2,
+                        .microbatches = 4,
+                        .chunks = 1,
+                        .dp = 1,
+                        .threads = 2};
     hold(k, true);
 }
 
 static void test_replicas(void **state)
 {
     (void)state;
-    const law_case k = {.model = &gpt2, .schedule = "1f1b", .pp = 2, .microbatches = 4,
-                        .chunks = 1, .dp = 2};
+    const law_case k = {
+        .model = &gpt2, .schedule = "1f1b", .pp = 2, .microbatches = 4, .chunks = 1, .dp = 2};
     hold(k, false);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_three_schedules),     cmocka_unit_test(test_recompute),
-        cmocka_unit_test(test_mappings_and_delays), cmocka_unit_test(test_threads_of_a_rank),
+        cmocka_unit_test(test_three_schedules),
+        cmocka_unit_test(test_recompute),
+        cmocka_unit_test(test_mappings_and_delays),
+        cmocka_unit_test(test_threads_of_a_rank),
         cmocka_unit_test(test_replicas),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,14 +15,38 @@
 
 #include <cmocka.h>
 
-static const model_desc models[] = {
-    {.name = "g", .family = MODEL_GPT2, .n_layers = 2, .hidden = 16, .n_heads = 2,
-     .n_kv_heads = 2, .head_dim = 8, .ffn = 32, .vocab = 29, .max_positions = 16, .tied = true,
-     .qkv_bias = true, .out_bias = true, .mlp_bias = true, .learned_positions = true,
-     .causal = true, .norm_eps = 1e-5},
-    {.name = "l", .family = MODEL_LLAMA, .n_layers = 2, .hidden = 16, .n_heads = 4,
-     .n_kv_heads = 2, .head_dim = 4, .ffn = 24, .vocab = 29, .max_positions = 16, .gated = true,
-     .rms_norm = true, .causal = true, .rope_theta = 10000, .norm_eps = 1e-5}};
+static const model_desc models[] = {{.name = "g",
+                                     .family = MODEL_GPT2,
+                                     .n_layers = 2,
+                                     .hidden = 16,
+                                     .n_heads = 2,
+                                     .n_kv_heads = 2,
+                                     .head_dim = 8,
+                                     .ffn = 32,
+                                     .vocab = 29,
+                                     .max_positions = 16,
+                                     .tied = true,
+                                     .qkv_bias = true,
+                                     .out_bias = true,
+                                     .mlp_bias = true,
+                                     .learned_positions = true,
+                                     .causal = true,
+                                     .norm_eps = 1e-5},
+                                    {.name = "l",
+                                     .family = MODEL_LLAMA,
+                                     .n_layers = 2,
+                                     .hidden = 16,
+                                     .n_heads = 4,
+                                     .n_kv_heads = 2,
+                                     .head_dim = 4,
+                                     .ffn = 24,
+                                     .vocab = 29,
+                                     .max_positions = 16,
+                                     .gated = true,
+                                     .rms_norm = true,
+                                     .causal = true,
+                                     .rope_theta = 10000,
+                                     .norm_eps = 1e-5}};
 
 typedef struct bench {
     td_arena *a;
@@ -42,13 +66,18 @@ static void open_bench(bench *b, const model_desc *m)
     k_blas_open(&b->blas, NULL);
     b->ctx = k_ctx_start(td_alloc(b->a, 1, k_ctx_size(1)), &b->blas, 1);
     b->whole = (stage_desc){.n_layers = m->n_layers, .embedding = true, .head = true};
-    b->z = (sizes){.model = m, .stages = &b->whole, .n_stages = 1, .chunks = 1,
+    b->z = (sizes){.model = m,
+                   .stages = &b->whole,
+                   .n_stages = 1,
+                   .chunks = 1,
                    .run = {.micro_batch = 2, .seq_len = 9, .tp = 1, .dp = 1}};
     assert_int_equal(stage_open(&b->z, b->ctx, b->a, &b->code, &err), TD_OK);
     const stage_code *const c = b->code;
     int32_t *const ids = td_alloc(b->a, (size_t)(2 * c->rows), sizeof *ids);
     b->weights = td_alloc(b->a, (size_t)c->elements, sizeof(float));
-    b->args = (stage_args){.weights = b->weights, .ids = ids, .targets = ids + c->rows,
+    b->args = (stage_args){.weights = b->weights,
+                           .ids = ids,
+                           .targets = ids + c->rows,
                            .grads = td_alloc(b->a, (size_t)c->grad_elements, sizeof(float)),
                            .stash = td_alloc(b->a, 1, (size_t)c->stash.bytes),
                            .scratch = td_alloc(b->a, 1, (size_t)c->scratch.bytes),
@@ -93,8 +122,7 @@ static void test_gradients_are_differences(void **state)
                 slope += g * (double)d[i];
             }
             for (int s = 0; s < 2; s++) {
-                for (int64_t i = 0; i < n; i++)
-                    w[i] = kept[i] + (float)(s == 0 ? h : -h) * d[i];
+                for (int64_t i = 0; i < n; i++) w[i] = kept[i] + (float)(s == 0 ? h : -h) * d[i];
                 stage_forward(b.ctx, c, &b.args);
                 loss[s] = b.args.loss;
             }
@@ -262,9 +290,12 @@ static void test_rate(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradients_are_differences), cmocka_unit_test(test_arena),
-        cmocka_unit_test(test_wire_keeps_order),  cmocka_unit_test(test_wire_deadline_and_size),
-        cmocka_unit_test(test_bytes_and_batches), cmocka_unit_test(test_byte_pairs),
+        cmocka_unit_test(test_gradients_are_differences),
+        cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_wire_keeps_order),
+        cmocka_unit_test(test_wire_deadline_and_size),
+        cmocka_unit_test(test_bytes_and_batches),
+        cmocka_unit_test(test_byte_pairs),
         cmocka_unit_test(test_rate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
