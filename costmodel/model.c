@@ -10,10 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-int64_t data_type_bytes(data_type t)
-{
-    return t == TYPE_FP32 ? 4 : 2;
-}
+int64_t data_type_bytes(data_type t) { return t == TYPE_FP32 ? 4 : 2; }
 
 const char *data_type_name(data_type t)
 {

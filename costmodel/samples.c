@@ -18,15 +18,9 @@ static const char *const column_names[COLUMNS] = {"what",        "pass",      "p
 
 static const int64_t amount_max = INT64_C(1) << 53;
 
-const char *stage_part_name(stage_part part)
-{
-    return part_names[part];
-}
+const char *stage_part_name(stage_part part) { return part_names[part]; }
 
-samples samples_new(td_arena *a)
-{
-    return (samples){.arena = a};
-}
+samples samples_new(td_arena *a) { return (samples){.arena = a}; }
 
 td_status samples_header(samples *s, const char *key, const char *value, td_err *err)
 {
