@@ -27,8 +27,13 @@ printf 'short' >"$work/short.txt"
 expect 2 'pexec: *short.txt*' pexec train $run --steps 1 --data "$work/short.txt"
 expect 2 'pexec: *' pexec train $run --steps 0 --data "$work/text.txt"
 expect 2 'pexec: *did you mean*' pexec train $run --steps 1 --dta "$work/text.txt"
-expect 3 'pexec: *no-folder*' pexec train $run --steps 1 --data "$work/text.txt" \
-    --trace "$work/no-folder/trace.json"
+expect 0 '*' pexec train $run --steps 1 --data "$work/text.txt" --trace "$work/trace.json"
+grep -q traceEvents "$work/trace.json" || complain "the trace is no trace"
+pexec train $run --steps 1 --data "$work/text.txt" --trace "$work/no-folder/trace.json" \
+    >/dev/null 2>"$work/.stderr"
+code=$?
+n=$((n + 1))
+[ "$code" -eq 3 ] && grep -q '^pexec: .*no-folder' "$work/.stderr" || complain "writes into no folder"
 expect 3 'pexec: *CUDA*' pexec train $run --steps 1 --data "$work/text.txt" --backend cuda
 }
 finish
