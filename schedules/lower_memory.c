@@ -2,7 +2,7 @@
  * rank's arena it lies.
  *
  * A buffer lives from the gate of its first use to the join of its last, in compute positions: a
- * task off the compute stream may touch it from just after its gate to just before its join. Two
+ * task off the compute stream may touch it from just after its gate until its join is over. Two
  * buffers whose lives do not meet may share bytes, whatever the streams do. */
 #include "schedules/lower_memory.h"
 
@@ -107,10 +107,11 @@ void memory_use(memory *mem, use_mode mode, use_role role, uint32_t buffer)
     plan_buffer *const b = &mem->buffers[mem->row_first[mem->row] + buffer];
     if (b->death == UINT32_MAX && b->birth == 0) return; /* of the whole run */
     if (mem->from < b->birth) b->birth = mem->from;
-    if (mem->to != UINT32_MAX && mem->to > b->death) b->death = mem->to;
+    if (mem->to > b->death) b->death = mem->to;
 }
 
-/* The positions in which a task may touch its buffers. `to` is UINT32_MAX when there are none. */
+/* The positions in which a task may touch its buffers. A join counts: what is posted just before it
+ * may run while the join still waits. */
 static void set_window(memory *mem, const plan *p, const plan_stream *s, uint32_t task)
 {
     const plan_stream *const compute = plan_compute(p, s->rank);
@@ -120,8 +121,7 @@ static void set_window(memory *mem, const plan *p, const plan_stream *s, uint32_
     }
     const plan_task *const t = &p->tasks[task];
     mem->from = t->gate == PLAN_NONE ? 0 : t->gate - compute->first_task + 1;
-    const uint32_t join = t->join == PLAN_NONE ? compute->n_tasks : t->join - compute->first_task;
-    mem->to = join == 0 ? UINT32_MAX : join - 1;
+    mem->to = t->join == PLAN_NONE ? compute->n_tasks : t->join - compute->first_task;
 }
 
 /* --- the pass --- */

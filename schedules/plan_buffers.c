@@ -69,7 +69,7 @@ static td_status check_life(const plan_map *m, uint32_t rank, const access *x, t
         return check_fail(m, x->task, err, "it uses no buffer of its rank");
     const plan_buffer *const b = &p->buffers[k->first_buffer + x->buffer];
     if ((uint64_t)x->from < 2 * (uint64_t)b->birth + 1 ||
-        (uint64_t)x->to > 2 * (uint64_t)b->death + 3)
+        (uint64_t)x->to > 2 * (uint64_t)b->death + 2)
         return check_fail(m, x->task, err, "it uses a buffer outside its life");
     return TD_OK;
 }

@@ -52,6 +52,16 @@ static td_status check_options(const sched_family *f, const sched_request *q, td
     return TD_OK;
 }
 
+/* Before anything is built: more passes than a plan can number are refused at once. */
+static td_status check_count(const sched_request *q, td_err *err)
+{
+    const double chunks = q->chunks > 1 ? q->chunks : 1, slices = q->slices > 1 ? q->slices : 1;
+    const double passes = 2.0 * q->pp * chunks * q->microbatches * slices;
+    if (passes < (double)UINT32_MAX / 4) return TD_OK;
+    return td_fail(err, TD_EUSAGE, "%.3g passes: more than a plan can number; fewer --microbatches",
+                   passes);
+}
+
 td_status sched_generate(const char *name, const sched_request *q, td_arena *a, schedule *out,
                          td_err *err)
 {
@@ -63,6 +73,7 @@ td_status sched_generate(const char *name, const sched_request *q, td_arena *a, 
     if (q->chunks < 0 || q->slices < 0)
         return td_fail(err, TD_EUSAGE, "--chunks and --slices must be at least 1");
     TD_TRY(check_options(f, q, err));
+    TD_TRY(check_count(q, err));
     TD_TRY(f->generate(q, a, out, err));
     out->name = f->name;
     return sched_check(out, err);

@@ -136,6 +136,15 @@ static const char *break_plan(plan *p, td_rng *r, int what)
                 return p->n_microbatches > 1 ? "" : NULL;
             }
         return NULL;
+    case 4: /* a buffer that dies while its send may still read it */
+        for (uint32_t i = 0; i < p->n_tasks; i++) {
+            const plan_task *const k = &p->tasks[i];
+            if (k->kind != TASK_SEND || k->first_use == p->tasks[i + 1].first_use) continue;
+            const plan_rank *const rank = &p->ranks[plan_task_rank(p, i)];
+            p->buffers[rank->first_buffer + use_buffer_of(p->uses[k->first_use])].death--;
+            return "outside its life";
+        }
+        return NULL;
     default: /* two live buffers in one place */
         if (p->n_buffers < 2) return NULL;
         for (uint32_t k = 0; k < p->n_ranks; k++)
@@ -153,13 +162,13 @@ static const char *break_plan(plan *p, td_rng *r, int what)
 static void test_broken_plans_are_refused(void **state)
 {
     (void)state;
-    int broken[5] = {0};
-    for (uint64_t seed = 0; seed < 250; seed++) {
+    int broken[6] = {0};
+    for (uint64_t seed = 0; seed < 300; seed++) {
         td_arena *const a = td_arena_new();
         const schedule s = gen_schedule(a, seed);
         plan p = lower(a, &s, seed);
         td_rng r = td_rng_seed(seed);
-        const int what = (int)(seed % 5);
+        const int what = (int)(seed % 6);
         const char *const says = break_plan(&p, &r, what);
         td_err err = {0};
         if (says != NULL) {
@@ -168,7 +177,7 @@ static void test_broken_plans_are_refused(void **state)
         }
         td_arena_free(a);
     }
-    for (int i = 0; i < 5; i++) assert_true(broken[i] > 10);
+    for (int i = 0; i < 6; i++) assert_true(broken[i] > 10);
 }
 
 /* Two ranks that send to each other with blocking sends. */
