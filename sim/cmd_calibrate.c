@@ -40,7 +40,8 @@ td_status cmd_calibrate(td_arena *a, const cli_args *args, const void *options, 
     (void)a;
     (void)args;
     (void)options;
-    return td_fail(err, TD_EDEVICE, "calibrate: this psim was built without GSL; install "
+    return td_fail(err, TD_EDEVICE,
+                   "calibrate: this psim was built without GSL; install "
                    "libgsl-dev and build again");
 }
 

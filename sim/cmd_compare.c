@@ -7,8 +7,9 @@
 
 static const char *kind_name(int kind)
 {
-    static const char *const others[] = {"overlapped pair", "send", "receive", "collective",
-                                         "gradient norm", "optimizer", "verification", "mark"};
+    static const char *const others[] = {"overlapped pair", "send",          "receive",
+                                         "collective",      "gradient norm", "optimizer",
+                                         "verification",    "mark"};
     return kind < PASS_COUNT ? pass_name((pass_kind)kind) : others[kind - PASS_COUNT];
 }
 
@@ -20,8 +21,10 @@ static double frac(int64_t predicted, int64_t measured)
 static void task_name(const trace *t, const trace_record *r, td_text *out)
 {
     td_text_addf(out, "rank %u ", t->streams[r->stream].rank);
-    if (r->kind < PASS_COUNT) td_text_addf(out, "%c", pass_letter((pass_kind)r->kind));
-    else td_text_add(out, kind_name(r->kind));
+    if (r->kind < PASS_COUNT)
+        td_text_addf(out, "%c", pass_letter((pass_kind)r->kind));
+    else
+        td_text_add(out, kind_name(r->kind));
     if (r->microbatch >= 0) td_text_addf(out, " %d", r->microbatch);
     if (t->n_slices > 1) td_text_addf(out, ".%u", (unsigned)r->slice);
     if (r->stage >= 0) td_text_addf(out, " of stage %d", r->stage);
@@ -31,26 +34,31 @@ static void task_name(const trace *t, const trace_record *r, td_text *out)
 
 static void json_sum(const compare_sum *s, td_text *t)
 {
-    td_text_addf(t, "\"tasks\":%lld,\"predicted_ns\":%lld,\"measured_ns\":%lld,\"error_frac\":%.15g,"
-                 "\"mean_abs_error_ns\":%.15g", (long long)s->n, (long long)s->predicted_ns,
-                 (long long)s->measured_ns, frac(s->predicted_ns, s->measured_ns),
+    td_text_addf(t,
+                 "\"tasks\":%lld,\"predicted_ns\":%lld,\"measured_ns\":%lld,\"error_frac\":%.15g,"
+                 "\"mean_abs_error_ns\":%.15g",
+                 (long long)s->n, (long long)s->predicted_ns, (long long)s->measured_ns,
+                 frac(s->predicted_ns, s->measured_ns),
                  s->n == 0 ? 0.0 : (double)s->absolute_ns / (double)s->n);
 }
 
 static void json_bytes(const char *key, int64_t bytes, td_text *t)
 {
-    if (bytes < 0) td_text_addf(t, ",\"%s\":null", key);
-    else td_text_addf(t, ",\"%s\":%lld", key, (long long)bytes);
+    if (bytes < 0)
+        td_text_addf(t, ",\"%s\":null", key);
+    else
+        td_text_addf(t, ",\"%s\":%lld", key, (long long)bytes);
 }
 
 static void report_json(const trace *p, const compare_report *c, td_text *t)
 {
-    td_text_addf(t, "{\"schema\":1,\"predicted_step_ns\":%lld,\"measured_step_ns\":%lld,"
+    td_text_addf(t,
+                 "{\"schema\":1,\"predicted_step_ns\":%lld,\"measured_step_ns\":%lld,"
                  "\"step_error_frac\":%.15g,\"matched\":%llu,\"only_predicted\":%llu,"
-                 "\"only_measured\":%llu,\"kinds\":[", (long long)c->predicted_step_ns,
-                 (long long)c->measured_step_ns, c->step_error_frac,
-                 (unsigned long long)c->n_matched, (unsigned long long)c->n_only_predicted,
-                 (unsigned long long)c->n_only_measured);
+                 "\"only_measured\":%llu,\"kinds\":[",
+                 (long long)c->predicted_step_ns, (long long)c->measured_step_ns,
+                 c->step_error_frac, (unsigned long long)c->n_matched,
+                 (unsigned long long)c->n_only_predicted, (unsigned long long)c->n_only_measured);
     const char *comma = "";
     for (int k = 0; k < TASK_KIND_COUNT; k++) {
         if (c->kinds[k].n == 0) continue;
@@ -113,8 +121,8 @@ static void report_text(const trace *p, const compare_report *c, td_text *t)
     td_text_addf(t, "step: predicted %s, measured %s: %+.1f %%\n\n",
                  td_print_ns(a, sizeof a, c->predicted_step_ns),
                  td_print_ns(b, sizeof b, c->measured_step_ns), 100 * c->step_error_frac);
-    td_text_addf(t, "  %-18s %7s  %10s  %10s  %9s  %10s\n", "mean of a task", "tasks",
-                 "predicted", "measured", "error", "|error|");
+    td_text_addf(t, "  %-18s %7s  %10s  %10s  %9s  %10s\n", "mean of a task", "tasks", "predicted",
+                 "measured", "error", "|error|");
     for (int k = 0; k < TASK_KIND_COUNT; k++)
         if (c->kinds[k].n > 0) text_sum(kind_name(k), &c->kinds[k], t);
     td_text_add(t, "\n");
@@ -129,9 +137,10 @@ static void report_text(const trace *p, const compare_report *c, td_text *t)
     while (n_wrong < c->n_worst && c->worst[n_wrong].error_ns != 0) n_wrong++;
     if (n_wrong > 0) td_text_add(t, "  the largest errors (measured - predicted):\n");
     for (uint32_t i = 0; i < n_wrong; i++) {
-        td_text_addf(t, "    %c%-10s ", c->worst[i].error_ns < 0 ? '-' : '+',
-                     td_print_ns(a, sizeof a, c->worst[i].error_ns < 0 ? -c->worst[i].error_ns
-                                                                       : c->worst[i].error_ns));
+        td_text_addf(
+            t, "    %c%-10s ", c->worst[i].error_ns < 0 ? '-' : '+',
+            td_print_ns(a, sizeof a,
+                        c->worst[i].error_ns < 0 ? -c->worst[i].error_ns : c->worst[i].error_ns));
         task_name(p, &p->records[c->worst[i].predicted], t);
         td_text_add(t, "\n");
     }
@@ -150,7 +159,9 @@ td_status cmd_compare(td_arena *a, const cli_args *args, const void *options, td
     TD_TRY(trace_read(args->operands[1], a, &measured, err));
     TD_TRY(compare_traces(&predicted, &measured, (uint32_t)o->worst, a, &report, err));
     td_text out = {0};
-    if (o->json) report_json(&predicted, &report, &out);
-    else report_text(&predicted, &report, &out);
+    if (o->json)
+        report_json(&predicted, &report, &out);
+    else
+        report_text(&predicted, &report, &out);
     return psim_print(&out, err);
 }

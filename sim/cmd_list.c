@@ -83,7 +83,9 @@ td_status cmd_list(td_arena *a, const cli_args *args, const void *options, td_er
     (void)args;
     const psim_options *const o = options;
     td_text out = {0};
-    if (o->json) list_json(&out);
-    else list_text(&out);
+    if (o->json)
+        list_json(&out);
+    else
+        list_text(&out);
     return psim_print(&out, err);
 }

@@ -33,8 +33,10 @@ static td_status say_sound(const psim_options *o, const char *what, const plan *
 {
     td_text out = {0};
     if (o->json)
-        td_text_addf(&out, "{\"schema\":1,\"sound\":true,\"ranks\":%u,\"tasks\":%u,"
-                     "\"microbatches\":%d}\n", p->n_ranks, p->n_tasks, p->n_microbatches);
+        td_text_addf(&out,
+                     "{\"schema\":1,\"sound\":true,\"ranks\":%u,\"tasks\":%u,"
+                     "\"microbatches\":%d}\n",
+                     p->n_ranks, p->n_tasks, p->n_microbatches);
     else if (!o->quiet)
         td_text_addf(&out, "%s is sound: %u ranks, %u tasks\n", what, p->n_ranks, p->n_tasks);
     return psim_print(&out, err);

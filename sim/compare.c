@@ -55,9 +55,15 @@ static key *keys_of(const trace *t, td_arena *a, td_err *err)
     }
     for (uint64_t i = 0; i < t->n_records; i++) {
         const trace_record *const r = &t->records[i];
-        keys[i] = (key){.rank = t->streams[r->stream].rank, .stage = r->stage, .pipe = r->pipe,
-                        .microbatch = r->microbatch, .peer = r->peer, .slice = r->slice,
-                        .kind = r->kind, .detail = r->detail, .begin_ns = r->begin_ns,
+        keys[i] = (key){.rank = t->streams[r->stream].rank,
+                        .stage = r->stage,
+                        .pipe = r->pipe,
+                        .microbatch = r->microbatch,
+                        .peer = r->peer,
+                        .slice = r->slice,
+                        .kind = r->kind,
+                        .detail = r->detail,
+                        .begin_ns = r->begin_ns,
                         .record = i};
     }
     qsort(keys, (size_t)t->n_records, sizeof *keys, by_key);
@@ -72,16 +78,16 @@ static void add(compare_sum *s, int64_t predicted, int64_t measured)
     s->absolute_ns += llabs(measured - predicted);
 }
 
-static void match(const trace *p, const trace *m, const key *x, const key *y,
-                  compare_pair *pairs, compare_report *out)
+static void match(const trace *p, const trace *m, const key *x, const key *y, compare_pair *pairs,
+                  compare_report *out)
 {
     const trace_record *const a = &p->records[x->record], *const b = &m->records[y->record];
     const int64_t predicted = a->end_ns - a->begin_ns, measured = b->end_ns - b->begin_ns;
     if (x->kind < TASK_KIND_COUNT) add(&out->kinds[x->kind], predicted, measured);
     const bool on_compute = x->kind != TASK_SEND && x->kind != TASK_RECV && x->kind != TASK_COLL;
     if (x->rank < out->n_ranks && on_compute) add(&out->ranks[x->rank].sum, predicted, measured);
-    pairs[out->n_matched++] = (compare_pair){.predicted = x->record, .measured = y->record,
-                                             .error_ns = measured - predicted};
+    pairs[out->n_matched++] = (compare_pair){
+        .predicted = x->record, .measured = y->record, .error_ns = measured - predicted};
 }
 
 static void align(const trace *p, const trace *m, const key *x, const key *y, compare_pair *pairs,
@@ -90,9 +96,12 @@ static void align(const trace *p, const trace *m, const key *x, const key *y, co
     uint64_t i = 0, j = 0;
     while (i < p->n_records && j < m->n_records) {
         const int c = same_task(&x[i], &y[j]);
-        if (c == 0) match(p, m, &x[i++], &y[j++], pairs, out);
-        else if (c < 0) i++;
-        else j++;
+        if (c == 0)
+            match(p, m, &x[i++], &y[j++], pairs, out);
+        else if (c < 0)
+            i++;
+        else
+            j++;
     }
     out->n_only_predicted = p->n_records - out->n_matched;
     out->n_only_measured = m->n_records - out->n_matched;
@@ -102,14 +111,16 @@ static void fill_ranks(const trace *t, compare_report *out, bool predicted)
 {
     for (uint32_t i = 0; i < t->n_ranks && i < out->n_ranks; i++) {
         const int64_t peak = t->peak_bytes == NULL ? -1 : t->peak_bytes[i];
-        if (predicted) out->ranks[i].predicted_peak_bytes = peak;
-        else out->ranks[i].measured_peak_bytes = peak;
+        if (predicted)
+            out->ranks[i].predicted_peak_bytes = peak;
+        else
+            out->ranks[i].measured_peak_bytes = peak;
     }
     for (uint64_t i = 0; i < t->n_records; i++) {
         const uint32_t rank = t->streams[t->records[i].stream].rank;
         if (rank >= out->n_ranks) continue;
-        int64_t *const last = predicted ? &out->ranks[rank].predicted_last_ns
-                                        : &out->ranks[rank].measured_last_ns;
+        int64_t *const last =
+            predicted ? &out->ranks[rank].predicted_last_ns : &out->ranks[rank].measured_last_ns;
         if (*last < t->records[i].end_ns) *last = t->records[i].end_ns;
     }
 }
@@ -131,9 +142,10 @@ static td_status compare_with(const trace *p, const trace *m, uint32_t max_worst
     if (y == NULL) return TD_ENOMEM;
     align(p, m, x, y, pairs, out);
     if (out->n_matched == 0)
-        return td_fail(err, TD_EUSAGE, "the traces have no task in common: %llu and %llu records; "
-                       "are they of the same plan?", (unsigned long long)p->n_records,
-                       (unsigned long long)m->n_records);
+        return td_fail(err, TD_EUSAGE,
+                       "the traces have no task in common: %llu and %llu records; "
+                       "are they of the same plan?",
+                       (unsigned long long)p->n_records, (unsigned long long)m->n_records);
     fill_ranks(p, out, true);
     fill_ranks(m, out, false);
     qsort(pairs, (size_t)out->n_matched, sizeof *pairs, by_error);
@@ -150,8 +162,8 @@ td_status compare_traces(const trace *predicted, const trace *measured, uint32_t
     *out = (compare_report){.predicted_step_ns = predicted->step_ns,
                             .measured_step_ns = measured->step_ns};
     if (measured->step_ns > 0)
-        out->step_error_frac = (double)(predicted->step_ns - measured->step_ns) /
-                               (double)measured->step_ns;
+        out->step_error_frac =
+            (double)(predicted->step_ns - measured->step_ns) / (double)measured->step_ns;
     td_arena *const scratch = td_arena_new();
     if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     const td_status st = compare_with(predicted, measured, max_worst, a, scratch, out, err);

@@ -34,9 +34,9 @@ typedef struct compare_report {
     uint32_t n_worst;
 } compare_report;
 
-/* Tasks are equal when rank, kind, stage, pipe, microbatch, slice, peer and detail are; where one of
- * these occurs more than once, in the order of their times. Fails with TD_EUSAGE when the two have
- * nothing in common. */
+/* Tasks are equal when rank, kind, stage, pipe, microbatch, slice, peer and detail are; where one
+ * of these occurs more than once, in the order of their times. Fails with TD_EUSAGE when the two
+ * have nothing in common. */
 TD_MUST_USE td_status compare_traces(const trace *predicted, const trace *measured,
                                      uint32_t max_worst, td_arena *a, compare_report *out,
                                      td_err *err);

@@ -1,15 +1,15 @@
-/* The engine. Begin of a task is the maximum of ends: of its predecessor on the stream, of its gate,
- * of what joins on it, of its peer. Without shared links nothing else matters, so the engine needs
- * no event queue: it lets every rank run as far as it can and wakes a rank when something that it
- * waits for has an end, in any order, and the times are the same. Where flows share links, order
- * matters, and only there a queue keeps it (network.c): once no rank can go on, the next flow to
- * end is the next event, because everything still unknown waits for some flow. */
+/* The engine. Begin of a task is the maximum of ends: of its predecessor on the stream, of its
+ * gate, of what joins on it, of its peer. Without shared links nothing else matters, so the engine
+ * needs no event queue: it lets every rank run as far as it can and wakes a rank when something
+ * that it waits for has an end, in any order, and the times are the same. Where flows share links,
+ * order matters, and only there a queue keeps it (network.c): once no rank can go on, the next flow
+ * to end is the next event, because everything still unknown waits for some flow. */
 #include "sim/network.h"
 #include "sim/sim.h"
 
 #include <string.h>
 
-#define LANE_STILL UINT32_MAX  /* posted and waiting for a peer, or at its end */
+#define LANE_STILL UINT32_MAX /* posted and waiting for a peer, or at its end */
 #define STATE_POSTED 0x80000000u
 
 /* A stream beside the compute stream. */
@@ -17,7 +17,7 @@ typedef struct lane {
     uint32_t next, end; /* tasks */
     uint32_t needs;     /* its head may start once compute tasks below this id have ended */
     uint32_t rank;
-    int64_t free_ns;    /* end of the last task that held the stream */
+    int64_t free_ns; /* end of the last task that held the stream */
 } lane;
 
 /* A rank, and its compute stream. */
@@ -136,8 +136,10 @@ static td_status price_of(engine *e, uint32_t send, message_cost *out, td_err *e
         TD_TRY(cost_message(e->pairs, sim_device_of(e->p, src), sim_device_of(e->p, dst),
                             e->p->classes[t->cls].bytes, &slot->cost, err));
         if (slot->cost.latency_ns > e->longest_ns || slot->cost.transfer_ns > e->longest_ns)
-            return td_fail(err, TD_EUSAGE, "a message of %lld bytes takes longer than the clock "
-                           "can count", (long long)e->p->classes[t->cls].bytes);
+            return td_fail(err, TD_EUSAGE,
+                           "a message of %lld bytes takes longer than the clock "
+                           "can count",
+                           (long long)e->p->classes[t->cls].bytes);
         slot->src = src;
         slot->dst = dst;
         slot->cls_plus_1 = t->cls + 1;
@@ -314,8 +316,10 @@ static td_status check_range(engine *e, td_err *err)
     e->longest_ns = INT64_MAX / 8 / ((int64_t)e->p->n_tasks + 1);
     for (uint32_t i = 0; i < e->p->n_classes; i++)
         if (e->class_ns[i] < 0 || e->class_ns[i] > e->longest_ns)
-            return td_fail(err, TD_EUSAGE, "times overflow: a task of %lld ns, in a plan of %u "
-                           "tasks; give smaller times", (long long)e->class_ns[i], e->p->n_tasks);
+            return td_fail(err, TD_EUSAGE,
+                           "times overflow: a task of %lld ns, in a plan of %u "
+                           "tasks; give smaller times",
+                           (long long)e->class_ns[i], e->p->n_tasks);
     return TD_OK;
 }
 
@@ -350,11 +354,17 @@ td_status sim_run(const plan *p, const int64_t *class_ns, const sim_options *o, 
 {
     td_arena *const scratch = td_arena_new();
     if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
-    if (out->begin_ns == NULL) out->begin_ns = TD_NEW_N(a, int64_t, p->n_tasks);
-    else memset(out->begin_ns, 0, p->n_tasks * sizeof *out->begin_ns);
+    if (out->begin_ns == NULL)
+        out->begin_ns = TD_NEW_N(a, int64_t, p->n_tasks);
+    else
+        memset(out->begin_ns, 0, p->n_tasks * sizeof *out->begin_ns);
     if (out->end_ns == NULL) out->end_ns = TD_NEW_N(a, int64_t, p->n_tasks);
-    engine e = {.p = p, .tasks = p->tasks, .class_ns = class_ns, .begin = out->begin_ns,
-                .end = out->end_ns, .rendezvous = o->protocol == PROTOCOL_RENDEZVOUS};
+    engine e = {.p = p,
+                .tasks = p->tasks,
+                .class_ns = class_ns,
+                .begin = out->begin_ns,
+                .end = out->end_ns,
+                .rendezvous = o->protocol == PROTOCOL_RENDEZVOUS};
     if (o->cost != NULL && o->cost->units == NULL) e.pairs = o->cost;
     td_status st = out->begin_ns == NULL || out->end_ns == NULL
                        ? td_fail(err, TD_ENOMEM, "out of memory for times of %u tasks", p->n_tasks)

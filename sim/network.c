@@ -10,9 +10,9 @@
 enum { LINKS_MAX = 4 };
 
 typedef struct flow {
-    int64_t left;      /* transfer still to do, as of at_ns */
+    int64_t left; /* transfer still to do, as of at_ns */
     int64_t at_ns, rate;
-    int64_t due_ns;    /* start while it has not started, then end */
+    int64_t due_ns;      /* start while it has not started, then end */
     uint32_t tag, place; /* place in the heap */
     uint32_t visit;
     uint8_t n_links;
@@ -243,8 +243,8 @@ td_status network_open(const cluster_desc *c, int32_t n_devices, int32_t copies,
     if (n == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the network");
     const int32_t n_nodes = cluster_node_of(c, n_devices - 1) + 1;
     const size_t n_links = (size_t)n_devices * DEVICE_LINKS + 2 * (size_t)n_nodes;
-    *n = (network){.arena = a, .cluster = c, .n_devices = n_devices, .n_nodes = n_nodes,
-                   .unused = NO_FLOW};
+    *n = (network){
+        .arena = a, .cluster = c, .n_devices = n_devices, .n_nodes = n_nodes, .unused = NO_FLOW};
     n->links = TD_NEW_N(a, link, n_links);
     n->some_links = TD_NEW_N(a, uint32_t, n_links);
     if (n->links == NULL || n->some_links == NULL)
@@ -254,8 +254,9 @@ td_status network_open(const cluster_desc *c, int32_t n_devices, int32_t copies,
     if (c->node_network_bytes_per_s > 0 && c->inter.bytes_per_s > 0)
         node_share = c->node_network_bytes_per_s / c->inter.bytes_per_s / (near < 1 ? 1 : near);
     /* One flow alone runs at full speed: its transfer time has the node's limit in it. */
-    const int64_t node = node_share < 1 ? FULL
-                         : node_share > 1e6 ? FULL * 1000000 : (int64_t)(node_share * (double)FULL);
+    const int64_t node = node_share < 1     ? FULL
+                         : node_share > 1e6 ? FULL * 1000000
+                                            : (int64_t)(node_share * (double)FULL);
     for (size_t i = 0; i < n_links; i++)
         n->links[i] = (link){.first = NO_FLOW,
                              .capacity = i < (size_t)n_devices * DEVICE_LINKS ? FULL : node};

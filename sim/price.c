@@ -28,13 +28,16 @@ int32_t sim_device_of(const plan *p, uint32_t rank)
 
 static pass_query query_of(const plan *p, const plan_class *c)
 {
-    return (pass_query){.pass = (pass_kind)c->kind, .stage = p->insts[c->inst].stage,
-                        .slice_len = c->slice_len, .prefix = c->prefix, .seq_len = p->seq_len};
+    return (pass_query){.pass = (pass_kind)c->kind,
+                        .stage = p->insts[c->inst].stage,
+                        .slice_len = c->slice_len,
+                        .prefix = c->prefix,
+                        .seq_len = p->seq_len};
 }
 
 /* An overlapped cell: in a plan's class, bytes and second name the members' classes. */
-static td_status price_pair(const plan *p, const plan_class *c, const cost_model *cost,
-                            int64_t *ns, td_err *err)
+static td_status price_pair(const plan *p, const plan_class *c, const cost_model *cost, int64_t *ns,
+                            td_err *err)
 {
     const pass_query x = query_of(p, &p->classes[c->bytes]);
     const pass_query y = query_of(p, &p->classes[c->second]);
@@ -49,7 +52,8 @@ static td_status price_collective(const plan *p, uint32_t coll, const plan_class
 {
     const plan_group *const g = &p->groups[p->colls[coll].group];
     const int32_t copies = p->folded_dp && g->true_size > (int32_t)g->n_members
-                               ? g->true_size / (int32_t)g->n_members : 1;
+                               ? g->true_size / (int32_t)g->n_members
+                               : 1;
     int32_t *const devices = TD_NEW_N(scratch, int32_t, (size_t)g->n_members * (size_t)copies);
     if (devices == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a group");
     int32_t n = 0;
@@ -61,8 +65,8 @@ static td_status price_collective(const plan *p, uint32_t coll, const plan_class
 }
 
 /* Norm and optimizer run over all stages whose gradients a row holds; their class says the row. */
-static td_status price_step(const plan *p, const plan_class *c, const cost_model *cost,
-                            int64_t *ns, td_err *err)
+static td_status price_step(const plan *p, const plan_class *c, const cost_model *cost, int64_t *ns,
+                            td_err *err)
 {
     *ns = 0;
     for (uint32_t i = 0; i < p->n_insts; i++) {
@@ -84,21 +88,16 @@ static td_status price_class(const plan *p, const plan_class *c, uint32_t coll,
     }
     message_cost m = {0};
     switch ((task_kind)c->kind) {
-    case TASK_PAIR:
-        return price_pair(p, c, cost, ns, err);
+    case TASK_PAIR: return price_pair(p, c, cost, ns, err);
     case TASK_SEND:
     case TASK_RECV:
         if (cost->units != NULL) TD_TRY(cost_message(cost, 0, 1, c->bytes, &m, err));
         *ns = m.latency_ns + m.transfer_ns;
         return TD_OK;
-    case TASK_COLL:
-        return price_collective(p, coll, c, cost, scratch, ns, err);
+    case TASK_COLL: return price_collective(p, coll, c, cost, scratch, ns, err);
     case TASK_NORM:
-    case TASK_OPTIMIZER:
-        return price_step(p, c, cost, ns, err);
-    default:
-        *ns = 0;
-        return TD_OK;
+    case TASK_OPTIMIZER: return price_step(p, c, cost, ns, err);
+    default: *ns = 0; return TD_OK;
     }
 }
 
@@ -128,10 +127,9 @@ td_status sim_price(const plan *p, const cost_model *cost, td_arena *a, int64_t 
 {
     *class_ns = TD_NEW_N(a, int64_t, p->n_classes);
     td_arena *const scratch = td_arena_new();
-    const td_status st =
-        *class_ns == NULL || scratch == NULL
-            ? td_fail(err, TD_ENOMEM, "out of memory for %u classes", p->n_classes)
-            : price_all(p, cost, scratch, *class_ns, err);
+    const td_status st = *class_ns == NULL || scratch == NULL
+                             ? td_fail(err, TD_ENOMEM, "out of memory for %u classes", p->n_classes)
+                             : price_all(p, cost, scratch, *class_ns, err);
     td_arena_free(scratch);
     return st;
 }

@@ -10,8 +10,10 @@
 static void json_text(td_text *t, const char *key, const char *value)
 {
     td_text_addf(t, ",\"%s\":", key);
-    if (value == NULL) td_text_add(t, "null");
-    else td_text_json(t, value);
+    if (value == NULL)
+        td_text_add(t, "null");
+    else
+        td_text_json(t, value);
 }
 
 static void json_int(td_text *t, const char *key, int64_t value)
@@ -34,8 +36,8 @@ static double tokens_per_s(const psim_result *r)
     const plan_metrics *const m = &r->metrics;
     const plan *const p = &r->setup.plan;
     if (!r->setup.has_model || m->step_ns <= 0) return 0;
-    return (double)p->n_microbatches * (double)r->setup.sizes.run.micro_batch *
-           (double)p->seq_len * p->dp / ((double)m->step_ns * 1e-9);
+    return (double)p->n_microbatches * (double)r->setup.sizes.run.micro_batch * (double)p->seq_len *
+           p->dp / ((double)m->step_ns * 1e-9);
 }
 
 static void json_ranks(const psim_result *r, td_text *t)
@@ -135,7 +137,8 @@ static double most_activations(const psim_result *r)
 {
     double most = 0;
     for (uint32_t i = 0; i < r->setup.plan.n_ranks; i++)
-        if (r->metrics.ranks[i].peak_activations > most) most = r->metrics.ranks[i].peak_activations;
+        if (r->metrics.ranks[i].peak_activations > most)
+            most = r->metrics.ranks[i].peak_activations;
     return most;
 }
 
@@ -152,7 +155,8 @@ static void text_ranks(const psim_result *r, td_text *t)
                      step > 0 ? 100.0 * (1.0 - (double)m->busy_ns / (double)step) : 0.0,
                      r->setup.has_model ? td_print_bytes(peak, sizeof peak, m->peak_bytes) : "-",
                      r->setup.has_model ? td_print_bytes(kept, sizeof kept,
-                                              r->setup.plan.ranks[i].persistent_bytes) : "-",
+                                                         r->setup.plan.ranks[i].persistent_bytes)
+                                        : "-",
                      m->peak_activations);
     }
 }
@@ -195,15 +199,16 @@ void psim_report_advice(const psim_options *o, const psim_result *r, td_text *t)
     char a[40], b[40];
     if (r->setup.has_model && r->has_cluster &&
         r->metrics.ranks[h].peak_bytes > r->cluster.memory_bytes)
-        td_text_addf(t, "  memory: rank %u needs %s, a device has %s; try --recompute %s, more --tp, "
-                     "or a smaller --micro-batch\n", h,
-                     td_print_bytes(a, sizeof a, r->metrics.ranks[h].peak_bytes),
+        td_text_addf(t,
+                     "  memory: rank %u needs %s, a device has %s; try --recompute %s, more --tp, "
+                     "or a smaller --micro-batch\n",
+                     h, td_print_bytes(a, sizeof a, r->metrics.ranks[h].peak_bytes),
                      td_print_bytes(b, sizeof b, r->cluster.memory_bytes),
                      r->setup.sizes.run.recompute == RECOMPUTE_NONE ? "selective" : "full");
     if (r->metrics.bubble_frac > 0.25 && r->setup.has_schedule && o->what.pp > 1)
-        td_text_addf(t, "  bubble is %.0f %%: %d microbatches on %d stages; try --microbatches %d\n",
-                     100 * r->metrics.bubble_frac, p->n_microbatches, p->n_stages,
-                     2 * p->n_microbatches);
+        td_text_addf(
+            t, "  bubble is %.0f %%: %d microbatches on %d stages; try --microbatches %d\n",
+            100 * r->metrics.bubble_frac, p->n_microbatches, p->n_stages, 2 * p->n_microbatches);
     if (o->trace != NULL && o->output == NULL)
         td_text_addf(t, "  next: psim draw %s -o timeline.svg\n", o->trace);
 }

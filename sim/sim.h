@@ -24,10 +24,10 @@ typedef struct sim_options {
 } sim_options;
 
 typedef struct sim_stats {
-    int64_t end_ns;       /* end of the last task */
-    uint64_t flows;       /* messages that went through the network's links */
+    int64_t end_ns;        /* end of the last task */
+    uint64_t flows;        /* messages that went through the network's links */
     uint64_t shared_flows; /* of them those that ever shared a link */
-    size_t scratch_bytes; /* memory of the engine beyond plan and times */
+    size_t scratch_bytes;  /* memory of the engine beyond plan and times */
 } sim_stats;
 
 /* Runs one period of a plan. class_ns: duration of each class, [p->n_classes]. Where out's arrays

@@ -22,8 +22,10 @@ static td_status parse_deltas(const char *text, activation_deltas *out, td_err *
         char *end = NULL;
         v[i] = strtod(s, &end);
         if (end == s || *end != (i < 2 ? ',' : '\0') || !(v[i] > -1e6 && v[i] < 1e6))
-            return td_fail(err, TD_EUSAGE, "--activation-deltas %s: expected three numbers F,I,W "
-                           "as in 1,0,-1", text);
+            return td_fail(err, TD_EUSAGE,
+                           "--activation-deltas %s: expected three numbers F,I,W "
+                           "as in 1,0,-1",
+                           text);
         s = end + 1;
     }
     *out = (activation_deltas){v[0], v[1], v[2]};
@@ -37,9 +39,11 @@ static td_status check_cluster(const psim_result *r, td_err *err)
     const int64_t need = (int64_t)p->n_rows * p->dp * p->tp;
     if (need <= cluster_size(&r->cluster)) return TD_OK;
     const int64_t per_node = r->cluster.devices_per_node;
-    return td_fail(err, TD_EUSAGE, "--cluster %s has %d devices, the plan needs %lld; give it "
-                   "%lld nodes (NAME:%lld)", r->cluster.name, cluster_size(&r->cluster),
-                   (long long)need, (long long)((need + per_node - 1) / per_node),
+    return td_fail(err, TD_EUSAGE,
+                   "--cluster %s has %d devices, the plan needs %lld; give it "
+                   "%lld nodes (NAME:%lld)",
+                   r->cluster.name, cluster_size(&r->cluster), (long long)need,
+                   (long long)((need + per_node - 1) / per_node),
                    (long long)((need + per_node - 1) / per_node));
 }
 
@@ -70,11 +74,14 @@ static td_status load_cost(td_arena *a, const psim_options *o, psim_result *r, t
 static td_status check_asked(const psim_options *o, td_err *err)
 {
     if (o->what.times == NULL && o->what.model == NULL)
-        return td_fail(err, TD_EUSAGE, "how long do passes take? give --times F=1,B=2, or --model "
+        return td_fail(err, TD_EUSAGE,
+                       "how long do passes take? give --times F=1,B=2, or --model "
                        "with --cluster");
     if (o->what.times == NULL && o->cluster == NULL && o->profile == NULL)
-        return td_fail(err, TD_EUSAGE, "--model %s: on what? give --cluster PRESET|FILE (psim list "
-                       "shows them), a --profile, or --times F=1,B=2", o->what.model);
+        return td_fail(err, TD_EUSAGE,
+                       "--model %s: on what? give --cluster PRESET|FILE (psim list "
+                       "shows them), a --profile, or --times F=1,B=2",
+                       o->what.model);
     return TD_OK;
 }
 
@@ -83,8 +90,8 @@ static void add_meta(psim_result *r, const char *key, const char *value)
     if (value != NULL) r->meta[r->n_meta++] = (trace_meta){key, value};
 }
 
-static td_status fill_meta(td_arena *a, const cli_args *args, const psim_options *o,
-                           psim_result *r, td_err *err)
+static td_status fill_meta(td_arena *a, const cli_args *args, const psim_options *o, psim_result *r,
+                           td_err *err)
 {
     const char *const command = cli_line(a, args);
     if (command == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
@@ -112,8 +119,8 @@ td_status psim_request(const cli_args *args, const psim_options *o, request *q, 
     return TD_OK;
 }
 
-td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o,
-                        psim_result *out, td_err *err)
+td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o, psim_result *out,
+                        td_err *err)
 {
     *out = (psim_result){0};
     request q;

@@ -26,7 +26,8 @@ static td_status round_of(int64_t n_tasks, td_err *err)
     const int64_t t3 = td_now_ns();
     if (st == TD_OK)
         printf("%9u tasks  generate %7.2f  lower and check %7.2f  check alone %7.2f M tasks/s  "
-               "%5.1f bytes a task\n", p.n_tasks, (double)p.n_tasks * 1e3 / (double)(t1 - t0),
+               "%5.1f bytes a task\n",
+               p.n_tasks, (double)p.n_tasks * 1e3 / (double)(t1 - t0),
                (double)p.n_tasks * 1e3 / (double)(t2 - t1),
                (double)p.n_tasks * 1e3 / (double)(t3 - t2), (double)td_arena_used(a) / p.n_tasks);
     td_arena_free(a);

@@ -1,5 +1,5 @@
-/* How fast the engine is: tasks a second and bytes a task, from 10^3 to 10^max tasks (first argument,
- * default 6), for 1F1B, for messages that share links, and for many collectives. */
+/* How fast the engine is: tasks a second and bytes a task, from 10^3 to 10^max tasks (first
+ * argument, default 6), for 1F1B, for messages that share links, and for many collectives. */
 #include "schedules/plan.h"
 #include "sim/sim.h"
 
@@ -8,21 +8,27 @@
 
 enum { RANKS = 16, TASKS_PER_MICROBATCH = 6 };
 
-static const cluster_desc narrow = {
-    .name = "bench", .n_nodes = 2, .devices_per_node = 8, .matrix_flops_per_s = 1e15,
-    .vector_flops_per_s = 1e14, .memory_bytes_per_s = 1e12, .memory_bytes = (int64_t)80e9,
-    .matrix_efficiency = {.n = 1, .size = {1}, .frac = {0.5}},
-    .memory_efficiency = {.n = 1, .size = {1}, .frac = {0.8}}, .launch_ns = 1000,
-    .intra = {.latency_ns = 2000, .bytes_per_s = 5e9},
-    .inter = {.latency_ns = 5000, .bytes_per_s = 2e9}, .node_network_bytes_per_s = 3e9,
-    .all_reduce_frac = 0.8};
+static const cluster_desc narrow = {.name = "bench",
+                                    .n_nodes = 2,
+                                    .devices_per_node = 8,
+                                    .matrix_flops_per_s = 1e15,
+                                    .vector_flops_per_s = 1e14,
+                                    .memory_bytes_per_s = 1e12,
+                                    .memory_bytes = (int64_t)80e9,
+                                    .matrix_efficiency = {.n = 1, .size = {1}, .frac = {0.5}},
+                                    .memory_efficiency = {.n = 1, .size = {1}, .frac = {0.8}},
+                                    .launch_ns = 1000,
+                                    .intra = {.latency_ns = 2000, .bytes_per_s = 5e9},
+                                    .inter = {.latency_ns = 5000, .bytes_per_s = 2e9},
+                                    .node_network_bytes_per_s = 3e9,
+                                    .all_reduce_frac = 0.8};
 
 static td_status lower_1f1b(int64_t n_tasks, const sizes *z, td_arena *a, plan *p, td_err *err)
 {
     const int64_t m = n_tasks / (RANKS * TASKS_PER_MICROBATCH) + 1;
     const sched_request q = {.pp = RANKS, .microbatches = (int32_t)m, .chunks = 1};
-    const lower_options o = {.sizes = z, .dp = 1, .tp = 1, .lookahead = 1, .send_window = 4,
-                             .no_step = true};
+    const lower_options o = {
+        .sizes = z, .dp = 1, .tp = 1, .lookahead = 1, .send_window = 4, .no_step = true};
     schedule s = {0};
     TD_TRY(sched_generate("1f1b", &q, a, &s, err));
     return plan_lower(&s, &o, a, p, err);
@@ -32,9 +38,15 @@ static td_status lower_1f1b(int64_t n_tasks, const sizes *z, td_arena *a, plan *
 static td_status make_meetings(int64_t n_tasks, td_arena *a, plan *p, td_err *err)
 {
     const uint32_t rounds = (uint32_t)(n_tasks / (2 * RANKS)) + 1;
-    *p = (plan){.n_ranks = RANKS, .n_streams = 2 * RANKS, .n_tasks = 2 * RANKS * rounds,
-                .n_classes = 2, .n_groups = 1, .n_colls = rounds, .n_coll_tasks = RANKS * rounds,
-                .dp = 1, .tp = 1};
+    *p = (plan){.n_ranks = RANKS,
+                .n_streams = 2 * RANKS,
+                .n_tasks = 2 * RANKS * rounds,
+                .n_classes = 2,
+                .n_groups = 1,
+                .n_colls = rounds,
+                .n_coll_tasks = RANKS * rounds,
+                .dp = 1,
+                .tp = 1};
     p->ranks = TD_NEW_N(a, plan_rank, RANKS);
     p->streams = TD_NEW_N(a, plan_stream, 2 * RANKS);
     p->tasks = TD_NEW_N(a, plan_task, p->n_tasks + 1);
@@ -50,12 +62,14 @@ static td_status make_meetings(int64_t n_tasks, td_arena *a, plan *p, td_err *er
         const uint32_t compute = 2 * r * rounds, meet = compute + rounds;
         p->ranks[r] = (plan_rank){.row = (int32_t)r, .first_stream = 2 * r, .n_streams = 2};
         p->streams[2 * r] = (plan_stream){.rank = r, .first_task = compute, .n_tasks = rounds};
-        p->streams[2 * r + 1] = (plan_stream){.kind = STREAM_COLL, .rank = r, .first_task = meet,
-                                              .n_tasks = rounds};
+        p->streams[2 * r + 1] =
+            (plan_stream){.kind = STREAM_COLL, .rank = r, .first_task = meet, .n_tasks = rounds};
         for (uint32_t i = 0; i < rounds; i++) {
-            p->tasks[compute + i] = (plan_task){.link = PLAN_NONE, .gate = PLAN_NONE,
-                                                .join = PLAN_NONE};
-            p->tasks[meet + i] = (plan_task){.kind = TASK_COLL, .cls = 1, .link = i,
+            p->tasks[compute + i] =
+                (plan_task){.link = PLAN_NONE, .gate = PLAN_NONE, .join = PLAN_NONE};
+            p->tasks[meet + i] = (plan_task){.kind = TASK_COLL,
+                                             .cls = 1,
+                                             .link = i,
                                              .gate = compute + i,
                                              .join = i + 1 < rounds ? compute + i + 1 : PLAN_NONE};
             p->coll_tasks[i * RANKS + r] = meet + i;
@@ -71,7 +85,9 @@ static td_status measure(const char *name, const plan *p, const sim_options *o, 
     int64_t *const ns = TD_NEW_N(a, int64_t, p->n_classes);
     if (ns == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     for (uint32_t i = 0; i < p->n_classes; i++)
-        ns[i] = p->classes[i].kind == PASS_B ? 200000 : p->classes[i].kind == PASS_F ? 100000 : 1000;
+        ns[i] = p->classes[i].kind == PASS_B   ? 200000
+                : p->classes[i].kind == PASS_F ? 100000
+                                               : 1000;
     int64_t best = INT64_MAX;
     sim_stats stats = {0};
     task_times times = {0};
@@ -124,9 +140,12 @@ int main(int argc, char **argv)
     const layer_request q = {.n_stages = RANKS, .pp = RANKS};
     if (layers_assign(&m, &q, stages, &err) != TD_OK) goto failed;
     const sizes unit = {.n_stages = RANKS, .chunks = 1};
-    const sizes model = {.model = &m, .stages = stages, .n_stages = RANKS, .chunks = 1,
-                         .run = {.micro_batch = 1, .seq_len = 512, .tp = 1, .dp = 1,
-                                 .dtype = TYPE_BF16}};
+    const sizes model = {
+        .model = &m,
+        .stages = stages,
+        .n_stages = RANKS,
+        .chunks = 1,
+        .run = {.micro_batch = 1, .seq_len = 512, .tp = 1, .dp = 1, .dtype = TYPE_BF16}};
     int64_t n = 1000;
     for (int d = 3; d <= digits; d++, n *= 10)
         if (round_of(n, &unit, &model, &err) != TD_OK) goto failed;

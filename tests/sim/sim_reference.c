@@ -78,8 +78,11 @@ bool reference_run(const plan *p, const int64_t *class_ns, sim_protocol protocol
 {
     out->begin_ns = TD_NEW_N(a, int64_t, p->n_tasks);
     out->end_ns = TD_NEW_N(a, int64_t, p->n_tasks);
-    walk w = {.p = p, .class_ns = class_ns, .rendezvous = protocol == PROTOCOL_RENDEZVOUS,
-              .begin = out->begin_ns, .end = out->end_ns,
+    walk w = {.p = p,
+              .class_ns = class_ns,
+              .rendezvous = protocol == PROTOCOL_RENDEZVOUS,
+              .begin = out->begin_ns,
+              .end = out->end_ns,
               .before = TD_NEW_N(a, uint32_t, p->n_tasks)};
     for (uint32_t i = 0; i < p->n_streams; i++)
         for (uint32_t k = 0; k < p->streams[i].n_tasks; k++)
@@ -123,8 +126,7 @@ static void fill(const reference_flow *f, const bool *active, int n, int n_devic
         int tight = -1;
         for (int l = 0; l < 2 * n_devices; l++) {
             int64_t open = 0;
-            for (int i = 0; i < n; i++)
-                open += active[i] && !fixed[i] && on_link(&f[i], l);
+            for (int i = 0; i < n; i++) open += active[i] && !fixed[i] && on_link(&f[i], l);
             if (open == 0 || room[l] / open >= least) continue;
             least = room[l] / open;
             tight = l;
@@ -187,7 +189,9 @@ void random_plan(td_rng *rng, td_arena *a, plan *out, char *what, size_t size)
     sizes *const z = TD_NEW(a, sizes);
     z->n_stages = q.pp * q.chunks;
     z->chunks = q.chunks;
-    lower_options o = {.sizes = z, .dp = 1 + (int32_t)td_rng_below(rng, 3), .tp = 1,
+    lower_options o = {.sizes = z,
+                       .dp = 1 + (int32_t)td_rng_below(rng, 3),
+                       .tp = 1,
                        .mapping = (plan_mapping)td_rng_below(rng, 3),
                        .lookahead = (int32_t)td_rng_below(rng, 4),
                        .send_window = (int32_t)td_rng_below(rng, 4)};

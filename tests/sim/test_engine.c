@@ -32,9 +32,10 @@ static void equals_reference(void **state)
             for (uint32_t t = 0; t < p.n_tasks; t++)
                 if (fast.begin_ns[t] != slow.begin_ns[t] || fast.end_ns[t] != slow.end_ns[t])
                     fail_msg("%s protocol %d task %u of kind %d: %lld..%lld, reference "
-                             "%lld..%lld", what, protocol, t, (int)p.tasks[t].kind,
-                             (long long)fast.begin_ns[t], (long long)fast.end_ns[t],
-                             (long long)slow.begin_ns[t], (long long)slow.end_ns[t]);
+                             "%lld..%lld",
+                             what, protocol, t, (int)p.tasks[t].kind, (long long)fast.begin_ns[t],
+                             (long long)fast.end_ns[t], (long long)slow.begin_ns[t],
+                             (long long)slow.end_ns[t]);
         }
         td_arena_free(a);
     }
@@ -50,14 +51,11 @@ static int64_t step_of(const char *name, int32_t pp, int32_t m, int32_t v, int64
     schedule s = {0};
     plan p;
     td_err err = {0};
-    if (sched_generate(name, &q, a, &s, &err) != TD_OK ||
-        plan_lower(&s, &o, a, &p, &err) != TD_OK)
+    if (sched_generate(name, &q, a, &s, &err) != TD_OK || plan_lower(&s, &o, a, &p, &err) != TD_OK)
         fail_msg("%s pp %d m %d v %d: %s", name, pp, m, v, err.msg);
     int64_t *const ns = TD_NEW_N(a, int64_t, p.n_classes);
     for (uint32_t i = 0; i < p.n_classes; i++)
-        ns[i] = p.classes[i].kind == PASS_F   ? f
-                : p.classes[i].kind == PASS_B ? b
-                                              : comm;
+        ns[i] = p.classes[i].kind == PASS_F ? f : p.classes[i].kind == PASS_B ? b : comm;
     task_times t = {0};
     sim_stats stats;
     const sim_options so = {.protocol = PROTOCOL_EAGER};
@@ -136,9 +134,16 @@ static void deadlock_is_reported(void **state)
     plan_class classes[] = {{.kind = TASK_MARK, .inst = PLAN_NONE},
                             {.kind = TASK_SEND, .inst = PLAN_NONE}};
     const int64_t ns[] = {0, 7};
-    const plan p = {.ranks = ranks, .n_ranks = 2, .streams = streams, .n_streams = 4,
-                    .tasks = tasks, .n_tasks = 6, .classes = classes, .n_classes = 2,
-                    .dp = 1, .tp = 1};
+    const plan p = {.ranks = ranks,
+                    .n_ranks = 2,
+                    .streams = streams,
+                    .n_streams = 4,
+                    .tasks = tasks,
+                    .n_tasks = 6,
+                    .classes = classes,
+                    .n_classes = 2,
+                    .dp = 1,
+                    .tp = 1};
     const sim_options meet = {.protocol = PROTOCOL_RENDEZVOUS};
     task_times t = {0};
     sim_stats stats;

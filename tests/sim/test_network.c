@@ -19,7 +19,8 @@ static void run(const cluster_desc *c, reference_flow *f, int n, int devices)
     assert_int_equal(network_open(c, devices, 1, a, &net, &err), TD_OK);
     for (int i = 0; i < n; i++)
         assert_int_equal(network_add(net, (uint32_t)i, f[i].src, f[i].dst, f[i].start_ns,
-                                     f[i].transfer_ns, &err), TD_OK);
+                                     f[i].transfer_ns, &err),
+                         TD_OK);
     uint32_t tag = 0;
     int64_t end = 0, last = 0;
     int done = 0;
@@ -60,7 +61,9 @@ static void known_cases(void **state)
 static void node_link_is_shared(void **state)
 {
     (void)state;
-    const cluster_desc c = {.n_nodes = 2, .devices_per_node = 2, .inter = {.bytes_per_s = 1e9},
+    const cluster_desc c = {.n_nodes = 2,
+                            .devices_per_node = 2,
+                            .inter = {.bytes_per_s = 1e9},
                             .node_network_bytes_per_s = 1e9};
     reference_flow f[] = {{0, 2, 0, 100, 0}, {1, 3, 0, 100, 0}};
     run(&c, f, 2, 4);
@@ -82,7 +85,8 @@ static void random_flows(void **state)
         for (int i = 0; i < n; i++) {
             const int32_t src = (int32_t)td_rng_below(&rng, devices);
             const int32_t hop = 1 + (int32_t)td_rng_below(&rng, devices - 1);
-            f[i] = (reference_flow){.src = src, .dst = (src + hop) % devices,
+            f[i] = (reference_flow){.src = src,
+                                    .dst = (src + hop) % devices,
                                     .start_ns = td_rng_below(&rng, 500),
                                     .transfer_ns = 1 + td_rng_below(&rng, 300)};
         }
