@@ -8,10 +8,6 @@ set(td_warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototyp
     -Wmissing-prototypes -Wvla -Wwrite-strings -Wdouble-promotion -Wformat=2)
 if(TD_WERROR)
     list(APPEND td_warnings -Werror)
-    # gcc's answer depends on how far it inlines: worth reading, no reason to stop
-    if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
-        list(APPEND td_warnings -Wno-error=maybe-uninitialized)
-    endif()
 endif()
 
 # Contraction changes the last bit of a result from compiler to compiler; kernels that want fused

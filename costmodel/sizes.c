@@ -58,25 +58,31 @@ typedef struct dims {
     int64_t heads, qkv, attn, ffn, up, vocab_ld;
 } dims;
 
-static td_status dims_of(const sizes *z, int32_t stage, int64_t slice_len, dims *d, td_err *err)
+static td_status check_stage(const sizes *z, int32_t stage, td_err *err)
 {
     if (z->model == NULL) return td_fail(err, TD_EUSAGE, "layouts: there is no model");
     if (stage < 0 || stage >= z->n_stages)
         return td_fail(err, TD_EUSAGE, "stage %d: there are %d stages", stage, z->n_stages);
+    return TD_OK;
+}
+
+/* Requires what check_stage checks. */
+static dims dims_of(const sizes *z, int32_t stage, int64_t slice_len)
+{
     const model_desc *const m = z->model;
     const int64_t tp = z->run.tp < 1 ? 1 : z->run.tp;
     const int64_t shards = z->vocab_shards > 1 ? z->vocab_shards : tp;
-    *d = (dims){.m = m, .stage = &z->stages[stage], .bert = m->family == MODEL_BERT};
-    d->e = data_type_bytes(z->run.dtype);
-    d->rows = mul(z->run.micro_batch, slice_len);
-    d->shared_rows = z->run.sequence_parallel ? per(d->rows, tp) : d->rows;
-    d->heads = per(m->n_heads, tp);
-    d->attn = mul(d->heads, m->head_dim);
-    d->qkv = plus(d->attn, mul(mul(2, per(m->n_kv_heads, tp)), m->head_dim));
-    d->ffn = per(m->ffn, tp);
-    d->up = mul(m->gated ? 2 : 1, d->ffn);
-    d->vocab_ld = plus(per(m->vocab, shards), 15) / 16 * 16;
-    return TD_OK;
+    dims d = {.m = m, .stage = &z->stages[stage], .bert = m->family == MODEL_BERT};
+    d.e = data_type_bytes(z->run.dtype);
+    d.rows = mul(z->run.micro_batch, slice_len);
+    d.shared_rows = z->run.sequence_parallel ? per(d.rows, tp) : d.rows;
+    d.heads = per(m->n_heads, tp);
+    d.attn = mul(d.heads, m->head_dim);
+    d.qkv = plus(d.attn, mul(mul(2, per(m->n_kv_heads, tp)), m->head_dim));
+    d.ffn = per(m->ffn, tp);
+    d.up = mul(m->gated ? 2 : 1, d.ffn);
+    d.vocab_ld = plus(per(m->vocab, shards), 15) / 16 * 16;
+    return d;
 }
 
 static int64_t tensor(const dims *d, int64_t *end, int64_t width)
@@ -136,8 +142,8 @@ static void head_stash(const dims *d, bool keep_logits, stash_layout *s)
 td_status stash_layout_of(const sizes *z, int32_t stage, int64_t slice_len, stash_layout *out,
                           td_err *err)
 {
-    dims d;
-    TD_TRY(dims_of(z, stage, slice_len, &d, err));
+    TD_TRY(check_stage(z, stage, err));
+    const dims d = dims_of(z, stage, slice_len);
     const recompute_mode mode = z->run.recompute;
     stash_layout s;
     memset(&s, 0xff, sizeof s);
@@ -168,8 +174,8 @@ td_status scratch_layout_of(const sizes *z, int32_t stage, int64_t slice_len, sc
                             td_err *err)
 {
     enum { LOGITS_ROWS = 256 }; /* enough rows that a product runs at full speed */
-    dims d;
-    TD_TRY(dims_of(z, stage, slice_len, &d, err));
+    TD_TRY(check_stage(z, stage, err));
+    const dims d = dims_of(z, stage, slice_len);
     const recompute_mode mode = z->run.recompute;
     scratch_layout s;
     memset(&s, 0xff, sizeof s);
@@ -263,8 +269,8 @@ static td_status unit_bytes(const sizes *z, size_kind kind, int64_t slice_len, i
 static td_status activation_bytes(const sizes *z, size_kind kind, int32_t stage, int64_t slice_len,
                                   int64_t prefix, int64_t *n, td_err *err)
 {
-    dims d;
-    TD_TRY(dims_of(z, stage, slice_len, &d, err));
+    TD_TRY(check_stage(z, stage, err));
+    const dims d = dims_of(z, stage, slice_len);
     const int64_t kv = mul(d.qkv - d.attn, d.stage->n_layers);
     switch (kind) {
     case SIZE_BOUNDARY: *n = mul(mul(d.shared_rows, d.m->hidden), d.e); return TD_OK;
