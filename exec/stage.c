@@ -155,6 +155,11 @@ float *stage_level(const stage_code *c, const stage_args *p, int64_t level)
                     c->stash.inputs + (level - c->stash.first_level) * c->stash.input_stride);
 }
 
+bool stage_passes_on(const stage_code *c)
+{
+    return c->at.n_layers == 0 && !c->at.embedding && !c->at.head;
+}
+
 static int64_t param_offset(const stage_code *c, int64_t layer, param_kind k)
 {
     return layer >= 0 ? c->layer[layer][k] : c->own[k];
@@ -320,6 +325,10 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
     const float *bias = NULL, *res = NULL;
     if (c->stash.bytes >= TAIL_BYTES) memset(p->stash + c->stash.bytes - TAIL_BYTES, 0, TAIL_BYTES);
     memset(p->scratch + c->scratch.bytes - TAIL_BYTES, 0, TAIL_BYTES);
+    if (stage_passes_on(c)) {
+        memcpy(p->output, p->input, (size_t)(d.rows * d.hidden) * sizeof *p->output);
+        return;
+    }
     if (c->at.embedding)
         k_embed_fwd_cpu(
             ctx, d.rows, c->seq, 0, d.hidden, p->ids, stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),

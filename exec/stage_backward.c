@@ -160,6 +160,10 @@ static void head_backward(back *b)
 void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
     back b = {.ctx = ctx, .c = c, .p = p, .d = stage_dims_of(c), .cur = p->doutput};
+    if (stage_passes_on(c)) {
+        memcpy(p->dinput, p->doutput, (size_t)(b.d.rows * b.d.hidden) * sizeof *p->dinput);
+        return;
+    }
     b.grad = c->at.embedding ? at_bytes(p->scratch, c->scratch.grad) : p->dinput;
     b.wide = at_bytes(p->scratch, c->scratch.wide);
     b.narrow = at_bytes(p->scratch, c->scratch.narrow);

@@ -18,6 +18,8 @@ stage_dims stage_dims_of(const stage_code *c);
 layer_view stage_layer_view(const stage_code *c, const stage_args *p, int64_t layer);
 /* The residual stream at the input of layer `level`, or behind the last one. */
 float *stage_level(const stage_code *c, const stage_args *p, int64_t level);
+/* Whether the stage has neither layers nor ends: its output is its input. */
+bool stage_passes_on(const stage_code *c);
 /* A tensor of the layer (layer >= 0) or of the stage (-1); NULL when the model has none. */
 const float *stage_weight(const stage_code *c, const stage_args *p, int64_t layer, param_kind k);
 float *stage_grad(const stage_code *c, const stage_args *p, int64_t layer, param_kind k);

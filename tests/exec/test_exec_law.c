@@ -196,6 +196,23 @@ static void test_threads_of_a_rank(void **state)
     hold(k, true);
 }
 
+/* Three layers on four ranks: the first embeds, the next two only pass on. */
+static void test_empty_stages(void **state)
+{
+    (void)state;
+    model_desc few = gpt2;
+    few.n_layers = 3;
+    law_case k = {
+        .model = &few, .schedule = "1f1b", .pp = 4, .microbatches = 4, .chunks = 1, .dp = 1};
+    hold(k, true);
+    k.schedule = "interleaved-1f1b";
+    k.pp = 2;
+    k.chunks = 2;
+    hold(k, true);
+    k.recompute = RECOMPUTE_FULL;
+    hold(k, true);
+}
+
 static void test_replicas(void **state)
 {
     (void)state;
@@ -207,11 +224,9 @@ static void test_replicas(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_three_schedules),
-        cmocka_unit_test(test_recompute),
-        cmocka_unit_test(test_mappings_and_delays),
-        cmocka_unit_test(test_threads_of_a_rank),
-        cmocka_unit_test(test_replicas),
+        cmocka_unit_test(test_three_schedules),     cmocka_unit_test(test_recompute),
+        cmocka_unit_test(test_mappings_and_delays), cmocka_unit_test(test_threads_of_a_rank),
+        cmocka_unit_test(test_empty_stages),        cmocka_unit_test(test_replicas),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
