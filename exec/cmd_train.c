@@ -3,10 +3,13 @@
 #include "exec/data.h"
 #include "exec/pexec.h"
 
+#include <errno.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static volatile sig_atomic_t interrupted; /* set by the handler, nothing else may be */
 
@@ -25,6 +28,7 @@ typedef struct training {
     cli_progress progress;
     int64_t began_ns, done;
     double loss, val_loss, tokens_per_s;
+    int64_t best_ns; /* the fastest step */
 } training;
 
 static double validate(training *t)
@@ -54,7 +58,11 @@ static td_status train_step(training *t, int64_t step, td_err *err)
                          .weight_decay = (float)t->o->weight_decay,
                          .clip = t->o->clip,
                          .number = step};
-    return exec_run_step(t->x, &s, &t->loss, err);
+    const int64_t begin = td_now_ns();
+    TD_TRY(exec_run_step(t->x, &s, &t->loss, err));
+    const int64_t ns = td_now_ns() - begin;
+    if (t->best_ns == 0 || ns < t->best_ns) t->best_ns = ns;
+    return TD_OK;
 }
 
 static void report(training *t, int64_t step)
@@ -85,8 +93,9 @@ static td_status loop(training *t, td_err *err)
         if (every > 0 && step % every == 0 && step != t->o->steps) {
             t->val_loss = validate(t);
             cli_progress_end(&t->progress);
-            (void)fprintf(stderr, "step %lld  loss %.4f  validation %.4f  %.0f tokens/s\n",
-                          (long long)step, t->loss, t->val_loss, t->tokens_per_s);
+            if (!t->o->quiet)
+                (void)fprintf(stderr, "step %lld  loss %.4f  validation %.4f  %.0f tokens/s\n",
+                              (long long)step, t->loss, t->val_loss, t->tokens_per_s);
         }
         if (interrupted)
             return td_fail(err, TD_EINTR, "interrupted after step %lld", (long long)step);
@@ -161,9 +170,10 @@ static void print_result(const training *t)
         (void)printf(
             "{\"schema\": 1, \"steps\": %lld, \"loss\": %.17g, \"validation_loss\": %.17g, "
             "\"validation_bits_per_byte\": %.9g, \"tokens_per_s\": %.6g, "
-            "\"seconds\": %.6g, \"rss_bytes\": %lld}\n",
+            "\"seconds\": %.6g, \"best_step_s\": %.6g, \"rss_bytes\": %lld}\n",
             (long long)t->done, t->loss, t->val_loss, bits, t->tokens_per_s,
-            (double)(td_now_ns() - t->began_ns) / 1e9, (long long)process_rss_bytes());
+            (double)(td_now_ns() - t->began_ns) / 1e9, (double)t->best_ns / 1e9,
+            (long long)process_rss_bytes());
         return;
     }
     (void)printf("step %lld  loss %.4f  validation %.4f (%.3f bits a byte)  %.0f tokens/s\n",
@@ -187,6 +197,25 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
     return TD_OK;
 }
 
+/* What is written at the end must not fail for want of a folder after hours of training. */
+static td_status check_folder(const char *path, td_err *err)
+{
+    if (path == NULL) return TD_OK;
+    const char *const slash = strrchr(path, '/');
+    const size_t len = slash == NULL ? 1 : slash == path ? 1 : (size_t)(slash - path);
+    char folder[4096];
+    if (len >= sizeof folder) return td_fail(err, TD_EIO, "%s: file name too long", path);
+    memcpy(folder, slash == NULL ? "." : path, len);
+    folder[len] = '\0';
+    struct stat is;
+    if (stat(folder, &is) != 0)
+        return td_fail(err, TD_EIO, "%s: no folder %s: %s", path, folder, strerror(errno));
+    if (!S_ISDIR(is.st_mode)) return td_fail(err, TD_EIO, "%s: %s is no folder", path, folder);
+    if (access(folder, W_OK | X_OK) != 0)
+        return td_fail(err, TD_EIO, "%s: cannot write into %s: %s", path, folder, strerror(errno));
+    return TD_OK;
+}
+
 td_status cmd_train(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
     training t = {.o = options};
@@ -195,6 +224,8 @@ td_status cmd_train(td_arena *a, const cli_args *args, const void *options, td_e
         return td_fail(err, TD_EUSAGE,
                        "--data is missing: any text file, such as "
                        "/usr/share/common-licenses/GPL-3");
+    TD_TRY(check_folder(t.o->trace, err));
+    TD_TRY(check_folder(t.o->out, err));
     run_setup setup;
     TD_TRY(request_plan(&t.o->what, TYPE_FP32, NULL, a, &setup, err));
     td_status st = prepare(&t, &setup, a, err);
@@ -202,10 +233,11 @@ td_status cmd_train(td_arena *a, const cli_args *args, const void *options, td_e
     (void)sigaction(SIGINT, &now, &before);
     if (st == TD_OK) {
         t.progress = cli_progress_begin(t.o->quiet ? CLI_NEVER : CLI_AUTO);
-        (void)fprintf(stderr, "%s: %u ranks, %d microbatches of %lld x %lld tokens, %s\n",
-                      setup.model.name, setup.plan.n_ranks, setup.plan.n_microbatches,
-                      (long long)setup.sizes.run.micro_batch, (long long)setup.sizes.run.seq_len,
-                      k_blas_info(&t.x->blas));
+        if (!t.o->quiet)
+            (void)fprintf(stderr, "%s: %u ranks, %d microbatches of %lld x %lld tokens, %s\n",
+                          setup.model.name, setup.plan.n_ranks, setup.plan.n_microbatches,
+                          (long long)setup.sizes.run.micro_batch,
+                          (long long)setup.sizes.run.seq_len, k_blas_info(&t.x->blas));
         st = loop(&t, err);
         cli_progress_end(&t.progress);
     }

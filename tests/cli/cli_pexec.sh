@@ -29,11 +29,22 @@ expect 2 'pexec: *' pexec train $run --steps 0 --data "$work/text.txt"
 expect 2 'pexec: *did you mean*' pexec train $run --steps 1 --dta "$work/text.txt"
 expect 0 '*' pexec train $run --steps 1 --data "$work/text.txt" --trace "$work/trace.json"
 grep -q traceEvents "$work/trace.json" || complain "the trace is no trace"
-pexec train $run --steps 1 --data "$work/text.txt" --trace "$work/no-folder/trace.json" \
-    >/dev/null 2>"$work/.stderr"
-code=$?
-n=$((n + 1))
-[ "$code" -eq 3 ] && grep -q '^pexec: .*no-folder' "$work/.stderr" || complain "writes into no folder"
+# what is written last is refused first: no step is run
+expect 3 'pexec: *no-folder*' pexec train $run --steps 1000000 --data "$work/text.txt" \
+    --trace "$work/no-folder/trace.json"
+expect 3 'pexec: *no-folder*' pexec train $run --steps 1000000 --data "$work/text.txt" \
+    --out "$work/no-folder/weights.safetensors"
+expect 3 'pexec: *no folder*' pexec train $run --steps 1000000 --data "$work/text.txt" \
+    --out "$work/text.txt/weights.safetensors"
+expect 0 '' pexec train $run --steps 2 --val-every 1 --quiet --json --data "$work/text.txt" \
+    --out "$work/weights.safetensors"
+says '{*"best_step_s":*}*'
+[ -s "$work/weights.safetensors" ] || complain "no weights were written"
+# a rate at which the weights leave every bound
+expect 1 'pexec: step [0-9]*: the *microbatch *is not finite*rank*--lr*' pexec train $run \
+    --steps 50 --warmup 0 --lr 1e38 --clip 0 --quiet --data "$work/text.txt" \
+    --out "$work/spoilt.safetensors"
+absent "$work/spoilt.safetensors"
 expect 3 'pexec: *CUDA*' pexec train $run --steps 1 --data "$work/text.txt" --backend cuda
 }
 finish
