@@ -115,10 +115,12 @@ static void report_fit(fitter *f, const char *what, const profile_fit *fit, unsi
     static const char *const terms[] = {"constant", "linear", "attention"};
     td_text_addf(f->report, "%s: %" PRId32 " samples, residual %.1f %%:", what, fit->n,
                  100 * fit->error);
-    for (int t = 0; t < PROFILE_TERMS; t++)
-        if (used >> t & 1u)
-            td_text_addf(f->report, " %s %.4g +- %.2g ns", terms[t], fit->c[t].value,
-                         fit->c[t].half);
+    for (int t = 0; t < PROFILE_TERMS; t++) {
+        if ((used >> t & 1u) == 0) continue;
+        td_text_addf(f->report, " %s %.4g", terms[t], fit->c[t].value);
+        if (isfinite(fit->c[t].half)) td_text_addf(f->report, " +- %.2g", fit->c[t].half);
+        td_text_add(f->report, " ns");
+    }
     td_text_add(f->report, "\n");
 }
 

@@ -199,7 +199,9 @@ static td_status load_named(td_arena *a, const char *name, int64_t nodes, cluste
     const char *const preset = cluster_preset_json(name);
     if (strcmp(name, "local") == 0) {
         const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-        return cluster_local(cores > 0 && cores < NODE_DEVICES_MAX ? (int32_t)cores : 1, out, err);
+        const int32_t all = cores > 0 && cores < NODE_DEVICES_MAX ? (int32_t)cores : 1;
+        /* there is one such machine: the number says how many ranks it holds */
+        return cluster_local(nodes > 0 ? (int32_t)nodes : all, out, err);
     }
     if (preset != NULL) {
         TD_TRY(cluster_parse(preset, strlen(preset), name, out, err));

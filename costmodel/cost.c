@@ -103,7 +103,8 @@ static double slowdown(const cost_model *c, bool memory)
     const int32_t busy = c->busy > 0          ? c->busy
                          : c->cluster != NULL ? c->cluster->devices_per_node
                                               : 1;
-    return profile_contention(c->profile, busy, memory);
+    const double factor = profile_contention(c->profile, busy, memory);
+    return c->alone ? factor / profile_contention(c->profile, busy, false) : factor;
 }
 
 static td_status measured_pass_ns(const cost_model *c, const pass_query *q, double *ns, td_err *err)

@@ -50,6 +50,9 @@ typedef struct cost_model {
     const struct profile *profile; /* NULL: first principles */
     int32_t chunks;                /* chunks per rank and pipe: a chunk takes 1/chunks of a time */
     int32_t busy; /* with a profile: ranks of the machine at work at once; 0: a node's devices */
+    /* With a profile: passes are priced as if alone and optimizer and norm by as much as they slow
+     * down more than passes, for whoever shares out the cores while ranks come and go (sim_run). */
+    bool alone;
     bool recompute_placed; /* the schedule has R passes, so backward passes hold no recompute */
 } cost_model;
 

@@ -5,7 +5,8 @@
 #include "costmodel/cost.h"
 #include "costmodel/samples.h"
 
-/* A fitted number and half the width of its 95 % confidence interval. */
+/* A fitted number and half the width of its 95 % confidence interval; INFINITY where there were no
+ * samples to spare for one. */
 typedef struct estimate {
     double value, half;
 } estimate;

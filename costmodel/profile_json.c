@@ -4,6 +4,7 @@
 #include "costmodel/json_read.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 static const char *const recompute_names[] = {"none", "selective", "full"};
@@ -14,7 +15,11 @@ static const double big = 1e30;
 
 static void print_estimate(td_text *out, const estimate *e)
 {
-    td_text_addf(out, "[%.17g,%.17g]", e->value, e->half);
+    td_text_addf(out, "[%.17g,", e->value);
+    if (isfinite(e->half))
+        td_text_addf(out, "%.17g]", e->half);
+    else
+        td_text_add(out, "null]");
 }
 
 static void print_fit(td_text *out, const profile_fit *f)
@@ -109,10 +114,12 @@ static td_status read_estimate(const json_view *v, const char *key, const json_t
                                estimate *out, td_err *err)
 {
     const json_t *const value = json_array_get(pair, 0), *const half = json_array_get(pair, 1);
-    const double x = json_number_value(value), h = json_number_value(half);
-    if (json_array_size(pair) != 2 || !json_is_number(value) || !json_is_number(half) ||
-        !(x >= -big && x <= big) || !(h >= 0 && h <= big))
-        return json_fail(v, key, err, "wants pairs [value, half width of its interval]");
+    const bool open = json_is_null(half);
+    const double x = json_number_value(value),
+                 h = open ? (double)INFINITY : json_number_value(half);
+    if (json_array_size(pair) != 2 || !json_is_number(value) || !(open || json_is_number(half)) ||
+        !(x >= -big && x <= big) || !(open || (h >= 0 && h <= big)))
+        return json_fail(v, key, err, "wants pairs [value, half width of its interval or null]");
     *out = (estimate){x, h};
     return TD_OK;
 }

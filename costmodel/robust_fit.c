@@ -96,7 +96,8 @@ static void take_result(const gsl_fit *g, size_t n, size_t p, unsigned used, pro
     for (size_t k = 0, t = 0; t < PROFILE_TERMS; t++) {
         if ((used >> t & 1u) == 0) continue;
         const double variance = gsl_matrix_get(g->cov, k, k);
-        out->c[t] = (estimate){gsl_vector_get(g->c, k), variance > 0 ? t975 * sqrt(variance) : 0};
+        out->c[t] = (estimate){gsl_vector_get(g->c, k),
+                               n > p && variance >= 0 ? t975 * sqrt(variance) : (double)INFINITY};
         k++;
     }
     out->error = n > p ? gsl_multifit_robust_statistics(g->work).sigma_mad : 0;
@@ -132,7 +133,7 @@ static td_status fit_terms(const fit_row *rows, size_t n, td_arena *a, unsigned 
         /* one shape measured once: its time is all that is known */
         memset(out, 0, sizeof *out);
         for (int t = 0; t < PROFILE_TERMS; t++)
-            if (used >> t & 1u) out->c[t].value = rows[0].y / rows[0].x[t];
+            if (used >> t & 1u) out->c[t] = (estimate){rows[0].y / rows[0].x[t], INFINITY};
         out->n = 1;
         return TD_OK;
     }

@@ -26,6 +26,7 @@ typedef struct front {
     uint32_t first_lane, end_lane;
     int64_t clock_ns;
     bool queued;
+    bool at_work; /* on shared cores: its next task has begun */
 } front;
 
 typedef struct meeting {
@@ -46,8 +47,10 @@ typedef struct engine {
     const int64_t *class_ns;
     const cost_model *pairs; /* NULL: messages are pure latencies */
     bool rendezvous;
+    bool shared; /* ranks share cores: computing is a flow like a message */
     int64_t *begin, *end;
-    uint32_t *state; /* compute: joins still missing; else: lane, and whether it is posted */
+    uint32_t *state; /* compute: joins still missing, then its rank on shared cores; else: lane, and
+                        whether it is posted */
     lane *lanes;     /* [n_streams]; those of compute streams stay empty */
     front *fronts;
     meeting *meetings;
@@ -237,10 +240,39 @@ static void compute_ahead(engine *e, front *f)
     f->clock_ns = clock;
 }
 
+/* On shared cores a task that takes time ends when the network says so. */
+static td_status compute_shared(engine *e, front *f, uint32_t rank, td_err *err)
+{
+    for (; !f->at_work && f->next < f->end && e->state[f->next] == 0; f->next++) {
+        const uint32_t c = f->next;
+        const int64_t ns = e->class_ns[e->tasks[c].cls];
+        if (e->begin[c] < f->clock_ns) e->begin[c] = f->clock_ns;
+        e->end[c] = f->clock_ns = e->begin[c];
+        if (ns == 0) continue;
+        f->at_work = true;
+        e->state[c] = rank;
+        return network_add_work(e->net, c, sim_device_of(e->p, rank), e->begin[c], ns, err);
+    }
+    return TD_OK;
+}
+
+static void compute_done(engine *e, uint32_t task, int64_t end)
+{
+    const uint32_t rank = e->state[task];
+    front *const f = &e->fronts[rank];
+    e->end[task] = f->clock_ns = end;
+    f->at_work = false;
+    f->next++;
+    wake(e, rank);
+}
+
 static td_status run_rank(engine *e, uint32_t rank, td_err *err)
 {
     front *const f = &e->fronts[rank];
-    compute_ahead(e, f);
+    if (e->shared)
+        TD_TRY(compute_shared(e, f, rank, err));
+    else
+        compute_ahead(e, f);
     for (uint32_t i = f->first_lane; i < f->end_lane; i++)
         while (e->lanes[i].needs <= f->next) TD_TRY(post(e, &e->lanes[i], err));
     return TD_OK;
@@ -257,10 +289,13 @@ static td_status run_all(engine *e, td_err *err)
             e->fronts[rank].queued = false;
             TD_TRY(run_rank(e, rank, err));
         }
-        uint32_t send = 0;
-        int64_t left = 0;
-        if (e->net == NULL || !network_next(e->net, &send, &left)) return TD_OK;
-        TD_TRY(message_left(e, send, left, err));
+        uint32_t task = 0;
+        int64_t now = 0;
+        if (e->net == NULL || !network_next(e->net, &task, &now)) return TD_OK;
+        if (e->tasks[task].kind == TASK_SEND)
+            TD_TRY(message_left(e, task, now, err));
+        else
+            compute_done(e, task, now);
     }
 }
 
@@ -288,7 +323,7 @@ static void load_rank(engine *e, uint32_t r)
     }
 }
 
-static td_status load(engine *e, td_arena *scratch, td_err *err)
+static td_status load(engine *e, const sim_options *o, td_arena *scratch, td_err *err)
 {
     const plan *const p = e->p;
     e->state = TD_NEW_N(scratch, uint32_t, p->n_tasks);
@@ -308,7 +343,9 @@ static td_status load(engine *e, td_arena *scratch, td_err *err)
     for (uint32_t r = 0; r < p->n_ranks; r++)
         if (sim_device_of(p, r) > last) last = sim_device_of(p, r);
     const int32_t copies = (p->folded_dp ? p->dp : 1) * (p->folded_tp ? p->tp : 1);
-    return network_open(e->pairs->cluster, last + 1, copies, scratch, &e->net, err);
+    TD_TRY(network_open(e->pairs->cluster, last + 1, copies, scratch, &e->net, err));
+    e->shared = o->slowdown != NULL;
+    return e->shared ? network_share_cores(e->net, o->slowdown, o->n_slowdown, err) : TD_OK;
 }
 
 static td_status check_range(engine *e, td_err *err)
@@ -369,7 +406,7 @@ td_status sim_run(const plan *p, const int64_t *class_ns, const sim_options *o, 
     td_status st = out->begin_ns == NULL || out->end_ns == NULL
                        ? td_fail(err, TD_ENOMEM, "out of memory for times of %u tasks", p->n_tasks)
                        : check_range(&e, err);
-    if (st == TD_OK) st = load(&e, scratch, err);
+    if (st == TD_OK) st = load(&e, o, scratch, err);
     if (st == TD_OK) st = run_all(&e, err);
     if (st == TD_OK) st = verdict(&e, err);
     if (st == TD_OK && stats != NULL) {

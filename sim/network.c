@@ -16,6 +16,7 @@ typedef struct flow {
     uint32_t tag, place; /* place in the heap */
     uint32_t visit;
     uint8_t n_links;
+    bool work; /* on a node's cores, not between devices */
     bool started, fixed, shared;
     uint32_t links[LINKS_MAX];
     uint32_t next[LINKS_MAX], prev[LINKS_MAX]; /* neighbours on each link */
@@ -39,6 +40,7 @@ struct network {
     uint32_t *heap;
     size_t heap_cap;
     uint32_t heap_n;
+    const int64_t *work_rates;         /* [k]: what k flows on a node's cores run at together */
     uint32_t *some_flows, *some_links; /* the part of the network that a change reaches */
     size_t some_flows_cap, some_links_cap;
     uint32_t n_some_flows, n_some_links;
@@ -147,11 +149,17 @@ static void detach(network *n, uint32_t id)
 
 /* --- sharing --- */
 
+static uint32_t first_cores(const network *n)
+{
+    return (uint32_t)(n->n_devices * DEVICE_LINKS + 2 * n->n_nodes);
+}
+
 static void visit_link(network *n, uint32_t l)
 {
     if (n->links[l].visit == n->visit) return;
     n->links[l].visit = n->visit;
-    n->links[l].free = n->links[l].capacity;
+    n->links[l].free =
+        l < first_cores(n) ? n->links[l].capacity : n->work_rates[n->links[l].n_flows];
     n->links[l].unfixed = n->links[l].n_flows;
     n->some_links[n->n_some_links++] = l;
 }
@@ -242,7 +250,7 @@ td_status network_open(const cluster_desc *c, int32_t n_devices, int32_t copies,
     network *const n = TD_NEW(a, network);
     if (n == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the network");
     const int32_t n_nodes = cluster_node_of(c, n_devices - 1) + 1;
-    const size_t n_links = (size_t)n_devices * DEVICE_LINKS + 2 * (size_t)n_nodes;
+    const size_t n_links = (size_t)n_devices * DEVICE_LINKS + 3 * (size_t)n_nodes;
     *n = (network){
         .arena = a, .cluster = c, .n_devices = n_devices, .n_nodes = n_nodes, .unused = NO_FLOW};
     n->links = TD_NEW_N(a, link, n_links);
@@ -279,20 +287,57 @@ static td_status take_flow(network *n, uint32_t *id, td_err *err)
     return TD_OK;
 }
 
+/* A flow without a path; it is not in the queue yet. */
+static td_status new_flow(network *n, uint32_t tag, int64_t start_ns, int64_t ns, uint32_t *id,
+                          td_err *err)
+{
+    if (ns > INT64_MAX / 4 / FULL)
+        return td_fail(err, TD_EUSAGE, "a task takes %lld s, longer than the network counts",
+                       (long long)(ns / 1000000000));
+    TD_TRY(take_flow(n, id, err));
+    n->flows[*id] = (flow){.left = ns * FULL, .due_ns = start_ns, .tag = tag};
+    return TD_OK;
+}
+
+static void enqueue(network *n, uint32_t id)
+{
+    n->flows[id].place = n->heap_n++;
+    heap_fix(n, id);
+}
+
 td_status network_add(network *n, uint32_t tag, int32_t src, int32_t dst, int64_t start_ns,
                       int64_t transfer_ns, td_err *err)
 {
-    if (transfer_ns > INT64_MAX / 4 / FULL)
-        return td_fail(err, TD_EUSAGE, "a message takes %lld s, longer than the network counts",
-                       (long long)(transfer_ns / 1000000000));
     uint32_t id = 0;
-    TD_TRY(take_flow(n, &id, err));
-    flow *const f = &n->flows[id];
-    *f = (flow){.left = transfer_ns * FULL, .due_ns = start_ns, .tag = tag};
-    set_path(n, f, src, dst);
-    f->place = n->heap_n++;
-    heap_fix(n, id);
+    TD_TRY(new_flow(n, tag, start_ns, transfer_ns, &id, err));
+    set_path(n, &n->flows[id], src, dst);
+    enqueue(n, id);
     n->total++;
+    return TD_OK;
+}
+
+td_status network_share_cores(network *n, const double *slowdown, int32_t most, td_err *err)
+{
+    int64_t *const rates = TD_NEW_N(n->arena, int64_t, (size_t)most + 1);
+    if (rates == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the network");
+    for (int32_t k = 1; k <= most; k++) {
+        const double rate = (double)FULL * k / slowdown[k];
+        rates[k] = rate > 1 ? (int64_t)rate : 1;
+    }
+    n->work_rates = rates;
+    return TD_OK;
+}
+
+td_status network_add_work(network *n, uint32_t tag, int32_t device, int64_t start_ns, int64_t ns,
+                           td_err *err)
+{
+    uint32_t id = 0;
+    TD_TRY(new_flow(n, tag, start_ns, ns, &id, err));
+    flow *const f = &n->flows[id];
+    f->work = true;
+    f->n_links = 1;
+    f->links[0] = first_cores(n) + (uint32_t)cluster_node_of(n->cluster, device);
+    enqueue(n, id);
     return TD_OK;
 }
 
@@ -312,7 +357,7 @@ bool network_next(network *n, uint32_t *tag, int64_t *end_ns)
         heap_pop(n);
         detach(n, id);
         share_out(n, f, now);
-        if (f->shared) n->total_shared++;
+        if (f->shared && !f->work) n->total_shared++;
         *tag = f->tag;
         *end_ns = now;
         f->next[0] = n->unused;

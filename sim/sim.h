@@ -21,6 +21,11 @@ typedef struct sim_options {
     /* Prices messages by pair of ranks, and gives the links they share. NULL, or a model of unit
      * times: a message is a pure latency, class_ns of its class, and messages do not queue. */
     const cost_model *cost;
+    /* Ranks of a node that share its cores: compute with k of them at work takes slowdown[k] times
+     * as long as class_ns says, and changes pace whenever one starts or ends. [n_slowdown + 1], at
+     * least the ranks of a node. NULL: nothing is shared. Requires a cost model with a cluster. */
+    const double *slowdown;
+    int32_t n_slowdown;
 } sim_options;
 
 typedef struct sim_stats {

@@ -32,12 +32,51 @@ static td_status parse_deltas(const char *text, activation_deltas *out, td_err *
     return TD_OK;
 }
 
+/* What --profile measured is this machine, whatever cores it has for the ranks. */
+static td_status local_cluster(psim_result *r, td_err *err)
+{
+    const plan *const p = &r->setup.plan;
+    const int64_t need = (int64_t)p->n_rows * p->dp * p->tp;
+    TD_TRY(cluster_local(need <= INT32_MAX ? (int32_t)need : INT32_MAX, &r->cluster, err));
+    r->has_cluster = true;
+    r->cost.cluster = &r->cluster;
+    return TD_OK;
+}
+
+static int32_t ranks_of_node(const psim_result *r)
+{
+    const plan *const p = &r->setup.plan;
+    const int64_t all = (int64_t)p->n_rows * p->dp * p->tp;
+    return r->cluster.devices_per_node < all ? r->cluster.devices_per_node : (int32_t)all;
+}
+
+/* How much longer passes take with k ranks of a node at work, as the profile measured it and, for
+ * more ranks than cores, by shares of the cores. */
+static td_status share_cores(td_arena *a, psim_result *r, sim_options *o, td_err *err)
+{
+    if (r->cost.profile == NULL || r->cost.units != NULL) return TD_OK;
+    const plan *const p = &r->setup.plan;
+    const int32_t most = ranks_of_node(r);
+    double *const slow = TD_NEW_N(a, double, (size_t)most + 1);
+    if (slow == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %d ranks", most);
+    for (int32_t k = 1; k <= most; k++) slow[k] = profile_contention(r->cost.profile, k, false);
+    /* a folded rank stands for others that are at work when it is */
+    const int32_t copies = (p->folded_dp ? p->dp : 1) * (p->folded_tp ? p->tp : 1);
+    for (int32_t k = 1; copies > 1 && k <= most; k++)
+        slow[k] = profile_contention(r->cost.profile, k * copies < most ? k * copies : most, false);
+    o->slowdown = slow;
+    o->n_slowdown = most;
+    return TD_OK;
+}
+
 /* The cluster must hold every device of the plan, folded replicas and shards included. */
-static td_status check_cluster(const psim_result *r, td_err *err)
+static td_status check_cluster(const psim_options *o, psim_result *r, td_err *err)
 {
     const plan *const p = &r->setup.plan;
     const int64_t need = (int64_t)p->n_rows * p->dp * p->tp;
     if (need <= cluster_size(&r->cluster)) return TD_OK;
+    if (strcmp(o->cluster, "local") == 0 && need <= INT32_MAX) /* ranks may share cores */
+        return cluster_local((int32_t)need, &r->cluster, err);
     const int64_t per_node = r->cluster.devices_per_node;
     return td_fail(err, TD_EUSAGE,
                    "--cluster %s has %d devices, the plan needs %lld; give it "
@@ -58,7 +97,7 @@ static td_status load_cost(td_arena *a, const psim_options *o, psim_result *r, t
         TD_TRY(cluster_load(o->cluster, &r->cluster, err));
         r->has_cluster = true;
         r->cost.cluster = &r->cluster;
-        TD_TRY(check_cluster(r, err));
+        TD_TRY(check_cluster(o, r, err));
     }
     if (o->profile != NULL) {
         profile *const fitted = TD_NEW(a, profile);
@@ -66,6 +105,9 @@ static td_status load_cost(td_arena *a, const psim_options *o, psim_result *r, t
         TD_TRY(profile_read(o->profile, fitted, err));
         if (s->has_model) TD_TRY(profile_check(fitted, &s->model, &s->sizes.run, err));
         r->cost.profile = fitted;
+        r->cost.alone = true;
+        if (o->cluster == NULL) TD_TRY(local_cluster(r, err));
+        r->cost.busy = ranks_of_node(r);
     }
     if (s->has_units) r->cost.units = &s->units;
     return TD_OK;
@@ -131,7 +173,8 @@ td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o
     TD_TRY(load_cost(a, o, out, err));
     const plan *const p = &out->setup.plan;
     TD_TRY(sim_price(p, &out->cost, a, &out->class_ns, err));
-    const sim_options so = {.protocol = out->protocol, .cost = &out->cost};
+    sim_options so = {.protocol = out->protocol, .cost = &out->cost};
+    TD_TRY(share_cores(a, out, &so, err));
     TD_TRY(sim_run(p, out->class_ns, &so, a, &out->times, &out->stats, err));
     TD_TRY(metrics_of(p, &out->times, out->deltas, a, &out->metrics, err));
     return fill_meta(a, args, o, out, err);
