@@ -1,7 +1,7 @@
 /* torch.distributed.pipelining's text: worked examples of its schedules, compute-only and lowered,
  * come in and go out exactly. */
 #include "t.h"
-#include "schedules/schedule.h"
+#include "schedules/plan.h"
 
 typedef struct example {
     const char *what, *compute, *comms;
@@ -125,6 +125,29 @@ static void test_overlapped_comms(void **state)
     td_text_free(&want);
 }
 
+/* In the lowered 1F1B, rank 1 runs F0 B0 F1 B1 F2 ... and has 1RECV_F2 before B1 (pass 3): its
+ * receive is posted when pass 2 is over, although a look-ahead of 0 alone would wait for pass 3. */
+static void test_trail_is_obeyed(void **state)
+{
+    td_err err = {0};
+    schedule s;
+    T_OK(sched_parse(examples[0].comms, strlen(examples[0].comms), "x", *state, &s, &err), &err);
+    const sizes z = {.n_stages = 2, .chunks = 1};
+    const lower_options o = {.sizes = &z, .dp = 1, .tp = 1, .lookahead = 0};
+    plan p;
+    T_OK(plan_lower(&s, &o, *state, &p, &err), &err);
+    const uint32_t first = plan_compute(&p, 1)->first_task;
+    int seen = 0;
+    for (uint32_t t = 0; t < p.n_tasks; t++) {
+        if (p.tasks[t].kind != TASK_RECV || plan_task_rank(&p, t) != 1) continue;
+        if (p.tasks[t].microbatch != 2) continue;
+        assert_int_equal(p.tasks[t].join - first, 4);
+        assert_int_equal(p.tasks[t].gate - first, 2);
+        seen++;
+    }
+    assert_int_equal(seen, 1);
+}
+
 /* Before late 2024 torch wrote B for the input gradient and BW for the whole backward. */
 static void test_legacy_letters(void **state)
 {
@@ -162,8 +185,8 @@ static void test_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {T_TEST(test_compute_only), T_TEST(test_with_comms),
-                                       T_TEST(test_overlapped_comms), T_TEST(test_legacy_letters),
-                                       T_TEST(test_refusals)};
+    const struct CMUnitTest tests[] = {T_TEST(test_compute_only),     T_TEST(test_with_comms),
+                                       T_TEST(test_overlapped_comms), T_TEST(test_trail_is_obeyed),
+                                       T_TEST(test_legacy_letters),   T_TEST(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
