@@ -2,7 +2,7 @@
 #include "viz/viz.h"
 
 #include "base/text.h"
-#ifdef TD_HAVE_CAIRO
+#if TD_HAVE_CAIRO
 #include "viz/cairo_out.h"
 #endif
 
@@ -93,7 +93,7 @@ static td_status check_name(const char *path, bool table, td_err *err)
     const char *const e = extension(path);
     if (strcasecmp(e, "svg") == 0 || (table && strcasecmp(e, "csv") == 0)) return TD_OK;
     if (strcasecmp(e, "png") == 0 || strcasecmp(e, "pdf") == 0) {
-#ifdef TD_HAVE_CAIRO
+#if TD_HAVE_CAIRO
         return TD_OK;
 #else
         return td_fail(err, TD_EUSAGE, "%s: this build has no cairo and cannot write .%s; use .svg",
@@ -114,7 +114,7 @@ td_status viz_write(const viz_scene *s, const char *path, td_err *err)
     td_status st = TD_OK;
     const char *const e = extension(path);
     if (strcasecmp(e, "svg") == 0) viz_svg(s, &t);
-#ifdef TD_HAVE_CAIRO
+#if TD_HAVE_CAIRO
     else if (strcasecmp(e, "png") == 0)
         st = viz_png(s, &t, err);
     else

@@ -100,9 +100,12 @@ static void text_is_readable_on_every_fill(void **state)
 
 static void files_are_equal_and_whole(void **state)
 {
-    static const char *const names[] = {"fig.svg", "fig.csv",
-#ifdef TD_HAVE_CAIRO
-                                        "fig.png", "fig.pdf"
+    static const char *const names[] = {
+        "fig.svg",
+        "fig.csv",
+#if TD_HAVE_CAIRO
+        "fig.png",
+        "fig.pdf"
 #endif
     };
     trace t;
