@@ -265,8 +265,11 @@ static td_status generate(const request *q, td_arena *a, run_setup *out, td_err 
     return sched_generate(q->schedule, &r, a, &out->schedule, err);
 }
 
+/* A registry name wins over a file that happens to be called so; ./NAME is the file. */
 static bool is_file(const char *name)
 {
+    const sched_family *family = NULL;
+    if (sched_find(name, &family, NULL) == TD_OK) return false;
     return strcmp(name, "-") == 0 || access(name, F_OK) == 0 || strchr(name, '/') != NULL;
 }
 
@@ -274,7 +277,7 @@ static td_status parse_schedule(const request *q, const char *text, size_t len, 
                                 schedule *s, td_err *err)
 {
     TD_TRY(sched_parse(text, len, q->schedule, a, s, err));
-    if (s->name == NULL) s->name = q->schedule;
+    if (sched_check(s, err) != TD_OK) return td_wrap(err, "%s", q->schedule);
     if (q->microbatches != 0 && q->microbatches != s->n_microbatches)
         return td_fail(err, TD_EUSAGE, "--microbatches %lld: %s has %d", (long long)q->microbatches,
                        q->schedule, s->n_microbatches);
