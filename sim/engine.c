@@ -7,6 +7,7 @@
 #include "sim/network.h"
 #include "sim/sim.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define LANE_STILL UINT32_MAX /* posted and waiting for a peer, or at its end */
@@ -14,8 +15,9 @@
 
 /* A stream beside the compute stream. */
 typedef struct lane {
-    uint32_t next, end; /* tasks */
-    uint32_t needs;     /* its head may start once compute tasks below this id have ended */
+    uint32_t next, end;    /* tasks, or places in `order` */
+    const uint32_t *order; /* eager: its sends by gate, where the stream has another order */
+    uint32_t needs;        /* its head may start once compute tasks below this id have ended */
     uint32_t rank;
     int64_t free_ns; /* end of the last task that held the stream */
 } lane;
@@ -99,13 +101,15 @@ static void settle(engine *e, uint32_t task, int64_t begin, int64_t end)
     if (e->fronts[rank].next == c) wake(e, rank);
 }
 
+static uint32_t head_of(const lane *l) { return l->order == NULL ? l->next : l->order[l->next]; }
+
 static void lane_load(const engine *e, lane *l)
 {
     if (l->next == l->end) {
         l->needs = LANE_STILL;
         return;
     }
-    const uint32_t gate = e->tasks[l->next].gate;
+    const uint32_t gate = e->tasks[head_of(l)].gate;
     l->needs = gate == PLAN_NONE ? 0 : gate + 1;
 }
 
@@ -204,7 +208,7 @@ static void meet(engine *e, uint32_t task, int64_t ready)
 
 static td_status post(engine *e, lane *l, td_err *err)
 {
-    const uint32_t task = l->next;
+    const uint32_t task = head_of(l);
     const plan_task *const t = &e->tasks[task];
     const int64_t gate_ns = t->gate == PLAN_NONE ? 0 : e->end[t->gate];
     const int64_t ready = gate_ns > l->free_ns ? gate_ns : l->free_ns;
@@ -301,7 +305,36 @@ static td_status run_all(engine *e, td_err *err)
 
 /* --- set-up and verdict --- */
 
-static void load_rank(engine *e, uint32_t r)
+static int by_key(const void *a, const void *b)
+{
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* In eager a send leaves once its gate has ended, whatever is before it on its stream, and the
+ * network must hear of it in time: so its stream's sends go by gate. Receives do nothing there. */
+static td_status order_sends(const engine *e, const plan_stream *s, td_arena *scratch, lane *l,
+                             td_err *err)
+{
+    bool sorted = s->kind == STREAM_SEND;
+    for (uint32_t t = s->first_task + 1; t < s->first_task + s->n_tasks && sorted; t++)
+        sorted = e->tasks[t - 1].gate + 1 <= e->tasks[t].gate + 1; /* PLAN_NONE comes first */
+    if (sorted) return TD_OK;
+    uint64_t *const keys = TD_NEW_N(scratch, uint64_t, s->n_tasks);
+    uint32_t *const order = TD_NEW_N(scratch, uint32_t, s->n_tasks);
+    if (keys == NULL || order == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory to simulate %u tasks", e->p->n_tasks);
+    l->next = l->end = 0;
+    for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++)
+        if (e->tasks[t].kind == TASK_SEND)
+            keys[l->end++] = (uint64_t)(e->tasks[t].gate + 1) << 32 | t;
+    qsort(keys, l->end, sizeof *keys, by_key);
+    for (uint32_t i = 0; i < l->end; i++) order[i] = (uint32_t)keys[i];
+    l->order = order;
+    return TD_OK;
+}
+
+static td_status load_rank(engine *e, uint32_t r, td_arena *scratch, td_err *err)
 {
     const plan *const p = e->p;
     const plan_rank *const rank = &p->ranks[r];
@@ -317,10 +350,12 @@ static void load_rank(engine *e, uint32_t r)
             e->state[t] = i;
             if (joins(e, &p->tasks[t])) e->state[p->tasks[t].join]++;
         }
-        /* In eager a receive does nothing of its own. */
         if (s->kind == STREAM_RECV && !e->rendezvous) e->lanes[i].next = e->lanes[i].end;
+        if ((s->kind == STREAM_SEND || s->kind == STREAM_BOTH) && !e->rendezvous)
+            TD_TRY(order_sends(e, s, scratch, &e->lanes[i], err));
         lane_load(e, &e->lanes[i]);
     }
+    return TD_OK;
 }
 
 static td_status load(engine *e, const sim_options *o, td_arena *scratch, td_err *err)
@@ -337,7 +372,7 @@ static td_status load(engine *e, const sim_options *o, td_arena *scratch, td_err
         return td_fail(err, TD_ENOMEM, "out of memory to simulate %u tasks", p->n_tasks);
     for (uint32_t i = 0; i < p->n_colls; i++)
         e->meetings[i].missing = p->groups[p->colls[i].group].n_members;
-    for (uint32_t r = 0; r < p->n_ranks; r++) load_rank(e, r);
+    for (uint32_t r = 0; r < p->n_ranks; r++) TD_TRY(load_rank(e, r, scratch, err));
     if (e->pairs == NULL || e->pairs->cluster == NULL) return TD_OK;
     int32_t last = 0;
     for (uint32_t r = 0; r < p->n_ranks; r++)
@@ -371,7 +406,7 @@ static td_status verdict(const engine *e, td_err *err)
         const front *const f = &e->fronts[r];
         uint32_t task = f->next < f->end ? f->next : PLAN_NONE;
         for (uint32_t i = f->first_lane; i < f->end_lane && task == PLAN_NONE; i++)
-            if (e->lanes[i].next < e->lanes[i].end) task = e->lanes[i].next;
+            if (e->lanes[i].next < e->lanes[i].end) task = head_of(&e->lanes[i]);
         if (task == PLAN_NONE) continue;
         stuck++;
         if (named++ >= 3) continue;

@@ -4,9 +4,10 @@
 
 #include "sim/sim.h"
 
-/* Same contract as sim_run, without shared links; false when the plan cannot finish. */
-bool reference_run(const plan *p, const int64_t *class_ns, sim_protocol protocol, td_arena *a,
-                   task_times *out);
+/* Same contract as sim_run; false when the plan cannot finish. With `pairs` messages are priced by
+ * pair of ranks and share the links of its cluster, else they are pure latencies. */
+bool reference_run(const plan *p, const int64_t *class_ns, sim_protocol protocol,
+                   const cost_model *pairs, td_arena *a, task_times *out);
 
 /* A flow through links of a device, for the network's reference. */
 typedef struct reference_flow {

@@ -11,6 +11,26 @@
 
 enum { RANDOM_PLANS = 300 };
 
+/* The engine gives what the reference gives, task by task, under both protocols. */
+static void compare(const plan *p, const int64_t *ns, const cost_model *pairs, td_arena *a,
+                    const char *what, sim_stats *stats)
+{
+    for (int protocol = 0; protocol < 2; protocol++) {
+        task_times slow = {0}, fast = {0};
+        td_err err = {0};
+        const sim_options o = {.protocol = (sim_protocol)protocol, .cost = pairs};
+        if (!reference_run(p, ns, o.protocol, pairs, a, &slow))
+            fail_msg("%s: the reference does not finish", what);
+        if (sim_run(p, ns, &o, a, &fast, stats, &err) != TD_OK) fail_msg("%s: %s", what, err.msg);
+        for (uint32_t t = 0; t < p->n_tasks; t++)
+            if (fast.begin_ns[t] != slow.begin_ns[t] || fast.end_ns[t] != slow.end_ns[t])
+                fail_msg("%s protocol %d task %u of kind %d: %lld..%lld, reference %lld..%lld",
+                         what, protocol, t, (int)p->tasks[t].kind, (long long)fast.begin_ns[t],
+                         (long long)fast.end_ns[t], (long long)slow.begin_ns[t],
+                         (long long)slow.end_ns[t]);
+    }
+}
+
 static void equals_reference(void **state)
 {
     (void)state;
@@ -19,26 +39,39 @@ static void equals_reference(void **state)
         td_arena *const a = td_arena_new();
         char what[160];
         plan p;
+        sim_stats stats;
         random_plan(&rng, a, &p, what, sizeof what);
-        int64_t *const ns = random_times(&rng, &p, a);
-        for (int protocol = 0; protocol < 2; protocol++) {
-            task_times slow = {0}, fast = {0};
-            td_err err = {0};
-            const sim_options o = {.protocol = (sim_protocol)protocol};
-            if (!reference_run(&p, ns, o.protocol, a, &slow))
-                fail_msg("%s: the reference does not finish", what);
-            if (sim_run(&p, ns, &o, a, &fast, NULL, &err) != TD_OK)
-                fail_msg("%s: %s", what, err.msg);
-            for (uint32_t t = 0; t < p.n_tasks; t++)
-                if (fast.begin_ns[t] != slow.begin_ns[t] || fast.end_ns[t] != slow.end_ns[t])
-                    fail_msg("%s protocol %d task %u of kind %d: %lld..%lld, reference "
-                             "%lld..%lld",
-                             what, protocol, t, (int)p.tasks[t].kind, (long long)fast.begin_ns[t],
-                             (long long)fast.end_ns[t], (long long)slow.begin_ns[t],
-                             (long long)slow.end_ns[t]);
-        }
+        compare(&p, random_times(&rng, &p, a), NULL, a, what, &stats);
         td_arena_free(a);
     }
+}
+
+/* Messages of random sizes between nodes of a few devices, with and without a node's own limit. */
+static void equals_reference_on_shared_links(void **state)
+{
+    (void)state;
+    td_rng rng = td_rng_seed(4);
+    uint64_t shared = 0;
+    for (int i = 0; i < RANDOM_PLANS / 2; i++) {
+        td_arena *const a = td_arena_new();
+        char what[160];
+        plan p;
+        sim_stats stats;
+        random_plan(&rng, a, &p, what, sizeof what);
+        const cluster_desc c = {
+            .n_nodes = 16,
+            .devices_per_node = 1 + (int32_t)td_rng_below(&rng, 8),
+            .intra = {.latency_ns = (double)td_rng_below(&rng, 50), .bytes_per_s = 4e9},
+            .inter = {.latency_ns = (double)td_rng_below(&rng, 90), .bytes_per_s = 1e9},
+            .node_network_bytes_per_s = (double)td_rng_below(&rng, 4) * 7e8};
+        const cost_model pairs = {.cluster = &c, .chunks = 1};
+        for (uint32_t k = 0; k < p.n_classes; k++)
+            if (p.classes[k].kind == TASK_SEND) p.classes[k].bytes = td_rng_below(&rng, 2000);
+        compare(&p, random_times(&rng, &p, a), &pairs, a, what, &stats);
+        shared += stats.shared_flows;
+        td_arena_free(a);
+    }
+    assert_true(shared > 1000);
 }
 
 /* Lowers a schedule without step and runs it with times by kind. */
@@ -185,9 +218,13 @@ static void overflow_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(equals_reference),     cmocka_unit_test(flush_schedules),
-        cmocka_unit_test(interleaved),          cmocka_unit_test(latency),
-        cmocka_unit_test(deadlock_is_reported), cmocka_unit_test(overflow_is_refused),
+        cmocka_unit_test(equals_reference),
+        cmocka_unit_test(equals_reference_on_shared_links),
+        cmocka_unit_test(flush_schedules),
+        cmocka_unit_test(interleaved),
+        cmocka_unit_test(latency),
+        cmocka_unit_test(deadlock_is_reported),
+        cmocka_unit_test(overflow_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
