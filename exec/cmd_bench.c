@@ -259,6 +259,69 @@ static td_status bench_message(bench *b, int64_t bytes, td_err *err)
     return st;
 }
 
+/* --- sums over ranks --- */
+
+enum { SUM_ROUNDS = 200 };
+
+typedef struct summer {
+    wire *w;
+    char *memory;
+    int64_t bytes;
+    uint32_t rank;
+    int64_t ns; /* of one sum, both ranks in step */
+    td_status status;
+} summer;
+
+static void *sum_thread(void *arg)
+{
+    summer *const s = arg;
+    td_err err = {0};
+    const int64_t begin = td_now_ns();
+    for (uint32_t i = 0; i < SUM_ROUNDS && s->status == TD_OK; i++) {
+        wire_op op = {.data = s->memory, .bytes = s->bytes, .rank = s->rank};
+        wire_all_reduce(s->w, i, s->rank, WIRE_FLOAT, &op);
+        s->status = wire_wait(s->w, &op, &err);
+    }
+    s->ns = (td_now_ns() - begin) / SUM_ROUNDS;
+    return NULL;
+}
+
+static td_status bench_sum(bench *b, int64_t bytes, td_err *err)
+{
+    td_arena *const a = td_arena_new();
+    if (a == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    uint32_t members[SUM_ROUNDS];
+    for (int i = 0; i < SUM_ROUNDS; i++) members[i] = 2;
+    const wire_shape shape = {
+        .n_ranks = 2, .n_colls = SUM_ROUNDS, .coll_members = members, .deadline_ns = 20000000000};
+    summer s[2] = {{.rank = 0, .bytes = bytes}, {.rank = 1, .bytes = bytes}};
+    wire *w = NULL;
+    pthread_t thread;
+    td_status st = wire_open_threads(&shape, a, &w, err);
+    for (int i = 0; i < 2 && st == TD_OK; i++) {
+        s[i].w = w;
+        s[i].memory = TD_NEW_N(a, char, (size_t)bytes); /* zeros: sums of them stay finite */
+        if (s[i].memory == NULL) st = td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    }
+    if (st == TD_OK && pthread_create(&thread, NULL, sum_thread, &s[1]) != 0)
+        st = td_fail(err, TD_EDEVICE, "a thread could not be started");
+    if (st == TD_OK) {
+        (void)sum_thread(&s[0]);
+        (void)pthread_join(thread, NULL);
+        if (s[0].status != TD_OK || s[1].status != TD_OK)
+            st = td_fail(err, TD_EDEVICE, "bench: a sum over two ranks did not end");
+    }
+    const sample one = {.what = SAMPLE_ALL_REDUCE,
+                        .amount = bytes,
+                        .members = 2,
+                        .busy = 1,
+                        .ns = (double)(s[0].ns < 1 ? 1 : s[0].ns)};
+    if (st == TD_OK) st = samples_add(&b->out, &one, err);
+    wire_close(w);
+    td_arena_free(a);
+    return st;
+}
+
 /* --- the whole bench --- */
 
 static td_status headers(bench *b, td_err *err)
@@ -297,6 +360,8 @@ static td_status bench_all(bench *b, td_err *err)
     }
     for (int64_t bytes = 1024; st == TD_OK && bytes <= (int64_t)4 << 20; bytes *= 16)
         st = bench_message(b, bytes, err);
+    for (int64_t bytes = 64; st == TD_OK && bytes <= (int64_t)1 << 20; bytes *= 16)
+        st = bench_sum(b, bytes, err);
     cli_progress_end(&progress);
     return st;
 }

@@ -19,6 +19,8 @@ static void on_interrupt(int sig)
     interrupted = 1;
 }
 
+enum { KEPT_STEPS = 5 };
+
 typedef struct training {
     const pexec_options *o;
     executor *x;
@@ -28,7 +30,9 @@ typedef struct training {
     cli_progress progress;
     int64_t began_ns, done;
     double loss, val_loss, tokens_per_s;
-    int64_t best_ns; /* the fastest step */
+    int64_t best_ns;             /* the fastest step */
+    task_times kept[KEPT_STEPS]; /* of the last steps, in a ring; NULL without --trace */
+    int64_t kept_ns[KEPT_STEPS];
 } training;
 
 static double validate(training *t)
@@ -40,6 +44,32 @@ static double validate(training *t)
         sum += exec_eval(t->x, t->eval, t->ids, t->targets);
     }
     return sum / (double)t->o->val_batches;
+}
+
+static void keep_times(training *t, int64_t step, int64_t ns)
+{
+    task_times *const k = &t->kept[step % KEPT_STEPS];
+    const size_t bytes = t->x->p->n_tasks * sizeof *k->begin_ns;
+    t->kept_ns[step % KEPT_STEPS] = ns;
+    if (k->begin_ns == NULL) return;
+    memcpy(k->begin_ns, t->x->times.begin_ns, bytes);
+    memcpy(k->end_ns, t->x->times.end_ns, bytes);
+}
+
+/* The trace is of the median of the last steps: warm, and not the one that something disturbed. */
+static const task_times *median_times(const training *t)
+{
+    const int64_t n = t->done < KEPT_STEPS ? t->done : KEPT_STEPS;
+    for (int64_t i = 1; i <= n; i++) {
+        const int64_t mine = t->kept_ns[i % KEPT_STEPS];
+        int64_t before = 0, equal = 0;
+        for (int64_t k = 1; k <= n; k++) {
+            before += t->kept_ns[k % KEPT_STEPS] < mine;
+            equal += t->kept_ns[k % KEPT_STEPS] == mine;
+        }
+        if (before <= n / 2 && n / 2 < before + equal) return &t->kept[i % KEPT_STEPS];
+    }
+    return &t->x->times;
 }
 
 static td_status train_step(training *t, int64_t step, td_err *err)
@@ -62,6 +92,7 @@ static td_status train_step(training *t, int64_t step, td_err *err)
     TD_TRY(exec_run_step(t->x, &s, &t->loss, err));
     const int64_t ns = td_now_ns() - begin;
     if (t->best_ns == 0 || ns < t->best_ns) t->best_ns = ns;
+    keep_times(t, step, ns);
     return TD_OK;
 }
 
@@ -116,7 +147,7 @@ static td_status write_trace(const training *t, const cli_args *args, td_arena *
         {"command", cli_line(a, args)},
     };
     trace tr;
-    TD_TRY(trace_build(p, &t->x->times, true, meta, sizeof meta / sizeof *meta, a, &tr, err));
+    TD_TRY(trace_build(p, median_times(t), true, meta, sizeof meta / sizeof *meta, a, &tr, err));
     return trace_write(&tr, t->o->trace, err);
 }
 
@@ -193,6 +224,12 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
     t->eval = td_alloc(a, 1, (size_t)exec_eval_bytes(t->x));
     if (t->ids == NULL || t->targets == NULL || t->eval == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for batches");
+    for (int i = 0; i < KEPT_STEPS && o->trace != NULL; i++) {
+        t->kept[i].begin_ns = TD_NEW_N(a, int64_t, s->plan.n_tasks);
+        t->kept[i].end_ns = TD_NEW_N(a, int64_t, s->plan.n_tasks);
+        if (t->kept[i].begin_ns == NULL || t->kept[i].end_ns == NULL)
+            return td_fail(err, TD_ENOMEM, "out of memory for the trace");
+    }
     exec_init(t->x, (uint64_t)o->seed);
     return TD_OK;
 }

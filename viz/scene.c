@@ -196,7 +196,18 @@ static void choose_heights(viz_layout *l, const trace *traces, int n)
     l->font = l->lane >= 6.5 ? fmin(7.5, fmax(6.0, l->lane * 0.62)) : 0.0;
 }
 
-static td_status add_panel(viz_layout *l, const trace *t, int index, int n)
+/* Prediction and measurement of one schedule would have the same caption. */
+static bool differ_in_producer(const trace *traces, int n)
+{
+    const char *const first = trace_meta_get(&traces[0], "producer");
+    for (int i = 1; i < n; i++) {
+        const char *const other = trace_meta_get(&traces[i], "producer");
+        if (first != NULL && other != NULL && strcmp(first, other) != 0) return true;
+    }
+    return false;
+}
+
+static td_status add_panel(viz_layout *l, const trace *t, int index, int n, bool mixed)
 {
     const char *caption = trace_meta_get(t, "caption");
     if (caption == NULL) {
@@ -205,11 +216,14 @@ static td_status add_panel(viz_layout *l, const trace *t, int index, int n)
         if (slash != NULL) caption = slash + 1; /* a schedule from a file */
     }
     const char *const times = trace_meta_get(t, "times");
+    const char *const producer = mixed ? trace_meta_get(t, "producer") : NULL;
+    const char *how = "";
+    if (producer != NULL) how = strncmp(producer, "psim", 4) == 0 ? ", simulated" : ", measured";
     char text[400] = "";
     if (caption != NULL || times != NULL || n > 1) {
         char letter[8] = "";
         if (n > 1) (void)snprintf(letter, sizeof letter, "(%c) ", 'a' + index % 26);
-        (void)snprintf(text, sizeof text, "%s%s%s%s", letter, caption != NULL ? caption : "",
+        (void)snprintf(text, sizeof text, "%s%s%s%s%s", letter, caption != NULL ? caption : "", how,
                        caption != NULL && times != NULL ? ", " : "", times != NULL ? times : "");
         TD_TRY(add_fitting(l, 4.0, l->y + 7.0, 7.0, false, text, l->x1 - 4.0));
         l->y += 10.0;
@@ -254,7 +268,8 @@ td_status viz_scene_build(const trace *traces, int n, const viz_options *o, td_a
         TD_TRY(add_fitting(&l, 4.0, l.y + 8.0, 8.5, true, o->title, l.x1 - 4.0));
         l.y += 12.0;
     }
-    for (int i = 0; i < n; i++) TD_TRY(add_panel(&l, &traces[i], i, n));
+    const bool mixed = differ_in_producer(traces, n);
+    for (int i = 0; i < n; i++) TD_TRY(add_panel(&l, &traces[i], i, n, mixed));
     TD_TRY(add_axis(&l));
     if (o->legend) TD_TRY(add_legend(&l, traces, n));
     out->height = (float)(l.y + 2.0);

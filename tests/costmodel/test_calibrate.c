@@ -166,6 +166,29 @@ static void says_what_is_open(void **state)
     td_text_free(&report);
 }
 
+/* Two samples for two terms leave none for an interval; what is written is read back. */
+static void no_interval_is_read_back(void **state)
+{
+    td_arena *const a = *state;
+    td_err err = {0};
+    samples s = samples_new(a);
+    profile p, back;
+    td_text report = {0}, text = {0};
+    for (int i = 0; i < 2; i++)
+        add(&s, (sample){.what = SAMPLE_MESSAGE,
+                         .amount = 1000 << i,
+                         .busy = 1,
+                         .ns = 5000 + 2 * (1000 << i)});
+    T_OK(calibrate_fit(&s, &p, &report, &err), &err);
+    profile_print(&p, &text);
+    assert_null(strstr(text.s, "nan"));
+    T_OK(profile_parse(text.s, text.len, "p.json", &back, &err), &err);
+    T_CLOSE(back.message.c[0].value, 5000, 1e-6, 0);
+    T_CLOSE(back.message.c[1].value, 2, 1e-6, 0);
+    td_text_free(&report);
+    td_text_free(&text);
+}
+
 /* Times that fall as the work grows are no machine's. */
 static void refuses_nonsense(void **state)
 {
@@ -192,6 +215,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_ARENA(recovers_speeds),
         WITH_ARENA(says_what_is_open),
+        WITH_ARENA(no_interval_is_read_back),
         WITH_ARENA(refuses_nonsense),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,6 +5,8 @@
 #include "costmodel/profile.h"
 #include "costmodel/samples.h"
 
+#include <math.h>
+
 static sample random_sample(td_rng *r)
 {
     sample x = {.what = (sample_what)td_rng_below(r, SAMPLE_WHAT_COUNT),
@@ -128,6 +130,16 @@ static void profile_round_trip(void **state)
     assert_string_equal(first.s, second.s);
     T_CLOSE(back.optimizer.c[1].value, 1.0 / 3, 0, 0);
     T_CLOSE(back.busy[0].memory.value, 1.75, 0, 0);
+    /* a fit without samples to spare has no interval */
+    profile bare = p;
+    bare.optimizer.c[1].half = (double)INFINITY;
+    td_text third = {0};
+    profile_print(&bare, &third);
+    assert_non_null(strstr(third.s, ",null]"));
+    T_OK(profile_parse(third.s, third.len, "p.json", &back, &err), &err);
+    assert_true(isinf(back.optimizer.c[1].half));
+    T_CLOSE(back.optimizer.c[1].value, 1.0 / 3, 0, 0);
+    td_text_free(&third);
     T_FAILS(profile_parse(first.s, first.len - 5, "p.json", &back, &err), TD_EPARSE, &err,
             "p.json:");
     td_text_free(&first);

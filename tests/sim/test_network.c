@@ -75,6 +75,33 @@ static void node_link_is_shared(void **state)
     assert_int_equal(f[1].end_ns, 100);
 }
 
+/* Three devices on two cores: two run as if alone, a third takes its share from when it comes. */
+static void cores_are_shared(void **state)
+{
+    (void)state;
+    static const double slow[] = {1, 1, 1, 1.5};
+    static const int64_t start[] = {0, 0, 50}, want[] = {125, 125, 175};
+    td_arena *const a = td_arena_new();
+    network *net = NULL;
+    td_err err = {0};
+    assert_int_equal(network_open(&one_node, 3, 1, a, &net, &err), TD_OK);
+    assert_int_equal(network_share_cores(net, slow, 3, &err), TD_OK);
+    for (uint32_t i = 0; i < 3; i++)
+        assert_int_equal(network_add_work(net, i, (int32_t)i, start[i], 100, &err), TD_OK);
+    /* a message is on other links, and no core */
+    assert_int_equal(network_add(net, 3, 0, 1, 0, 100, &err), TD_OK);
+    uint32_t tag = 0;
+    int64_t end = 0;
+    while (network_next(net, &tag, &end)) {
+        if (tag == 3)
+            assert_int_equal(end, 100);
+        else
+            assert_in_range(end, want[tag] - 1, want[tag] + 1);
+    }
+    assert_int_equal(network_flows(net), 1);
+    td_arena_free(a);
+}
+
 static void random_flows(void **state)
 {
     (void)state;
@@ -102,8 +129,8 @@ static void random_flows(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(known_cases),
-                                       cmocka_unit_test(node_link_is_shared),
-                                       cmocka_unit_test(random_flows)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(known_cases), cmocka_unit_test(node_link_is_shared),
+        cmocka_unit_test(cores_are_shared), cmocka_unit_test(random_flows)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
