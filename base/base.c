@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -378,19 +379,27 @@ td_status td_read_file(td_arena *a, const char *path, size_t max_bytes, char **t
     return st;
 }
 
+bool td_is_device(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
+}
+
 td_status td_write_file(const char *path, const char *bytes, size_t len, td_err *err)
 {
     char tmp[PATH_MAX];
-    const int n = snprintf(tmp, sizeof tmp, "%s.%ld.tmp", path, (long)getpid());
+    const bool in_place = td_is_device(path);
+    const int n = in_place ? snprintf(tmp, sizeof tmp, "%s", path)
+                           : snprintf(tmp, sizeof tmp, "%s.%ld.tmp", path, (long)getpid());
     if (n < 0 || (size_t)n >= sizeof tmp)
         return td_fail(err, TD_EIO, "%s: file name too long", path);
     FILE *const f = fopen(tmp, "wb");
     if (f == NULL) return td_fail(err, TD_EIO, "%s: cannot write: %s", path, strerror(errno));
     const bool wrote = fwrite(bytes, 1, len, f) == len;
     const bool closed = fclose(f) == 0;
-    if (wrote && closed && rename(tmp, path) == 0) return TD_OK;
+    if (wrote && closed && (in_place || rename(tmp, path) == 0)) return TD_OK;
     const int why = errno;
-    (void)unlink(tmp);
+    if (!in_place) (void)unlink(tmp);
     return td_fail(err, TD_EIO, "%s: cannot write: %s", path, strerror(why));
 }
 

@@ -122,6 +122,9 @@ int64_t td_now_ns(void); /* monotonic */
 TD_MUST_USE td_status td_read_file(td_arena *a, const char *path, size_t max_bytes, char **text,
                                    size_t *len, td_err *err);
 
+/* Whether a name stands for a device or pipe, which is written in place and never replaced. */
+bool td_is_device(const char *path);
+
 /* Writes a file beside its name and renames it into place, so that nobody sees half a file. */
 TD_MUST_USE td_status td_write_file(const char *path, const char *bytes, size_t len, td_err *err);
 

@@ -16,8 +16,8 @@ td_status json_open(const char *text, size_t len, const char *file, json_view *o
                        len, JSON_READ_MAX);
     json_t *const root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &at);
     if (root == NULL)
-        return td_fail(err, TD_EPARSE, "%s:%d:%d: malformed JSON: %s", file, at.line, at.column,
-                       at.text);
+        return td_fail(err, TD_EPARSE, "%s:%d:%d: malformed JSON: %s", file, at.line,
+                       at.column < 1 ? 1 : at.column, at.text);
     if (!json_is_object(root)) {
         json_decref(root);
         return td_fail(err, TD_EPARSE, "%s:1:1: malformed: wants a JSON object", file);

@@ -5,6 +5,7 @@
  * task off the compute stream may touch it from just after its gate until its join is over. Two
  * buffers whose lives do not meet may share bytes, whatever the streams do. */
 #include "schedules/lower_memory.h"
+#include "base/text.h"
 
 #include <string.h>
 
@@ -230,20 +231,24 @@ static td_status copy_buffers(memory *mem, plan *out, td_err *err)
     return TD_OK;
 }
 
-static td_status check_limit(const lowering *l, const plan *p, td_err *err)
+td_status plan_check_limit(const plan *p, int64_t limit, td_err *err)
 {
-    for (uint32_t r = 0; r < p->n_ranks && l->o->memory_limit > 0; r++) {
-        const plan_rank *const k = &p->ranks[r];
-        if (k->arena_bytes <= l->o->memory_limit) continue;
-        return td_fail(
-            err, TD_EPLAN,
-            "rank %u needs %lld bytes, %lld over the limit of %lld (%lld of them weights, "
-            "gradients and optimizer); more --pp or --tp, --recompute, or a schedule "
-            "with fewer microbatches in flight would help",
-            r, (long long)k->arena_bytes, (long long)(k->arena_bytes - l->o->memory_limit),
-            (long long)l->o->memory_limit, (long long)k->persistent_bytes);
+    uint32_t n_over = 0, worst = 0;
+    for (uint32_t r = 0; r < p->n_ranks && limit > 0; r++) {
+        n_over += p->ranks[r].arena_bytes > limit;
+        if (p->ranks[r].arena_bytes > p->ranks[worst].arena_bytes) worst = r;
     }
-    return TD_OK;
+    if (n_over == 0) return TD_OK;
+    const plan_rank *const k = &p->ranks[worst];
+    char need[32], over[32], most[32], fixed[32];
+    return td_fail(err, TD_EPLAN,
+                   "rank %u needs %s, %s over the limit of %s (%s of it weights, gradients and "
+                   "optimizer; %u of %u ranks are over); more --pp or --tp, --recompute, or a "
+                   "schedule with fewer microbatches in flight would help",
+                   worst, td_print_bytes(need, sizeof need, k->arena_bytes),
+                   td_print_bytes(over, sizeof over, k->arena_bytes - limit),
+                   td_print_bytes(most, sizeof most, limit),
+                   td_print_bytes(fixed, sizeof fixed, k->persistent_bytes), n_over, p->n_ranks);
 }
 
 td_status lower_memory(const lowering *l, const plan *in, plan *out, td_err *err)
@@ -264,5 +269,5 @@ td_status lower_memory(const lowering *l, const plan *in, plan *out, td_err *err
     out->n_uses = (uint32_t)mem.n_uses;
     TD_TRY(copy_buffers(&mem, out, err));
     for (uint32_t r = 0; r < out->n_ranks; r++) TD_TRY(memory_place(l->a, out, r, err));
-    return check_limit(l, out, err);
+    return plan_check_limit(out, l->o->memory_limit, err);
 }

@@ -258,6 +258,9 @@ const char *const *plan_pass_names(void);
  * is printed as its cycle of waits. `a` holds scratch. */
 TD_MUST_USE td_status plan_check(const plan *p, td_arena *a, td_err *err);
 
+/* Every rank's arena fits `limit` bytes (0: any does); the error names the one that needs most. */
+TD_MUST_USE td_status plan_check_limit(const plan *p, int64_t limit, td_err *err);
+
 /* "rank 3 F 7.1 of stage 2": how messages name a task. */
 void plan_task_text(const plan *p, uint32_t task, td_text *out);
 uint32_t plan_task_rank(const plan *p, uint32_t task);

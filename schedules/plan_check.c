@@ -71,6 +71,11 @@ static bool in_range(uint32_t first, uint32_t n, uint32_t total)
     return first <= total && n <= total - first;
 }
 
+static bool is_pass_class(const plan *p, int64_t cls)
+{
+    return cls >= 0 && cls < p->n_classes && p->classes[cls].kind < PASS_COUNT;
+}
+
 static td_status check_tables(const plan *p, td_err *err)
 {
     const char *wrong = NULL;
@@ -94,6 +99,9 @@ static td_status check_tables(const plan *p, td_err *err)
             ((c->kind == TASK_SEND || c->kind == TASK_RECV) && c->detail > CHANNEL_WEIGHTS) ||
             ((c->kind < TASK_COLL) && c->inst == PLAN_NONE))
             wrong = "a task class out of range";
+        if (c->kind != TASK_PAIR && c->bytes < 0) wrong = "a task class of less than no bytes";
+        if (c->kind == TASK_PAIR && !(is_pass_class(p, c->bytes) && is_pass_class(p, c->second)))
+            wrong = "a pair of other things than passes";
     }
     for (uint32_t i = 0; i < p->n_members; i++)
         if (p->members[i].cls >= p->n_classes || p->members[i].kind >= PASS_COUNT ||

@@ -281,6 +281,9 @@ static td_status parse_schedule(const request *q, const char *text, size_t len, 
     if (q->microbatches != 0 && q->microbatches != s->n_microbatches)
         return td_fail(err, TD_EUSAGE, "--microbatches %lld: %s has %d", (long long)q->microbatches,
                        q->schedule, s->n_microbatches);
+    if (q->pp != 0 && q->pp != s->n_rows && !sched_is_disaggregated(s))
+        return td_fail(err, TD_EUSAGE, "--pp %lld: %s has %d rows", (long long)q->pp, q->schedule,
+                       s->n_rows);
     return TD_OK;
 }
 
@@ -385,8 +388,8 @@ static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td
     return TD_OK;
 }
 
-static td_status take_plan(const char *text, const char *name, td_arena *a, run_setup *out,
-                           td_err *err)
+static td_status take_plan(const request *q, const char *text, const char *name, td_arena *a,
+                           run_setup *out, td_err *err)
 {
     TD_TRY(plan_parse(text, strlen(text), name, a, &out->plan, err));
     td_arena *const scratch = td_arena_new();
@@ -397,6 +400,10 @@ static td_status take_plan(const char *text, const char *name, td_arena *a, run_
     const plan *const p = &out->plan;
     if (out->has_model && p->stages == NULL)
         return td_fail(err, TD_EUSAGE, "--model: %s was lowered without a model", name);
+    if (q->microbatches != 0 && q->microbatches != p->n_microbatches)
+        return td_fail(err, TD_EUSAGE, "--microbatches %lld: %s has %d", (long long)q->microbatches,
+                       name, p->n_microbatches);
+    TD_TRY(plan_check_limit(p, q->memory_limit, err));
     out->sizes.stages = out->has_model ? p->stages : NULL;
     out->sizes.n_stages = p->n_stages;
     out->sizes.chunks = p->chunks;
@@ -421,7 +428,8 @@ td_status request_plan(const request *q, data_type dtype, const char *after, td_
         TD_TRY(td_read_file(a, q->plan, FILE_MAX, &text, &len, err));
     else
         TD_TRY(make_schedule(q, a, out, &text, err));
-    if (text != NULL) return take_plan(text, q->plan != NULL ? q->plan : q->schedule, a, out, err);
+    if (text != NULL)
+        return take_plan(q, text, q->plan != NULL ? q->plan : q->schedule, a, out, err);
     TD_TRY(assign_layers(q, a, out, err));
     out->lower = (lower_options){.sizes = &out->sizes,
                                  .dp = (int32_t)q->dp,

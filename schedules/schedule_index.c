@@ -370,8 +370,12 @@ static td_status report_cycle(const sweep *w, td_arena *a, td_err *err)
         if (steps++ > 0) td_text_add(&t, "; ");
         index_node_text(ix, w->next[row], &t);
         td_text_add(&t, " waits for ");
-        index_node_text(ix, w->blocked_on[row], &t);
-        row = row_behind(w, w->blocked_on[row]);
+        const uint32_t wanted = w->blocked_on[row];
+        index_node_text(ix, wanted, &t);
+        row = row_behind(w, wanted);
+        if (wanted >= ix->n_nodes || wanted == w->next[row]) continue;
+        td_text_add(&t, ", which is behind ");
+        index_node_text(ix, w->next[row], &t);
     } while (row != start && steps < n_rows);
     const td_status st =
         td_fail(err, TD_EPLAN, "deadlock: the order cannot finish: %s", t.s == NULL ? "" : t.s);

@@ -350,9 +350,10 @@ static td_status write_to(const trace *t, const uint32_t *partner, const char *t
     flush(o);
     errno = 0;
     if (gzclose(o->file) != Z_OK) o->failed = true;
-    if (!o->failed && rename(tmp, path) == 0) return TD_OK;
+    const bool in_place = strcmp(tmp, path) == 0;
+    if (!o->failed && (in_place || rename(tmp, path) == 0)) return TD_OK;
     const int why = errno;
-    (void)unlink(tmp);
+    if (!in_place) (void)unlink(tmp);
     return td_fail(err, TD_EIO, "%s: cannot write: %s", path,
                    why != 0 ? strerror(why) : "the disk may be full");
 }
@@ -360,7 +361,9 @@ static td_status write_to(const trace *t, const uint32_t *partner, const char *t
 td_status trace_write(const trace *t, const char *path, td_err *err)
 {
     char tmp[PATH_MAX];
-    const int n = snprintf(tmp, sizeof tmp, "%s.%ld.tmp", path, (long)getpid());
+    const int n = td_is_device(path)
+                      ? snprintf(tmp, sizeof tmp, "%s", path)
+                      : snprintf(tmp, sizeof tmp, "%s.%ld.tmp", path, (long)getpid());
     if (n < 0 || (size_t)n >= sizeof tmp)
         return td_fail(err, TD_EIO, "%s: file name too long", path);
     td_arena *const scratch = td_arena_new();

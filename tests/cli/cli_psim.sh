@@ -34,6 +34,17 @@ says '*"step_ns":*33000000*'
 cp "$work/.stdout" "$work/first"
 expect 0 '' psim run --schedule gpipe --pp 4 --microbatches 8 --times F=1,B=2 --json
 cmp -s "$work/first" "$work/.stdout" || complain "two equal runs print different bytes"
+expect 0 '' psim run --schedule interleaved-1f1b --pp 4 --microbatches 8 --chunks 2 --times F=1,B=2 \
+    --json
+says '*"step_ns":28500000,*_activations":5.5}*_activations":4.5}*_activations":3.5}*_activations":2.5}*'
+expect 0 '' psim run --schedule interleaved-1f1b --pp 4 --microbatches 10 --chunks 2 \
+    --times F=1,B=2 --json
+says '*"step_ns":34500000,*_activations":6}*_activations":5}*_activations":4}*_activations":3}*'
+expect 0 '' psim run --schedule interleaved-1f1b --pp 2 --microbatches 5 --chunks 2 --opt group=3 \
+    --times F=1,B=2 --json
+says '*"step_ns":16500000,*'
+expect 0 '' psim run --schedule 1f1b --pp 8 --microbatches 64 --times F=1,B=2,comm=0.1 --json
+says '*"step_ns":225400000,*'
 
 # --- names that do not exist ---
 unit="--times F=1,B=2"
@@ -79,7 +90,15 @@ expect 1 'psim: *' psim check "$work/doubled.csv"
 sed 's/0F1/0Q1/' "$work/good.csv" >"$work/letter.csv"
 expect 2 'psim: *letter.csv:[0-9]*:[0-9]*: *' psim check "$work/letter.csv"
 printf '0B0,0F0\n1F0,1B0\n' >"$work/order.csv"
-expect 1 'psim: *' psim check "$work/order.csv"
+expect 1 'psim: *deadlock*waits for*F0, which is behind*B0' psim check "$work/order.csv"
+expect 2 'psim: --pp 4: *2 rows' psim run --schedule "$work/good.csv" --pp 4 $unit
+expect 0 '' psim plan --schedule 1f1b --pp 2 --microbatches 2
+cp "$work/.stdout" "$work/good.plan"
+sed '0,/bytes=[0-9]*/s//bytes=-5/' "$work/good.plan" >"$work/negative.plan"
+expect 1 'psim: *less than no bytes' psim check "$work/negative.plan"
+head -c 700 "$work/good.plan" >"$work/cut.plan"
+expect 2 'psim: *cut.plan:[0-9]*:[0-9]*: *' psim check "$work/cut.plan"
+expect 1 'psim: *over the limit of 1 B*' psim run --plan "$work/good.plan" $unit --memory-limit 1
 printf '{"model_type": "gpt2", "n_layer": ' >"$work/cut.json"
 expect 2 'psim: *cut.json:[0-9]*:[0-9]*: *' psim run --schedule 1f1b --pp 2 --microbatches 2 \
     --model "$work/cut.json" --cluster a100-dgx
@@ -96,12 +115,18 @@ expect 2 'psim: *' psim run --schedule 1f1b --pp 2 --microbatches 2 $unit -o "$w
 absent "$work/figure.xyz"
 }
 if [ -e /dev/full ]; then
+    # a device is written, never replaced: through a link, so that a mistake costs only the link
+    ln -s /dev/full "$work/full.json"
+    # shellcheck disable=SC2086
+    expect 3 'psim: *full.json: cannot write: *' psim run --schedule 1f1b --pp 2 --microbatches 2 \
+        $unit --trace "$work/full.json"
+    [ -c "$work/full.json" ] || complain "a device was replaced"
     n=$((n + 1))
     psim list >/dev/full 2>"$work/.stderr"
     [ $? -eq 3 ] || complain "a full disk is not noticed"
 fi
 
 # --- memory: who is over the limit, and by how much ---
-expect 1 'psim: *rank 0*over the limit*' psim run --schedule gpipe --pp 8 --microbatches 64 --model gpt3-175b \
+expect 1 'psim: *rank 7 needs*over the limit of 80.0 GiB*8 of 8 ranks*' psim run --schedule gpipe --pp 8 --microbatches 64 --model gpt3-175b \
     --cluster a100-dgx --memory-limit 80GiB
 finish
