@@ -104,6 +104,10 @@ static td_status comm_find(comm *c, td_err *err)
     const size_t n_known = (size_t)(CHANNEL_WEIGHTS + 1) * (size_t)s->n_rows;
     c->channel_of = TD_NEW_N(c->l->a, uint32_t, n_known);
     if (c->channel_of == NULL) return td_fail(err, TD_ENOMEM, "out of memory for channels");
+    /* a pass takes one message at most, and most do */
+    size_t n_passes = ix->n_nodes;
+    for (uint32_t i = 0; i < ix->n_nodes; i++) n_passes += ix->cell[i]->overlaps;
+    TD_TRY(TD_GROW(c->l->a, c->messages, c->cap_messages, n_passes, err));
     for (int32_t row = 0; row < s->n_rows; row++) {
         memset(c->channel_of, 0, n_known * sizeof *c->channel_of);
         for (uint32_t node = ix->row_first[row]; node < ix->row_first[row + 1]; node++) {

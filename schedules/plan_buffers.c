@@ -14,13 +14,6 @@ typedef struct access {
     uint8_t writes, computes;
 } access;
 
-static int by_buffer(const void *a, const void *b)
-{
-    const access *const x = a, *const y = b;
-    if (x->buffer != y->buffer) return x->buffer < y->buffer ? -1 : 1;
-    return x->task < y->task ? -1 : x->task > y->task;
-}
-
 static td_status check_pair(const plan_map *m, const access *x, const access *y, td_err *err)
 {
     if (!x->writes && !y->writes) return TD_OK;
@@ -74,35 +67,48 @@ static td_status check_life(const plan_map *m, uint32_t rank, const access *x, t
     return TD_OK;
 }
 
-/* All accesses of a rank, by buffer. */
+static td_status gather_task(const plan_map *m, const plan_stream *s, uint32_t task,
+                             access *by_buffer, uint32_t *at, td_err *err)
+{
+    const plan *const p = m->p;
+    for (uint32_t u = p->tasks[task].first_use; u < p->tasks[task + 1].first_use; u++) {
+        access x = {.buffer = use_buffer_of(p->uses[u]),
+                    .task = task,
+                    .writes = use_mode_of(p->uses[u]) != USE_READ};
+        window_of(p, s, task, &x);
+        TD_TRY(check_life(m, s->rank, &x, err));
+        by_buffer[at[x.buffer]++] = x;
+    }
+    return TD_OK;
+}
+
+/* All accesses of a rank, by buffer and then in the order of its streams. */
 static td_status gather(const plan_map *m, uint32_t rank, td_arena *a, access **out, size_t *n,
                         td_err *err)
 {
     const plan *const p = m->p;
     const plan_rank *const k = &p->ranks[rank];
-    size_t total = 0;
-    for (uint32_t i = k->first_stream; i < k->first_stream + k->n_streams; i++) {
-        const plan_stream *const s = &p->streams[i];
-        for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++)
-            total += p->tasks[t + 1].first_use - p->tasks[t].first_use;
-    }
-    access *const items = TD_NEW_N(a, access, total);
-    if (items == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the checker");
+    uint32_t *const at = TD_NEW_N(a, uint32_t, (size_t)k->n_buffers + 1);
+    if (at == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the checker");
     *n = 0;
     for (uint32_t i = k->first_stream; i < k->first_stream + k->n_streams; i++) {
         const plan_stream *const s = &p->streams[i];
-        for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++)
-            for (uint32_t u = p->tasks[t].first_use; u < p->tasks[t + 1].first_use; u++) {
-                access *const x = &items[(*n)++];
-                *x = (access){.buffer = use_buffer_of(p->uses[u]),
-                              .task = t,
-                              .writes = use_mode_of(p->uses[u]) != USE_READ};
-                window_of(p, s, t, x);
-                TD_TRY(check_life(m, rank, x, err));
-            }
+        if (s->n_tasks == 0) continue;
+        const uint32_t end = p->tasks[s->first_task + s->n_tasks].first_use;
+        for (uint32_t u = p->tasks[s->first_task].first_use; u < end; u++) {
+            const uint32_t buffer = use_buffer_of(p->uses[u]);
+            if (buffer < k->n_buffers) at[buffer + 1]++; /* check_life refuses the others */
+            (*n)++;
+        }
     }
-    qsort(items, *n, sizeof *items, by_buffer);
-    *out = items;
+    for (uint32_t b = 0; b < k->n_buffers; b++) at[b + 1] += at[b];
+    *out = TD_NEW_N(a, access, *n);
+    if (*out == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the checker");
+    for (uint32_t i = k->first_stream; i < k->first_stream + k->n_streams; i++) {
+        const plan_stream *const s = &p->streams[i];
+        for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++)
+            TD_TRY(gather_task(m, s, t, *out, at, err));
+    }
     return TD_OK;
 }
 
