@@ -102,7 +102,7 @@ const char *samples_header_value(const samples *s, const char *key)
 
 void samples_print(const samples *s, td_text *out)
 {
-    td_text_add(out, "# tandem-samples 1\n");
+    td_text_addf(out, "# tandem-samples 1\n# samples %zu\n", s->n);
     for (size_t i = 0; i < s->n_headers; i++)
         td_text_addf(out, "# %s %s\n", s->headers[i].key, s->headers[i].value);
     for (int i = 0; i < COLUMNS; i++)
@@ -136,6 +136,7 @@ typedef struct line_reader {
     const char *name;
     int64_t line;
     const char *start; /* of the line */
+    int64_t declared;  /* samples by the headers; several files may stand one after another */
     char *field[COLUMNS];
 } line_reader;
 
@@ -217,7 +218,7 @@ static td_status parse_sample(line_reader *r, char *line, samples *out, td_err *
     return samples_add(out, &x, err);
 }
 
-static td_status parse_header(const line_reader *r, char *line, samples *out, td_err *err)
+static td_status parse_header(line_reader *r, char *line, samples *out, td_err *err)
 {
     char *key = line + 1;
     key += strspn(key, " \t");
@@ -226,6 +227,14 @@ static td_status parse_header(const line_reader *r, char *line, samples *out, td
     value += strspn(value, " \t");
     value[strcspn(value, "\r")] = '\0';
     if (key[0] == '\0') return TD_OK;
+    if (strcmp(key, "samples") == 0) {
+        int64_t n = 0;
+        if (td_parse_i64(value, 0, INT32_MAX, key, &n, NULL) != TD_OK)
+            return td_fail(err, TD_EPARSE, "%s:%" PRId64 ":1: samples: wants their number", r->name,
+                           r->line);
+        r->declared += n;
+        return TD_OK;
+    }
     if (strcmp(key, "tandem-samples") != 0) return samples_header(out, key, value, err);
     if (strcmp(value, "1") == 0) return TD_OK;
     return td_fail(err, TD_EPARSE, "%s:%" PRId64 ":1: version '%s': this program reads version 1",
@@ -253,6 +262,13 @@ td_status samples_parse(const char *text, size_t len, const char *name, td_arena
         if (end == NULL) break;
         at = end + 1;
     }
+    if ((int64_t)out->n < r.declared)
+        return td_fail(err, TD_EPARSE,
+                       "%s:%" PRId64 ":1: ends after %zu of %" PRId64 " samples; was it cut?", name,
+                       r.line, out->n, r.declared);
+    if (r.declared > 0 && len > 0 && text[len - 1] != '\n')
+        return td_fail(err, TD_EPARSE, "%s:%" PRId64 ":1: the last line has no end; was it cut?",
+                       name, r.line);
     return TD_OK;
 }
 

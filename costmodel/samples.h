@@ -1,5 +1,6 @@
 /* Measurements: what a bench writes and a calibration reads. The file is text, one sample a line in
- * the columns of `samples_write`, after header lines "# key value". */
+ * the columns of `samples_write`, after header lines "# key value"; "# samples N" says how many
+ * there are, so that a cut file is told from a whole one. */
 #ifndef COSTMODEL_SAMPLES_H
 #define COSTMODEL_SAMPLES_H
 

@@ -77,6 +77,11 @@ static td_status check_cluster(const psim_options *o, psim_result *r, td_err *er
     if (need <= cluster_size(&r->cluster)) return TD_OK;
     if (strcmp(o->cluster, "local") == 0 && need <= INT32_MAX) /* ranks may share cores */
         return cluster_local((int32_t)need, &r->cluster, err);
+    if (strcmp(r->cluster.name, "local") == 0)
+        return td_fail(err, TD_EUSAGE,
+                       "--cluster %s holds %d ranks, the plan needs %lld; give "
+                       "--cluster local:%lld, or local alone for as many as it takes",
+                       o->cluster, cluster_size(&r->cluster), (long long)need, (long long)need);
     const int64_t per_node = r->cluster.devices_per_node;
     return td_fail(err, TD_EUSAGE,
                    "--cluster %s has %d devices, the plan needs %lld; give it "

@@ -72,6 +72,9 @@ static void bad_samples(void **state)
         {"message - - 0 0 0 0 - 9 0 1 -5\n", "ns"},
         {"all_reduce - - 0 0 0 0 - 9 1 1 5\n", "members"},
         {"# tandem-samples 9\n", "version"},
+        {"# samples 2\nmessage - - 0 0 0 0 - 9 0 1 5\n", "1 of 2 samples; was it cut?"},
+        {"# samples 1\nmessage - - 0 0 0 0 - 9 0 1 5", "no end; was it cut?"},
+        {"# samples many\n", "their number"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         T_FAILS(samples_parse(bad[i].text, strlen(bad[i].text), "s", a, &s, &err), TD_EPARSE, &err,
