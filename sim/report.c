@@ -1,5 +1,6 @@
 /* A simulated run as one JSON object, as a summary, and as advice. */
 #include "base/text.h"
+#include "costmodel/profile.h"
 #include "sim/psim.h"
 
 #include <stdio.h>
@@ -184,6 +185,11 @@ void psim_report_text(const psim_options *o, const psim_result *r, td_text *t)
             td_text_addf(t, " of %s", td_print_bytes(buf, sizeof buf, r->cluster.memory_bytes));
         td_text_add(t, "\n");
     }
+    const profile *const fitted = r->cost.profile;
+    if (fitted != NULL && r->setup.plan.n_ranks > 1 && fitted->cores > 0)
+        td_text_addf(
+            t, "  cores       %-12d  shared by %u ranks: passes slow down while others work\n",
+            fitted->cores, r->setup.plan.n_ranks);
     td_text_addf(t, "  activations %-12.4g  of a microbatch on a rank's share, at most\n",
                  most_activations(r));
     td_text_addf(t, "  messages    %-12lld  protocol %s, mapping %s\n",
