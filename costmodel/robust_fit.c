@@ -133,7 +133,7 @@ static td_status fit_terms(const fit_row *rows, size_t n, td_arena *a, unsigned 
         /* one shape measured once: its time is all that is known */
         memset(out, 0, sizeof *out);
         for (int t = 0; t < PROFILE_TERMS; t++)
-            if (used >> t & 1u) out->c[t] = (estimate){rows[0].y / rows[0].x[t], INFINITY};
+            if (used >> t & 1u) out->c[t] = (estimate){rows[0].y / rows[0].x[t], (double)INFINITY};
         out->n = 1;
         return TD_OK;
     }
