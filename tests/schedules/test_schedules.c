@@ -149,6 +149,19 @@ static void test_deadlock_names_the_cycle(void **state)
     T_FAILS(sched_check(&s, &err), TD_EPLAN, &err, "1B0 waits for row 1 1F0");
 }
 
+/* A later stage's forward before the earlier one's, on one row and on two. */
+static void test_order_against_the_data(void **state)
+{
+    static const char *const texts[] = {"1F0,0F0,1B0,0B0\n", "0F0,0F1,0B1,0B0\n2F0,1F0,1B0,2B0,"
+                                                             "1F1,2F1,2B1,1B1\n"};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        td_err err = {0};
+        schedule s;
+        T_OK(sched_parse(texts[i], strlen(texts[i]), "x", *state, &s, &err), &err);
+        T_FAILS(sched_check(&s, &err), TD_EPLAN, &err, "waits for");
+    }
+}
+
 static void test_malformed_text(void **state)
 {
     static const struct {
@@ -187,6 +200,7 @@ int main(void)
         T_TEST(test_round_trip),
         T_TEST(test_missing_and_doubled),
         T_TEST(test_deadlock_names_the_cycle),
+        T_TEST(test_order_against_the_data),
         T_TEST(test_malformed_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
