@@ -56,6 +56,7 @@ typedef struct dims {
     int64_t e;                 /* bytes of an element */
     int64_t rows, shared_rows; /* shared_rows: of what sequence parallelism divides */
     int64_t heads, qkv, attn, ffn, up, vocab_ld;
+    int64_t kept_qkv; /* a slice keeps its keys and values in SIZE_KV buffers: of qkv, q is left */
 } dims;
 
 static td_status check_stage(const sizes *z, int32_t stage, td_err *err)
@@ -79,6 +80,7 @@ static dims dims_of(const sizes *z, int32_t stage, int64_t slice_len)
     d.heads = per(m->n_heads, tp);
     d.attn = mul(d.heads, m->head_dim);
     d.qkv = plus(d.attn, mul(mul(2, per(m->n_kv_heads, tp)), m->head_dim));
+    d.kept_qkv = slice_len < z->run.seq_len ? d.attn : d.qkv;
     d.ffn = per(m->ffn, tp);
     d.up = mul(m->gated ? 2 : 1, d.ffn);
     d.vocab_ld = plus(per(m->vocab, shards), 15) / 16 * 16;
@@ -108,7 +110,7 @@ static layer_layout layer_block(const dims *d, bool attention, bool rest)
         if (!d->bert) l.y1 = hidden_tensor(d, end);
         if (!d->m->rms_norm) l.mean1 = row_stats(d, end);
         l.rstd1 = row_stats(d, end);
-        l.qkv = tensor(d, end, d->qkv);
+        l.qkv = tensor(d, end, d->kept_qkv);
     }
     if (attention) {
         l.o = tensor(d, end, d->attn);

@@ -13,8 +13,8 @@
     X(SIZE_BOUNDARY, "boundary")   /* one activation or gradient tensor between stages */          \
     X(SIZE_STASH, "stash")         /* what F keeps for B (or for I) */                             \
     X(SIZE_WSTASH, "weight stash") /* what I keeps for W */                                        \
-    X(SIZE_KV, "keys and values")  /* K/V rows of one slice, all layers of a stage */              \
-    X(SIZE_DKV, "dK and dV")       /* fp32 prefix accumulators of one microbatch */                \
+    X(SIZE_KV, "keys and values")  /* of a slice; per layer K, then V: [b, slice_len, kv width] */ \
+    X(SIZE_DKV, "dK and dV")       /* fp32, of a microbatch; per layer dK, dV: [b, L, kv width] */ \
     X(SIZE_SCRATCH, "scratch")     /* workspace of one pass, reused by all */                      \
     X(SIZE_TOKENS, "tokens")       /* input ids and targets of one microbatch */                   \
     X(SIZE_VOCAB_STATS, "softmax statistics")                                                      \
@@ -110,7 +110,8 @@ int64_t stage_first_tensor(const model_desc *m, const stage_desc *stage);
 typedef struct layer_layout {
     int64_t y1, mean1,
         rstd1;      /* input of the QKV product and its norm's statistics; BERT: y1 is -1 */
-    int64_t qkv;    /* [N, (heads + 2 kv_heads) * head_dim], columns q, k, v */
+    int64_t qkv;    /* [N, (heads + 2 kv_heads) * head_dim], columns q, k, v; of a slice (fewer
+                       tokens than the run's seq_len) just q: its k and v are in SIZE_KV */
     int64_t o, lse; /* attention's output [N, heads * head_dim], softmax [b, heads, s] */
     int64_t sum1;   /* residual stream after attention [N, hidden] */
     int64_t y2, mean2, rstd2; /* input of the MLP and its norm's statistics */

@@ -287,6 +287,26 @@ static td_status run_passes(const lowering *l, plan *out, td_err *err)
     return TD_OK;
 }
 
+/* Slices cut one sequence length, the same in every microbatch; with a model, the run's. */
+static td_status check_slices(const schedule *s, const sizes *z, td_err *err)
+{
+    const int64_t seq_len = z->model != NULL ? z->run.seq_len : 0;
+    if (s->slice_tokens == NULL && seq_len > 0 && s->n_slices > seq_len)
+        return td_fail(err, TD_EUSAGE, "%d slices of %lld tokens: a slice holds at least one",
+                       s->n_slices, (long long)seq_len);
+    for (int32_t m = 0; s->slice_tokens != NULL && m < s->n_microbatches; m++) {
+        int64_t sum = 0;
+        for (int32_t k = 0; k < s->n_slices; k++)
+            sum += s->slice_tokens[(size_t)m * (size_t)s->n_slices + (size_t)k];
+        if (seq_len > 0 && sum != seq_len)
+            return td_fail(err, TD_EUSAGE,
+                           "microbatch %d: its slices hold %lld tokens, a sequence %lld; slice "
+                           "lengths must add up to --seq-len",
+                           m, (long long)sum, (long long)seq_len);
+    }
+    return TD_OK;
+}
+
 static td_status check_options(const schedule *s, const lower_options *o, td_err *err)
 {
     if (o->sizes == NULL || o->dp < 1 || o->tp < 1 || o->lookahead < 0 || o->send_window < 0)
@@ -300,6 +320,7 @@ static td_status check_options(const schedule *s, const lower_options *o, td_err
         return td_fail(err, TD_EUSAGE,
                        "bidirectional attention cannot be cut into slices: every "
                        "token needs every other; legal: --slices 1");
+    TD_TRY(check_slices(s, o->sizes, err));
     for (const char *const *n = pass_names; o->after != NULL; n++) {
         if (*n == NULL)
             return td_fail(err, TD_EUSAGE,

@@ -11,13 +11,15 @@
 
 /* --- buffers --- */
 
+/* k < 0: of the whole microbatch; m < 0: of none */
 static td_status memory_class(memory *mem, size_kind what, int32_t inst, int32_t m, int32_t k,
                               uint32_t *out, td_err *err)
 {
     const int32_t stage = inst < 0 ? 0 : inst % mem->l->s->n_stages;
     plan_class key = {
         .kind = (uint8_t)what, .inst = inst < 0 ? PLAN_NONE : (uint32_t)inst, .second = PLAN_NONE};
-    if (m >= 0) lower_slice(mem->l, m, k, &key.slice_len, &key.prefix);
+    if (m >= 0 && k >= 0) lower_slice(mem->l, m, k, &key.slice_len, &key.prefix);
+    if (m >= 0 && k < 0) key.slice_len = mem->seq_len;
     const size_t known = mem->classes.n;
     TD_TRY(class_intern(&mem->classes, &key, out, err));
     if (mem->classes.n == known) return TD_OK;
@@ -47,10 +49,11 @@ static td_status memory_new(memory *mem, uint32_t bclass, bool whole_run, uint32
 td_status memory_tensor(memory *mem, memory_table table, int32_t stage, int32_t m, int32_t k,
                         uint32_t *out, td_err *err)
 {
-    static const size_kind kinds[TABLE_COUNT] = {SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY,
-                                                 SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_STASH,
-                                                 SIZE_WSTASH,   SIZE_TOKENS};
-    const size_t slot = index_slot(mem->l->s, stage, m, k);
+    static const size_kind kinds[TABLE_COUNT] = {
+        SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_STASH,
+        SIZE_WSTASH,   SIZE_TOKENS,   SIZE_KV,       SIZE_KV,       SIZE_DKV};
+    const bool whole = table == TABLE_TOKENS || table == TABLE_DKV;
+    const size_t slot = index_slot(mem->l->s, stage, m, whole ? 0 : k);
     uint32_t *const known = &mem->tables[table][slot];
     if (*known != MEMORY_UNKNOWN) {
         *out = *known;
@@ -61,7 +64,7 @@ td_status memory_tensor(memory *mem, memory_table table, int32_t stage, int32_t 
     const int32_t border = at_output ? stage + 1 : stage;
     const int32_t inst = (int32_t)lower_inst(mem->l, m, border);
     uint32_t bclass = 0;
-    TD_TRY(memory_class(mem, kinds[table], inst, m, k, &bclass, err));
+    TD_TRY(memory_class(mem, kinds[table], inst, m, whole ? -1 : k, &bclass, err));
     TD_TRY(memory_new(mem, bclass, table == TABLE_TOKENS, out, err));
     *known = *out;
     return TD_OK;
@@ -75,7 +78,7 @@ td_status memory_of_run(memory *mem, size_kind what, int32_t inst, uint32_t *out
             return TD_OK;
         }
     uint32_t bclass = 0;
-    TD_TRY(memory_class(mem, what, inst, -1, 0, &bclass, err));
+    TD_TRY(memory_class(mem, what, inst, -1, -1, &bclass, err));
     TD_TRY(memory_new(mem, bclass, true, out, err));
     TD_TRY(TD_GROW(mem->l->a, mem->run, mem->cap_run, mem->n_run + 1, err));
     mem->run[mem->n_run++] = (run_buffer){.what = what, .inst = inst, .buffer = *out};
@@ -129,7 +132,7 @@ static void set_window(memory *mem, const plan *p, const plan_stream *s, uint32_
 
 static td_status open_memory(memory *mem, const lowering *l, const plan *in, td_err *err)
 {
-    *mem = (memory){.l = l, .scratch = PLAN_NONE};
+    *mem = (memory){.l = l, .scratch = PLAN_NONE, .seq_len = (int32_t)in->seq_len};
     TD_TRY(class_table_open(&mem->classes, l->a, NULL, err));
     const size_t slots = index_slot(l->s, l->s->n_stages, 0, 0);
     for (int t = 0; t < TABLE_COUNT; t++) {
@@ -137,9 +140,10 @@ static td_status open_memory(memory *mem, const lowering *l, const plan *in, td_
         if (mem->tables[t] == NULL) return td_fail(err, TD_ENOMEM, "out of memory for buffers");
         for (size_t i = 0; i < slots; i++) mem->tables[t][i] = MEMORY_UNKNOWN;
     }
+    const size_t cached = l->s->n_slices > 1 ? (size_t)l->s->n_slices + 1 : 0;
     size_t bound = 0;
     for (uint32_t i = 0; i < in->n_tasks; i++)
-        bound += in->tasks[i].kind < TASK_SEND ? 2 * MEMORY_PASS_USES
+        bound += in->tasks[i].kind < TASK_SEND ? 2 * (MEMORY_PASS_USES + cached)
                                                : 2 + 3 * (size_t)in->n_insts *
                                                          (in->tasks[i].kind == TASK_NORM ||
                                                           in->tasks[i].kind == TASK_OPTIMIZER);

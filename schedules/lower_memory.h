@@ -5,7 +5,7 @@
 #include "schedules/lower.h"
 
 #define MEMORY_UNKNOWN (UINT32_MAX - 1)
-enum { MEMORY_BUFFER_MAX = 0x1ffffff, MEMORY_PASS_USES = 12 };
+enum { MEMORY_BUFFER_MAX = 0x1ffffff, MEMORY_PASS_USES = 12 }; /* and keys and values per slice */
 
 /* Tensors of one (stage, microbatch, slice). Each lives on one row: inputs where they are consumed,
  * outputs where they are produced; a local hand-over is one buffer under two names. */
@@ -17,7 +17,10 @@ typedef enum memory_table {
     TABLE_GRAD_OUT,
     TABLE_STASH,
     TABLE_WSTASH,
-    TABLE_TOKENS,
+    TABLE_TOKENS,   /* of a whole microbatch, as is DKV */
+    TABLE_KV,       /* of a slice, written by F */
+    TABLE_KV_AGAIN, /* written by R on a row of its own */
+    TABLE_DKV,
     TABLE_COUNT
 } memory_table;
 
@@ -40,6 +43,7 @@ typedef struct memory {
     uint32_t *uses;
     size_t n_uses;
 
+    int32_t seq_len;
     int32_t row;     /* at hand */
     bool opens;      /* the walk is in the row's own compute stream, where buffers are made */
     run_buffer *run; /* row by row */

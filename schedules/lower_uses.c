@@ -88,6 +88,25 @@ static td_status use_tokens(memory *mem, const pass_at *p, td_err *err)
     return use_tensor(mem, USE_READ, ROLE_TOKENS, TABLE_TOKENS, stage, p, err);
 }
 
+/* With slices, a slice's attention needs the keys and values of all slices before it: F keeps its
+ * own, and backward, which runs from the last slice to the first, adds up their gradients. Uncut
+ * microbatches have them inside the stash. */
+static td_status use_cache(memory *mem, const pass_at *p, td_err *err)
+{
+    const schedule *const s = mem->l->s;
+    if (s->n_slices == 1) return TD_OK;
+    const bool forward = p->kind == PASS_F || p->kind == PASS_R;
+    const memory_table table = p->away && p->kind != PASS_F ? TABLE_KV_AGAIN : TABLE_KV;
+    pass_at at = *p;
+    for (at.k = 0; at.k <= p->k; at.k++) {
+        const use_mode mode = forward && at.k == p->k ? USE_WRITE : USE_READ;
+        TD_TRY(use_tensor(mem, mode, ROLE_KV, table, p->stage, &at, err));
+    }
+    if (forward) return TD_OK;
+    const use_mode mode = p->k == s->n_slices - 1 ? USE_WRITE : USE_ADD;
+    return use_tensor(mem, mode, ROLE_DKV, TABLE_DKV, p->stage, p, err);
+}
+
 static td_status uses_of_forward(memory *mem, const pass_at *p, td_err *err)
 {
     const bool keeps = p->kind == PASS_R || !p->away; /* a forward row keeps nothing */
@@ -96,6 +115,7 @@ static td_status uses_of_forward(memory *mem, const pass_at *p, td_err *err)
     TD_TRY(use_run(mem, USE_READ, ROLE_WEIGHTS, SIZE_WEIGHTS, p->inst, err));
     if (keeps) TD_TRY(use_tensor(mem, USE_WRITE, ROLE_STASH, TABLE_STASH, p->stage, p, err));
     if (!p->last && p->kind == PASS_F) TD_TRY(use_output(mem, p, err));
+    TD_TRY(use_cache(mem, p, err));
     return use_scratch(mem, p, err);
 }
 
@@ -111,6 +131,7 @@ static td_status uses_of_backward(memory *mem, const pass_at *p, td_err *err)
         TD_TRY(use_run(mem, USE_ADD, ROLE_GRADS, SIZE_GRADS, p->inst, err));
     else
         TD_TRY(use_tensor(mem, USE_WRITE, ROLE_WSTASH, TABLE_WSTASH, p->stage, p, err));
+    TD_TRY(use_cache(mem, p, err));
     return use_scratch(mem, p, err);
 }
 

@@ -358,6 +358,14 @@ static td_status read_model(const request *q, data_type dtype, run_setup *out, t
     return TD_OK;
 }
 
+/* Without a model a sequence has the tokens of its slices, one each where nothing says more. */
+static int64_t unit_tokens(const schedule *s)
+{
+    int64_t sum = s->slice_tokens == NULL ? s->n_slices : 0;
+    for (int32_t k = 0; s->slice_tokens != NULL && k < s->n_slices; k++) sum += s->slice_tokens[k];
+    return sum;
+}
+
 static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td_err *err)
 {
     const schedule *const s = &out->schedule;
@@ -365,7 +373,10 @@ static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td
     out->sizes.n_stages = s->n_stages;
     out->sizes.chunks = (int32_t)(s->n_stages < rows ? 1 : s->n_stages / rows);
     out->sizes.vocab_shards = s->vocab == VOCAB_NONE ? 1 : s->n_rows;
-    if (!out->has_model) return TD_OK;
+    if (!out->has_model) {
+        out->sizes.run.seq_len = unit_tokens(s);
+        return TD_OK;
+    }
     layer_request lr = {.n_stages = s->n_stages,
                         .pp = rows,
                         .layout = q->layout,

@@ -1,6 +1,27 @@
 /* Is a schedule sound? Completeness first (every needed pass exactly once), then the order. */
 #include "schedules/schedule_index.h"
 
+/* Every slice has tokens, and every microbatch the same number of them. */
+static td_status check_slices(const schedule *s, td_err *err)
+{
+    int64_t first = 0;
+    for (int32_t m = 0; s->slice_tokens != NULL && m < s->n_microbatches; m++) {
+        int64_t sum = 0;
+        for (int32_t k = 0; k < s->n_slices; k++) {
+            const int32_t n = s->slice_tokens[(size_t)m * (size_t)s->n_slices + (size_t)k];
+            if (n < 1)
+                return td_fail(err, TD_EPLAN, "microbatch %d: slice %d has %d tokens", m, k, n);
+            sum += n;
+        }
+        if (m == 0) first = sum;
+        if (sum != first || sum > INT32_MAX)
+            return td_fail(err, TD_EPLAN,
+                           "microbatch %d: its slices hold %lld tokens, those of microbatch 0 %lld",
+                           m, (long long)sum, (long long)first);
+    }
+    return TD_OK;
+}
+
 static td_status check_shape(const schedule *s, td_err *err)
 {
     if (s->n_rows < 1 || s->n_stages < 1 || s->n_pipes < 1 || s->n_microbatches < 1 ||
@@ -15,12 +36,7 @@ static td_status check_shape(const schedule *s, td_err *err)
     for (int32_t m = 0; m < s->n_microbatches; m++)
         if (s->microbatch_pipe[m] < 0 || s->microbatch_pipe[m] >= s->n_pipes)
             return td_fail(err, TD_EPLAN, "microbatch %d belongs to no pipe", m);
-    for (int64_t i = 0; s->slice_tokens != NULL && i < (int64_t)s->n_microbatches * s->n_slices;
-         i++)
-        if (s->slice_tokens[i] < 1)
-            return td_fail(err, TD_EPLAN, "microbatch %lld: a slice of %d tokens",
-                           (long long)(i / s->n_slices), s->slice_tokens[i]);
-    return TD_OK;
+    return check_slices(s, err);
 }
 
 static td_status missing(const schedule *s, pass_kind kind, int32_t row, int32_t stage, int32_t m,
