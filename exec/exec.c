@@ -333,17 +333,21 @@ void exec_init(executor *x, uint64_t seed)
         for (uint32_t i = 0; i < x->p->n_ranks; i++) init_rank(x, i, seed);
 }
 
+double exec_loss(const executor *x)
+{
+    const int32_t n = x->p->n_microbatches * x->p->dp;
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++) sum += x->losses[i];
+    return sum / n;
+}
+
 td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *err)
 {
-    const plan *const p = x->p;
     x->step = *s;
     x->start_ns = td_now_ns();
     wire_next_step(x->wire);
     TD_TRY(all_ranks(x, false, 0, err));
-    const int32_t n = p->n_microbatches * p->dp;
-    double sum = 0;
-    for (int32_t i = 0; i < n; i++) sum += x->losses[i];
-    *loss = sum / n;
+    *loss = exec_loss(x);
     return TD_OK;
 }
 

@@ -80,6 +80,9 @@ void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t
  * microbatch, stage and rank where a number stopped being finite. */
 TD_MUST_USE td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *err);
 
+/* Mean loss over the microbatches of the last period, summed in index order. */
+double exec_loss(const executor *x);
+
 /* The buffer of the whole run that holds `what` of a stage instance on a rank, or NULL. */
 float *exec_buffer(const executor *x, uint32_t rank, size_kind what, uint32_t inst);
 /* The rank that trains an instance, in a replica. */
@@ -94,6 +97,13 @@ double exec_eval(const executor *x, char *work, const int32_t *ids, const int32_
 
 /* One rank's period of the plan. */
 TD_MUST_USE td_status worker_run(executor *x, exec_rank *r, td_err *err);
+
+/* One task of the compute stream. */
+TD_MUST_USE td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err);
+/* One end of a message or collective, handed to the wire. */
+void worker_post(executor *x, const exec_rank *r, exec_post *o);
+/* What a message or collective moves; NULL for nothing. */
+char *worker_payload(const executor *x, const exec_rank *r, uint32_t task);
 
 /* --- optimizer.c --- */
 

@@ -73,7 +73,7 @@ static td_status run_pass(executor *x, exec_rank *r, uint8_t kind, uint32_t cls,
     return TD_OK;
 }
 
-static td_status run_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
+td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
 {
     const plan *const p = x->p;
     const plan_task *const t = &p->tasks[task];
@@ -96,12 +96,18 @@ static td_status run_compute(executor *x, exec_rank *r, uint32_t task, td_err *e
 
 /* --- messages --- */
 
-static void post(executor *x, const exec_rank *r, exec_post *o)
+char *worker_payload(const executor *x, const exec_rank *r, uint32_t task)
+{
+    const plan_task *const t = &x->p->tasks[task];
+    return t->first_use < t[1].first_use ? buffer_at(x, r, x->p->uses[t->first_use]) : NULL;
+}
+
+void worker_post(executor *x, const exec_rank *r, exec_post *o)
 {
     const plan *const p = x->p;
     const plan_task *const t = &p->tasks[o->task];
     const plan_class *const c = &p->classes[t->cls];
-    char *const at = t->first_use < t[1].first_use ? buffer_at(x, r, p->uses[t->first_use]) : NULL;
+    char *const at = worker_payload(x, r, o->task);
     o->op = (wire_op){
         .data = at, .bytes = at == NULL ? 0 : c->bytes, .rank = r->index, .task = o->task};
     if (t->kind == TASK_SEND) {
@@ -147,7 +153,7 @@ td_status worker_run(executor *x, exec_rank *r, td_err *err)
     for (uint32_t at = 0; at <= s->n_tasks; at++) {
         while (posted < r->n_posts && r->posts[posted].post_at <= at) {
             delay(x, r);
-            post(x, r, &r->posts[posted++]);
+            worker_post(x, r, &r->posts[posted++]);
         }
         TD_TRY(join_at(x, r, at, err));
         if (at == s->n_tasks) break;
@@ -155,7 +161,7 @@ td_status worker_run(executor *x, exec_rank *r, td_err *err)
         delay(x, r);
         const uint32_t task = s->first_task + at;
         x->times.begin_ns[task] = td_now_ns() - x->start_ns;
-        TD_TRY(run_compute(x, r, task, err));
+        TD_TRY(worker_compute(x, r, task, err));
         x->times.end_ns[task] = td_now_ns() - x->start_ns;
     }
     return TD_OK;

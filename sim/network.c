@@ -341,9 +341,9 @@ td_status network_add_work(network *n, uint32_t tag, int32_t device, int64_t sta
     return TD_OK;
 }
 
-bool network_next(network *n, uint32_t *tag, int64_t *end_ns)
+bool network_next(network *n, int64_t until_ns, uint32_t *tag, int64_t *end_ns)
 {
-    while (n->heap_n > 0) {
+    while (n->heap_n > 0 && n->flows[n->heap[0]].due_ns <= until_ns) {
         const uint32_t id = n->heap[0];
         flow *const f = &n->flows[id];
         const int64_t now = f->due_ns;

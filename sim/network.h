@@ -30,9 +30,10 @@ TD_MUST_USE td_status network_share_cores(network *n, const double *slowdown, in
 TD_MUST_USE td_status network_add_work(network *n, uint32_t tag, int32_t device, int64_t start_ns,
                                        int64_t ns, td_err *err);
 
-/* Goes on to the next completion; false when no flow is left. All flows that start before that
- * completion must have been announced, except those that depend on a flow not yet reported. */
-bool network_next(network *n, uint32_t *tag, int64_t *end_ns);
+/* Goes on to the next completion, if it is at until_ns or before; false when there is none. All
+ * flows that start before that completion must have been announced, except those that depend on a
+ * flow not yet reported. */
+bool network_next(network *n, int64_t until_ns, uint32_t *tag, int64_t *end_ns);
 
 /* Flows announced, and of them those that ever shared a link. */
 uint64_t network_flows(const network *n);

@@ -16,6 +16,18 @@ typedef enum sim_protocol { PROTOCOL_EAGER, PROTOCOL_RENDEZVOUS } sim_protocol;
 const char *sim_protocol_name(sim_protocol protocol);
 TD_MUST_USE td_status sim_protocol_parse(const char *name, sim_protocol *out, td_err *err);
 
+/* Tasks that are done while they are simulated. */
+typedef struct sim_live {
+    void *self;
+    /* How long does this compute task take? class_ns is the price of its class. Asked once for
+     * each, in the order of the simulated times at which they begin, after everything that it waits
+     * for. */
+    td_status (*compute)(void *self, uint32_t task, int64_t class_ns, int64_t *ns, td_err *err);
+    /* The task's end of a message or collective is posted: its gate has ended and, in rendezvous,
+     * it stands at the head of its stream. NULL: nobody wants to know. */
+    td_status (*post)(void *self, uint32_t task, td_err *err);
+} sim_live;
+
 typedef struct sim_options {
     sim_protocol protocol;
     /* Prices messages by pair of ranks, and gives the links they share. NULL, or a model of unit
@@ -26,6 +38,7 @@ typedef struct sim_options {
      * least the ranks of a node. NULL: nothing is shared. Requires a cost model with a cluster. */
     const double *slowdown;
     int32_t n_slowdown;
+    const sim_live *live; /* NULL: every compute task takes what class_ns says */
 } sim_options;
 
 typedef struct sim_stats {

@@ -11,6 +11,60 @@
 
 enum { RANDOM_PLANS = 300 };
 
+/* What a live run was asked, held against the times of the reference. */
+typedef struct witness {
+    const task_times *t;
+    uint8_t *asked; /* [n_tasks] */
+    int64_t last_begin_ns;
+    bool in_order;
+} witness;
+
+static td_status live_compute(void *self, uint32_t task, int64_t class_ns, int64_t *ns, td_err *err)
+{
+    witness *const w = self;
+    (void)err;
+    w->asked[task]++;
+    w->in_order = w->in_order && w->t->begin_ns[task] >= w->last_begin_ns;
+    w->last_begin_ns = w->t->begin_ns[task];
+    *ns = class_ns;
+    return TD_OK;
+}
+
+static td_status live_post(void *self, uint32_t task, td_err *err)
+{
+    (void)err;
+    ((witness *)self)->asked[task]++;
+    return TD_OK;
+}
+
+static void same_times(const plan *p, const task_times *fast, const task_times *slow,
+                       const char *what, int protocol)
+{
+    for (uint32_t t = 0; t < p->n_tasks; t++)
+        if (fast->begin_ns[t] != slow->begin_ns[t] || fast->end_ns[t] != slow->end_ns[t])
+            fail_msg("%s protocol %d task %u of kind %d: %lld..%lld, reference %lld..%lld", what,
+                     protocol, t, (int)p->tasks[t].kind, (long long)fast->begin_ns[t],
+                     (long long)fast->end_ns[t], (long long)slow->begin_ns[t],
+                     (long long)slow->end_ns[t]);
+}
+
+/* Asked for each duration the engine gives the same times, and asks each task once, the compute
+ * tasks in the order in which they begin. */
+static void compare_live(const plan *p, const int64_t *ns, sim_options o, td_arena *a,
+                         const char *what, const task_times *slow)
+{
+    witness w = {.t = slow, .asked = TD_NEW_N(a, uint8_t, p->n_tasks), .in_order = true};
+    const sim_live live = {.self = &w, .compute = live_compute, .post = live_post};
+    task_times times = {0};
+    td_err err = {0};
+    o.live = &live;
+    if (sim_run(p, ns, &o, a, &times, NULL, &err) != TD_OK) fail_msg("%s: %s", what, err.msg);
+    same_times(p, &times, slow, what, (int)o.protocol);
+    for (uint32_t t = 0; t < p->n_tasks; t++)
+        if (w.asked[t] != 1) fail_msg("%s: task %u was asked %d times", what, t, w.asked[t]);
+    if (!w.in_order) fail_msg("%s: tasks do not begin in order of time", what);
+}
+
 /* The engine gives what the reference gives, task by task, under both protocols. */
 static void compare(const plan *p, const int64_t *ns, const cost_model *pairs, td_arena *a,
                     const char *what, sim_stats *stats)
@@ -22,12 +76,8 @@ static void compare(const plan *p, const int64_t *ns, const cost_model *pairs, t
         if (!reference_run(p, ns, o.protocol, pairs, a, &slow))
             fail_msg("%s: the reference does not finish", what);
         if (sim_run(p, ns, &o, a, &fast, stats, &err) != TD_OK) fail_msg("%s: %s", what, err.msg);
-        for (uint32_t t = 0; t < p->n_tasks; t++)
-            if (fast.begin_ns[t] != slow.begin_ns[t] || fast.end_ns[t] != slow.end_ns[t])
-                fail_msg("%s protocol %d task %u of kind %d: %lld..%lld, reference %lld..%lld",
-                         what, protocol, t, (int)p->tasks[t].kind, (long long)fast.begin_ns[t],
-                         (long long)fast.end_ns[t], (long long)slow.begin_ns[t],
-                         (long long)slow.end_ns[t]);
+        same_times(p, &fast, &slow, what, protocol);
+        compare_live(p, ns, o, a, what, &slow);
     }
 }
 

@@ -24,7 +24,7 @@ static void run(const cluster_desc *c, reference_flow *f, int n, int devices)
     uint32_t tag = 0;
     int64_t end = 0, last = 0;
     int done = 0;
-    for (; network_next(net, &tag, &end); done++) {
+    for (; network_next(net, INT64_MAX, &tag, &end); done++) {
         assert_true(end >= last);
         last = end;
         f[tag].end_ns = end;
@@ -92,7 +92,7 @@ static void cores_are_shared(void **state)
     assert_int_equal(network_add(net, 3, 0, 1, 0, 100, &err), TD_OK);
     uint32_t tag = 0;
     int64_t end = 0;
-    while (network_next(net, &tag, &end)) {
+    while (network_next(net, INT64_MAX, &tag, &end)) {
         if (tag == 3)
             assert_int_equal(end, 100);
         else
