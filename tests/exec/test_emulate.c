@@ -1,0 +1,141 @@
+/* Emulation computes what threads compute: losses and weights of an emulated run equal those of a
+ * threaded one, bit for bit, whatever the emulated network is. Does not pin durations. */
+#include "exec/data.h"
+#include "exec/emulate.h"
+#include "schedules/request.h"
+#include "sim/sim.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { STEPS = 3 };
+
+typedef struct emulate_case {
+    const char *schedule, *model;
+    int64_t pp, microbatches, chunks, dp;
+    sim_protocol protocol;
+    double comm_ns;
+} emulate_case;
+
+static void fill(executor *x, int64_t step)
+{
+    const plan *const p = x->p;
+    enum { ROWS = 2 * 12 };
+    int32_t ids[ROWS], targets[ROWS];
+    for (int32_t i = 0; i < p->n_microbatches * p->dp; i++) {
+        corpus_random((uint64_t)(step * 1000 + i), x->z->model->vocab, ROWS, ids, targets);
+        exec_tokens(x, i / p->n_microbatches, i % p->n_microbatches, ids, targets);
+    }
+}
+
+static exec_step step_of(int64_t number)
+{
+    return (exec_step){.lr = 1e-3f,
+                       .beta1 = 0.9f,
+                       .beta2 = 0.95f,
+                       .eps = 1e-8f,
+                       .weight_decay = 0.1f,
+                       .clip = 0.5,
+                       .number = number};
+}
+
+/* Trains on threads. */
+static void train(const run_setup *s, td_arena *a, double *loss, executor **x)
+{
+    td_err err = {0};
+    const exec_options run = {.threads_per_rank = 1};
+    if (exec_open(&s->plan, &s->sizes, &run, a, x, &err) != TD_OK) fail_msg("%s", err.msg);
+    exec_init(*x, 7);
+    for (int64_t i = 1; i <= STEPS; i++) {
+        const exec_step step = step_of(i);
+        fill(*x, i);
+        if (exec_run_step(*x, &step, &loss[i - 1], &err) != TD_OK) fail_msg("%s", err.msg);
+    }
+}
+
+/* Trains under the engine's clock. */
+static void emulate(const run_setup *s, const emulate_case *k, td_arena *a, double *loss,
+                    executor **x)
+{
+    td_err err = {0};
+    const exec_options run = {.threads_per_rank = 1};
+    emulation *m = NULL;
+    if (exec_open(&s->plan, &s->sizes, &run, a, x, &err) != TD_OK ||
+        emulation_open(*x, a, &m, &err) != TD_OK)
+        fail_msg("%s", err.msg);
+    exec_init(*x, 7);
+    int64_t *const ns = TD_NEW_N(a, int64_t, s->plan.n_classes);
+    for (uint32_t c = 0; c < s->plan.n_classes; c++)
+        ns[c] = s->plan.classes[c].kind < TASK_SEND ? 0 : (int64_t)k->comm_ns;
+    const sim_live live = {.self = m, .compute = emulation_compute, .post = emulation_post};
+    const sim_options o = {.protocol = k->protocol, .live = &live};
+    task_times t = {0};
+    for (int64_t i = 1; i <= STEPS; i++) {
+        const exec_step step = step_of(i);
+        fill(*x, i);
+        emulation_step(m, &step);
+        if (sim_run(&s->plan, ns, &o, a, &t, NULL, &err) != TD_OK) fail_msg("%s", err.msg);
+        loss[i - 1] = exec_loss(*x);
+    }
+    for (uint32_t i = 0; i < s->plan.n_tasks; i++)
+        if (s->plan.tasks[i].kind < PASS_COUNT) assert_true(t.end_ns[i] > t.begin_ns[i]);
+}
+
+static void run_case(const emulate_case *k)
+{
+    td_arena *const a = td_arena_new();
+    td_err err = {0};
+    run_setup *const s = TD_NEW(a, run_setup);
+    const request q = {.schedule = k->schedule,
+                       .model = k->model,
+                       .pp = k->pp,
+                       .microbatches = k->microbatches,
+                       .chunks = k->chunks,
+                       .micro_batch = 2,
+                       .seq_len = 12,
+                       .tp = 1,
+                       .dp = k->dp,
+                       .dtype = -1,
+                       .grad_dtype = -1};
+    if (request_plan(&q, TYPE_FP32, NULL, a, s, &err) != TD_OK)
+        fail_msg("%s: %s", k->schedule, err.msg);
+    double threads[STEPS], alone[STEPS];
+    executor *x = NULL, *y = NULL;
+    train(s, a, threads, &x);
+    emulate(s, k, a, alone, &y);
+    if (memcmp(threads, alone, sizeof threads) != 0)
+        fail_msg("%s: loss %.17g, emulated %.17g", k->schedule, threads[STEPS - 1],
+                 alone[STEPS - 1]);
+    for (uint32_t i = 0; i < s->plan.n_insts; i++) {
+        const uint32_t rank = exec_rank_of(x, i, 0);
+        const size_t bytes = (size_t)x->stages[s->plan.insts[i].stage].elements * sizeof(float);
+        assert_memory_equal(exec_buffer(x, rank, SIZE_WEIGHTS, i),
+                            exec_buffer(y, rank, SIZE_WEIGHTS, i), bytes);
+    }
+    exec_close(x);
+    exec_close(y);
+    td_arena_free(a);
+}
+
+static void equals_threads(void **state)
+{
+    (void)state;
+    static const emulate_case cases[] = {
+        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 0},
+        {"1f1b", "tiny-llama", 4, 8, 0, 1, PROTOCOL_EAGER, 4e7},
+        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6},
+        {"gpipe", "tiny-llama", 2, 4, 0, 2, PROTOCOL_RENDEZVOUS, 0},
+        {"interleaved-1f1b", "tiny-gpt2", 2, 6, 2, 1, PROTOCOL_EAGER, 1e6},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_case(&cases[i]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(equals_threads)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
