@@ -21,8 +21,8 @@ void emulation_step(emulation *m, const exec_step *s);
 /* Hooks of an engine (sim_live); self is the emulation. compute runs a task that all it waits for
  * precedes and measures it; marks take no time. post moves the data of a message once both its ends
  * are posted, of a collective once all are. */
-TD_MUST_USE td_status emulation_compute(void *self, uint32_t task, int64_t class_ns, int64_t *ns,
-                                        td_err *err);
-TD_MUST_USE td_status emulation_post(void *self, uint32_t task, td_err *err);
+TD_MUST_USE td_status emulation_compute(void *self, uint32_t rank, uint32_t task, int64_t class_ns,
+                                        int64_t *ns, td_err *err);
+TD_MUST_USE td_status emulation_post(void *self, uint32_t rank, uint32_t task, td_err *err);
 
 #endif

@@ -136,7 +136,8 @@ static td_status post(engine *e, lane *l, td_err *err)
 {
     const uint32_t task = lane_head(l);
     const plan_task *const t = &e->tasks[task];
-    if (e->live != NULL && e->live->post != NULL) TD_TRY(e->live->post(e->live->self, task, err));
+    if (e->live != NULL && e->live->post != NULL)
+        TD_TRY(e->live->post(e->live->self, l->rank, task, err));
     const int64_t gate_ns = t->gate == PLAN_NONE ? 0 : e->end[t->gate];
     const int64_t ready = gate_ns > l->free_ns ? gate_ns : l->free_ns;
     if (t->kind != TASK_COLL && !e->rendezvous) {
@@ -172,11 +173,11 @@ static void compute_ahead(engine *e, front *f)
 }
 
 /* What a compute task takes, measured now where tasks are live. */
-static td_status duration(const engine *e, uint32_t task, int64_t *ns, td_err *err)
+static td_status duration(const engine *e, uint32_t rank, uint32_t task, int64_t *ns, td_err *err)
 {
     *ns = e->class_ns[e->tasks[task].cls];
     if (e->live == NULL) return TD_OK;
-    TD_TRY(e->live->compute(e->live->self, task, *ns, ns, err));
+    TD_TRY(e->live->compute(e->live->self, rank, task, *ns, ns, err));
     if (*ns >= 0 && *ns <= e->longest_ns) return TD_OK;
     return td_fail(err, TD_EUSAGE, "times overflow: a task of %lld ns", (long long)*ns);
 }
@@ -187,7 +188,7 @@ static td_status compute_shared(engine *e, front *f, uint32_t rank, td_err *err)
     for (; !f->at_work && f->next < f->end && e->state[f->next] == 0; f->next++) {
         const uint32_t c = f->next;
         int64_t ns = 0;
-        TD_TRY(duration(e, c, &ns, err));
+        TD_TRY(duration(e, rank, c, &ns, err));
         if (e->begin[c] < f->clock_ns) e->begin[c] = f->clock_ns;
         e->end[c] = f->clock_ns = e->begin[c];
         if (ns == 0) continue;
@@ -228,7 +229,7 @@ static td_status compute_live(engine *e, uint32_t rank, int64_t begin_ns, td_err
 {
     front *const f = &e->fronts[rank];
     int64_t ns = 0;
-    TD_TRY(duration(e, f->next, &ns, err));
+    TD_TRY(duration(e, rank, f->next, &ns, err));
     e->begin[f->next] = begin_ns;
     e->end[f->next++] = f->clock_ns = begin_ns + ns;
     wake(e, rank);

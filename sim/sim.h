@@ -22,10 +22,11 @@ typedef struct sim_live {
     /* How long does this compute task take? class_ns is the price of its class. Asked once for
      * each, in the order of the simulated times at which they begin, after everything that it waits
      * for. */
-    td_status (*compute)(void *self, uint32_t task, int64_t class_ns, int64_t *ns, td_err *err);
+    td_status (*compute)(void *self, uint32_t rank, uint32_t task, int64_t class_ns, int64_t *ns,
+                         td_err *err);
     /* The task's end of a message or collective is posted: its gate has ended and, in rendezvous,
      * it stands at the head of its stream. NULL: nobody wants to know. */
-    td_status (*post)(void *self, uint32_t task, td_err *err);
+    td_status (*post)(void *self, uint32_t rank, uint32_t task, td_err *err);
 } sim_live;
 
 typedef struct sim_options {

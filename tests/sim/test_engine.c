@@ -19,10 +19,12 @@ typedef struct witness {
     bool in_order;
 } witness;
 
-static td_status live_compute(void *self, uint32_t task, int64_t class_ns, int64_t *ns, td_err *err)
+static td_status live_compute(void *self, uint32_t rank, uint32_t task, int64_t class_ns,
+                              int64_t *ns, td_err *err)
 {
     witness *const w = self;
     (void)err;
+    (void)rank;
     w->asked[task]++;
     w->in_order = w->in_order && w->t->begin_ns[task] >= w->last_begin_ns;
     w->last_begin_ns = w->t->begin_ns[task];
@@ -30,9 +32,10 @@ static td_status live_compute(void *self, uint32_t task, int64_t class_ns, int64
     return TD_OK;
 }
 
-static td_status live_post(void *self, uint32_t task, td_err *err)
+static td_status live_post(void *self, uint32_t rank, uint32_t task, td_err *err)
 {
     (void)err;
+    (void)rank;
     ((witness *)self)->asked[task]++;
     return TD_OK;
 }
