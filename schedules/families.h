@@ -5,5 +5,6 @@
 #include "schedules/schedule.h"
 
 extern const sched_family family_gpipe, family_1f1b, family_interleaved_1f1b;
+extern const sched_family family_seq1f1b, family_seq1f1b_i, family_seq1f1b_zb, family_terapipe;
 
 #endif

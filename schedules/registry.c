@@ -7,9 +7,8 @@
 enum { FAMILIES_MAX = 64 };
 
 static const sched_family *const table[] = {
-    &family_gpipe,
-    &family_1f1b,
-    &family_interleaved_1f1b,
+    &family_gpipe,     &family_1f1b,       &family_interleaved_1f1b, &family_seq1f1b,
+    &family_seq1f1b_i, &family_seq1f1b_zb, &family_terapipe,
 };
 
 size_t sched_family_count(void) { return sizeof table / sizeof *table; }

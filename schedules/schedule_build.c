@@ -39,6 +39,23 @@ td_status sched_new(td_arena *a, int64_t n_rows, int64_t n_stages, int64_t n_pip
     return ok ? TD_OK : td_fail(err, TD_ENOMEM, "out of memory for a schedule");
 }
 
+td_status sched_new_sliced(td_arena *a, const sched_request *q, int64_t n_stages, schedule *out,
+                           td_err *err)
+{
+    const int32_t slices = q->slices == 0 ? 2 : q->slices;
+    TD_TRY(sched_new(a, q->pp, n_stages, 1, q->microbatches, slices, out, err));
+    if ((int64_t)slices * q->microbatches > INT32_MAX / 4)
+        return td_fail(err, TD_EUSAGE, "%d slices of %d microbatches: too many passes to count",
+                       slices, q->microbatches);
+    if (q->slice_tokens == NULL) return TD_OK;
+    const size_t n = (size_t)slices;
+    out->slice_tokens = TD_NEW_N(a, int32_t, n * (size_t)q->microbatches);
+    if (out->slice_tokens == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a schedule");
+    for (size_t m = 0; m < (size_t)q->microbatches; m++)
+        memcpy(&out->slice_tokens[m * n], q->slice_tokens, n * sizeof *q->slice_tokens);
+    return TD_OK;
+}
+
 row_writer row_writer_of(td_arena *a, schedule *s, int32_t row)
 {
     return (row_writer){.arena = a, .row = &s->rows[row], .cap = (size_t)s->rows[row].n_cells};
@@ -88,6 +105,22 @@ td_status sched_option_i64(const sched_request *q, const char *key, int64_t min,
     for (int32_t i = 0; i < q->n_options; i++)
         if (strcmp(q->options[i].key, key) == 0)
             TD_TRY(td_parse_i64(q->options[i].value, min, max, key, out, err));
+    return TD_OK;
+}
+
+td_status sched_option_choice(const sched_request *q, const char *key, const char *const *names,
+                              int64_t *out, td_err *err)
+{
+    *out = 0;
+    for (int32_t i = 0; i < q->n_options; i++) {
+        if (strcmp(q->options[i].key, key) != 0) continue;
+        int64_t at = 0;
+        while (names[at] != NULL && strcmp(names[at], q->options[i].value) != 0) at++;
+        if (names[at] == NULL)
+            return td_fail(err, TD_EUSAGE, "--opt %s=%s: no such value; psim list shows them", key,
+                           q->options[i].value);
+        *out = at;
+    }
     return TD_OK;
 }
 

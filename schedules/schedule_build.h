@@ -32,5 +32,14 @@ void sched_place(schedule *s, int32_t pipe, int32_t stage, int32_t row);
 /* The value of an option, or `fallback`; fails on a value out of [min, max]. */
 TD_MUST_USE td_status sched_option_i64(const sched_request *q, const char *key, int64_t min,
                                        int64_t max, int64_t fallback, int64_t *out, td_err *err);
+/* The index among `names` (NULL-terminated, the default first) of an option's value; 0 when the
+ * option was not given. */
+TD_MUST_USE td_status sched_option_choice(const sched_request *q, const char *key,
+                                          const char *const *names, int64_t *out, td_err *err);
+
+/* sched_new with one row a rank, one pipe and the slices that q asks for (2 when it does not say),
+ * their token lengths the same in every microbatch. */
+TD_MUST_USE td_status sched_new_sliced(td_arena *a, const sched_request *q, int64_t n_stages,
+                                       schedule *out, td_err *err);
 
 #endif
