@@ -14,12 +14,6 @@ static td_status refuse_unsupported(const sizes *z, td_err *err)
 {
     const model_desc *const m = z->model;
     if (m == NULL) return td_fail(err, TD_EUSAGE, "executor: no model was given; use --model");
-    if (m->family == MODEL_BERT || !m->causal)
-        return td_fail(
-            err, TD_EUSAGE,
-            "model %s: BERT-style models are not executed yet; use a GPT-2 or Llama style "
-            "model",
-            m->name);
     if (z->run.tp > 1)
         return td_fail(err, TD_EUSAGE, "--tp %lld: tensor parallelism is not executed yet; use 1",
                        (long long)z->run.tp);
@@ -132,7 +126,7 @@ layer_view stage_layer_view(const stage_code *c, const stage_args *p, int64_t la
     char *const b = p->stash + c->stash.layers + layer * k->bytes;
     char *const r = c->scratch.recomputed < 0 ? NULL : p->scratch + c->scratch.recomputed;
     return (layer_view){
-        .y1 = kept_or_scratch(b, k->y1, r, s->y1),
+        .y1 = stage_post_norm(c) ? stage_level(c, p, layer) : kept_or_scratch(b, k->y1, r, s->y1),
         .mean1 = kept_or_scratch(b, k->mean1, r, s->mean1),
         .rstd1 = kept_or_scratch(b, k->rstd1, r, s->rstd1),
         .qkv = kept_or_scratch(b, k->qkv, r, s->qkv),
@@ -144,6 +138,7 @@ layer_view stage_layer_view(const stage_code *c, const stage_args *p, int64_t la
         .rstd2 = kept_or_scratch(b, k->rstd2, r, s->rstd2),
         .up = kept_or_scratch(b, k->up, r, s->up),
         .act = kept_or_scratch(b, k->act, r, s->act),
+        .sum2 = kept_or_scratch(b, k->sum2, r, s->sum2),
     };
 }
 
@@ -209,10 +204,8 @@ k_attn stage_attention(const stage_code *c)
 
 /* --- forward --- */
 
-/* y = norm(s), s = x + bias + res written back to x when res is given. */
-static void norm_forward(k_ctx *ctx, const stage_code *c, float *x, const float *bias,
-                         const float *res, const float *gamma, const float *beta, float *y,
-                         float *mean, float *rstd)
+void stage_norm(k_ctx *ctx, const stage_code *c, float *x, const float *bias, const float *res,
+                const float *gamma, const float *beta, float *y, float *mean, float *rstd)
 {
     const long rows = c->rows, cols = c->m->hidden;
     const float eps = (float)c->m->norm_eps;
@@ -225,9 +218,8 @@ static void norm_forward(k_ctx *ctx, const stage_code *c, float *x, const float 
     k_rmsnorm_fwd_cpu(ctx, rows, cols, eps, x, res, sum, gamma, y, rstd);
 }
 
-/* y = x W^T; W: [out, in] */
-static void project(k_ctx *ctx, long rows, long in, long out, const float *x, const float *w,
-                    float *y, long ldy)
+void stage_project(k_ctx *ctx, long rows, long in, long out, const float *x, const float *w,
+                   float *y, long ldy)
 {
     k_gemm_cpu(ctx, false, true, rows, out, in, 1.0f, x, in, w, in, 0.0f, y, ldy);
 }
@@ -244,31 +236,34 @@ void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int
 {
     const stage_dims d = stage_dims_of(c);
     const model_desc *const m = c->m;
-    norm_forward(ctx, c, x, bias, res, stage_weight(c, p, l, PARAM_NORM1_WEIGHT),
-                 stage_weight(c, p, l, PARAM_NORM1_BIAS), v->y1, v->mean1, v->rstd1);
-    project(ctx, d.rows, d.hidden, d.qkv, v->y1, stage_weight(c, p, l, PARAM_QKV_WEIGHT), v->qkv,
-            d.qkv);
+    const bool post = stage_post_norm(c); /* then y1 is x */
+    if (!post)
+        stage_norm(ctx, c, x, bias, res, stage_weight(c, p, l, PARAM_NORM1_WEIGHT),
+                   stage_weight(c, p, l, PARAM_NORM1_BIAS), v->y1, v->mean1, v->rstd1);
+    stage_project(ctx, d.rows, d.hidden, d.qkv, v->y1, stage_weight(c, p, l, PARAM_QKV_WEIGHT),
+                  v->qkv, d.qkv);
     const float *const qkv_bias = stage_weight(c, p, l, PARAM_QKV_BIAS);
     if (qkv_bias != NULL) k_bias_add_cpu(ctx, d.rows, d.qkv, v->qkv, d.qkv, qkv_bias);
     if (c->rope != NULL)
         k_rope_cpu(ctx, false, d.rows, c->seq, 0, m->n_heads + m->n_kv_heads, m->head_dim, c->rope,
                    v->qkv, d.qkv);
     stage_attend(ctx, c, v);
-    project(ctx, d.rows, d.attn, d.hidden, v->o, stage_weight(c, p, l, PARAM_OUT_WEIGHT), v->sum1,
-            d.hidden);
-    norm_forward(ctx, c, v->sum1, stage_weight(c, p, l, PARAM_OUT_BIAS), x,
-                 stage_weight(c, p, l, PARAM_NORM2_WEIGHT), stage_weight(c, p, l, PARAM_NORM2_BIAS),
-                 v->y2, v->mean2, v->rstd2);
+    stage_project(ctx, d.rows, d.attn, d.hidden, v->o, stage_weight(c, p, l, PARAM_OUT_WEIGHT),
+                  v->sum1, d.hidden);
+    const param_kind norm = post ? PARAM_NORM1_WEIGHT : PARAM_NORM2_WEIGHT;
+    stage_norm(ctx, c, v->sum1, stage_weight(c, p, l, PARAM_OUT_BIAS), x,
+               stage_weight(c, p, l, norm), stage_weight(c, p, l, norm + 1), v->y2,
+               post ? v->mean1 : v->mean2, post ? v->rstd1 : v->rstd2);
     const float *const w_up = stage_weight(c, p, l, PARAM_UP_WEIGHT);
     if (m->gated) {
-        project(ctx, d.rows, d.hidden, d.ffn, v->y2, stage_weight(c, p, l, PARAM_GATE_WEIGHT),
-                v->up, d.up);
-        project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up + d.ffn, d.up);
+        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, stage_weight(c, p, l, PARAM_GATE_WEIGHT),
+                      v->up, d.up);
+        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up + d.ffn, d.up);
         k_swiglu_fwd_cpu(ctx, d.rows, d.ffn, v->up, v->up + d.ffn, d.up, v->act);
     } else {
-        project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up, d.up);
-        k_gelu_fwd_cpu(ctx, K_GELU_TANH, d.rows, d.ffn, v->up, stage_weight(c, p, l, PARAM_UP_BIAS),
-                       v->act);
+        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up, d.up);
+        k_gelu_fwd_cpu(ctx, stage_gelu(c), d.rows, d.ffn, v->up,
+                       stage_weight(c, p, l, PARAM_UP_BIAS), v->act);
     }
 }
 
@@ -277,7 +272,9 @@ void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long fir
 {
     const long hidden = c->m->hidden;
     const float *const y = at_bytes(p->stash, c->stash.final_out) + first * hidden;
-    project(ctx, n, hidden, c->m->vocab, y, stage_head_weight(c, p), out, c->stash.logits_ld);
+    const float *const bias = stage_weight(c, p, -1, PARAM_HEAD_BIAS);
+    stage_project(ctx, n, hidden, c->m->vocab, y, stage_head_weight(c, p), out, c->stash.logits_ld);
+    if (bias != NULL) k_bias_add_cpu(ctx, n, c->m->vocab, out, c->stash.logits_ld, bias);
 }
 
 long stage_targets(const stage_code *c, const stage_args *p)
@@ -292,11 +289,12 @@ static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *
                          const float *bias, const float *res)
 {
     const long ld = c->stash.logits_ld, vocab = c->m->vocab, counted = stage_targets(c, p);
-    norm_forward(ctx, c, x, bias, res, stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
-                 stage_weight(c, p, -1, PARAM_FINAL_NORM_BIAS),
-                 at_bytes(p->stash, c->stash.final_out),
-                 c->stash.final_mean < 0 ? NULL : at_bytes(p->stash, c->stash.final_mean),
-                 at_bytes(p->stash, c->stash.final_rstd));
+    float *const normed = stage_post_norm(c) ? bert_transform(ctx, c, p, x) : x;
+    stage_norm(ctx, c, normed, bias, res, stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
+               stage_weight(c, p, -1, PARAM_FINAL_NORM_BIAS),
+               at_bytes(p->stash, c->stash.final_out),
+               c->stash.final_mean < 0 ? NULL : at_bytes(p->stash, c->stash.final_mean),
+               at_bytes(p->stash, c->stash.final_rstd));
     double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
     const double per_row = 1.0 / (double)(counted > 0 ? counted : 1);
     if (c->stash.dlogits >= 0) {
@@ -329,7 +327,9 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
         memcpy(p->output, p->input, (size_t)(d.rows * d.hidden) * sizeof *p->output);
         return;
     }
-    if (c->at.embedding)
+    if (c->at.embedding && stage_post_norm(c))
+        bert_embed(ctx, c, p);
+    else if (c->at.embedding)
         k_embed_fwd_cpu(
             ctx, d.rows, c->seq, 0, d.hidden, p->ids, stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
             stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL, stage_level(c, p, 0));
@@ -337,8 +337,12 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
         const layer_view v = stage_layer_view(c, p, l);
         float *const x = stage_level(c, p, l), *const out = stage_level(c, p, l + 1);
         stage_layer_inner(ctx, c, p, l, &v, x, bias, res);
-        project(ctx, d.rows, d.ffn, d.hidden, v.act, stage_weight(c, p, l, PARAM_DOWN_WEIGHT), out,
-                d.hidden);
+        if (stage_post_norm(c)) {
+            bert_layer_end(ctx, c, p, l, &v, out);
+            continue;
+        }
+        stage_project(ctx, d.rows, d.ffn, d.hidden, v.act, stage_weight(c, p, l, PARAM_DOWN_WEIGHT),
+                      out, d.hidden);
         bias = stage_weight(c, p, l, PARAM_DOWN_BIAS);
         res = v.sum1;
     }

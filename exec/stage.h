@@ -1,5 +1,5 @@
 /* The passes of one stage, made out of kernels: plain functions on the buffers of a plan.
- * GPT-2-style and Llama-style layers, fp32, one tensor-parallel shard. */
+ * GPT-2-, Llama- and BERT-style layers, fp32, one tensor-parallel shard. */
 #ifndef EXEC_STAGE_H
 #define EXEC_STAGE_H
 

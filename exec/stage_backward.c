@@ -34,18 +34,18 @@ static void bias_gradient(const back *b, int64_t l, param_kind k, long cols, con
     if (db != NULL) k_colsum_cpu(b->ctx, b->d.rows, cols, dy, cols, db);
 }
 
-/* grad = dres + the norm's backward of b->narrow. */
-static void norm_backward(const back *b, int64_t l, param_kind gamma, const float *s,
-                          const float *mean, const float *rstd, const float *dres)
+/* grad = dres + the norm's backward of dy. */
+static void norm_backward(const back *b, int64_t l, param_kind gamma, const float *dy,
+                          const float *s, const float *mean, const float *rstd, const float *dres)
 {
     const stage_code *const c = b->c;
     const float *const w = stage_weight(c, b->p, l, gamma);
     float *const dw = stage_grad(c, b->p, l, gamma);
     if (c->m->rms_norm)
-        k_rmsnorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, b->narrow, s, w, rstd, dres, b->grad, dw);
+        k_rmsnorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, dy, s, w, rstd, dres, b->grad, dw);
     else
-        k_layernorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, b->narrow, s, w, mean, rstd, dres,
-                            b->grad, dw, stage_grad(c, b->p, l, gamma + 1));
+        k_layernorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, dy, s, w, mean, rstd, dres, b->grad, dw,
+                            stage_grad(c, b->p, l, gamma + 1));
 }
 
 static void mlp_backward(const back *b, int64_t l, const layer_view *v)
@@ -61,7 +61,7 @@ static void mlp_backward(const back *b, int64_t l, const layer_view *v)
     input_gradient(b, d.ffn, d.hidden, b->cur, d.hidden,
                    stage_weight(c, b->p, l, PARAM_DOWN_WEIGHT), 0.0f, dact);
     if (!c->m->gated) {
-        k_gelu_bwd_cpu(b->ctx, K_GELU_TANH, d.rows, d.ffn, v->up,
+        k_gelu_bwd_cpu(b->ctx, stage_gelu(c), d.rows, d.ffn, v->up,
                        stage_weight(c, b->p, l, PARAM_UP_BIAS), dact, b->wide);
         bias_gradient(b, l, PARAM_UP_BIAS, d.ffn, b->wide);
         weight_gradient(b, d.hidden, d.ffn, b->wide, d.up, v->y2, dw_up);
@@ -103,19 +103,43 @@ static void attention_backward(const back *b, int64_t l, const layer_view *v)
                    0.0f, b->narrow);
 }
 
+/* Norms before the products; the residual stream passes them by. */
+static void pre_norm_backward(back *b, int64_t l, const layer_view *v)
+{
+    const float *const x = stage_level(b->c, b->p, l);
+    mlp_backward(b, l, v);
+    norm_backward(b, l, PARAM_NORM2_WEIGHT, b->narrow, v->sum1, v->mean2, v->rstd2, b->cur);
+    attention_backward(b, l, v);
+    norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, x, v->mean1, v->rstd1, b->grad);
+}
+
+/* Norms behind the sums: the gradient of each sum goes to the product and past it. */
+static void post_norm_backward(back *b, int64_t l, const layer_view *v)
+{
+    const long n = b->d.rows * b->d.hidden;
+    norm_backward(b, l, PARAM_NORM2_WEIGHT, b->cur, v->sum2, v->mean2, v->rstd2, NULL);
+    b->cur = b->grad;
+    mlp_backward(b, l, v);
+    k_add_cpu(b->ctx, n, b->narrow, b->grad, b->narrow);
+    norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, v->sum1, v->mean1, v->rstd1, NULL);
+    attention_backward(b, l, v);
+    k_add_cpu(b->ctx, n, b->narrow, b->grad, b->grad);
+}
+
 static void layer_backward(back *b, int64_t l)
 {
     const stage_code *const c = b->c;
     const layer_view v = stage_layer_view(c, b->p, l);
-    float *const x = stage_level(c, b->p, l);
-    if (c->recompute == RECOMPUTE_FULL)
-        stage_layer_inner(b->ctx, c, b->p, l, &v, x, NULL, NULL);
-    else if (c->recompute == RECOMPUTE_SELECTIVE)
+    if (c->recompute == RECOMPUTE_FULL) {
+        stage_layer_inner(b->ctx, c, b->p, l, &v, stage_level(c, b->p, l), NULL, NULL);
+        if (stage_post_norm(c)) bert_layer_end(b->ctx, c, b->p, l, &v, b->narrow);
+    } else if (c->recompute == RECOMPUTE_SELECTIVE) {
         stage_attend(b->ctx, c, &v);
-    mlp_backward(b, l, &v);
-    norm_backward(b, l, PARAM_NORM2_WEIGHT, v.sum1, v.mean2, v.rstd2, b->cur);
-    attention_backward(b, l, &v);
-    norm_backward(b, l, PARAM_NORM1_WEIGHT, x, v.mean1, v.rstd1, b->grad);
+    }
+    if (stage_post_norm(c))
+        post_norm_backward(b, l, &v);
+    else
+        pre_norm_backward(b, l, &v);
     b->cur = b->grad;
 }
 
@@ -129,6 +153,8 @@ static void head_rows(const back *b, long first, long n, const float *dlogits)
                stage_head_weight(c, b->p), hidden, 0.0f, b->narrow + first * hidden, hidden);
     k_gemm_cpu(b->ctx, true, false, vocab, hidden, n, 1.0f, dlogits, ld, y, hidden, 1.0f,
                b->p->grads + stage_head_grad(c), hidden);
+    float *const dbias = stage_grad(c, b->p, -1, PARAM_HEAD_BIAS);
+    if (dbias != NULL) k_colsum_cpu(b->ctx, n, vocab, dlogits, ld, dbias);
 }
 
 static void head_backward(back *b)
@@ -151,9 +177,13 @@ static void head_backward(back *b)
             head_rows(b, r, n, logits);
         }
     }
-    norm_backward(b, -1, PARAM_FINAL_NORM_WEIGHT, stage_level(c, p, c->at.n_layers),
-                  c->stash.final_mean < 0 ? NULL : at_bytes(p->stash, c->stash.final_mean),
-                  at_bytes(p->stash, c->stash.final_rstd), NULL);
+    const float *const x = stage_level(c, p, c->at.n_layers);
+    if (stage_post_norm(c))
+        bert_transform_backward(b->ctx, c, p, x, b->narrow, b->grad);
+    else
+        norm_backward(b, -1, PARAM_FINAL_NORM_WEIGHT, b->narrow, x,
+                      c->stash.final_mean < 0 ? NULL : at_bytes(p->stash, c->stash.final_mean),
+                      at_bytes(p->stash, c->stash.final_rstd), NULL);
     b->cur = b->grad;
 }
 
@@ -171,7 +201,9 @@ void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p)
     b.delta = at_bytes(p->scratch, c->scratch.delta);
     if (c->at.head) head_backward(&b);
     for (int64_t l = c->at.n_layers; l-- > 0;) layer_backward(&b, l);
-    if (c->at.embedding)
+    if (c->at.embedding && stage_post_norm(c))
+        bert_embed_backward(ctx, c, p, b.cur, b.grad);
+    else if (c->at.embedding)
         k_embed_bwd_cpu(ctx, b.d.rows, c->seq, 0, b.d.hidden, p->ids, b.cur,
                         stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
                         stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING), NULL);

@@ -7,6 +7,7 @@
 /* The tensors of one layer, wherever they lie. */
 typedef struct layer_view {
     float *y1, *mean1, *rstd1, *qkv, *o, *lse, *sum1, *y2, *mean2, *rstd2, *up, *act;
+    float *sum2; /* BERT: input of the layer's second norm */
 } layer_view;
 
 /* Widths of one stage's matrices. */
@@ -31,6 +32,20 @@ static inline float *at_bytes(char *base, int64_t offset)
     return (float *)(void *)(base + offset);
 }
 
+/* Whether norms follow the sums (BERT) instead of preceding the products. */
+static inline bool stage_post_norm(const stage_code *c) { return c->m->family == MODEL_BERT; }
+static inline k_gelu stage_gelu(const stage_code *c)
+{
+    return stage_post_norm(c) ? K_GELU_ERF : K_GELU_TANH;
+}
+
+/* y = x W^T; W: [out, in]. */
+void stage_project(k_ctx *ctx, long rows, long in, long out, const float *x, const float *w,
+                   float *y, long ldy);
+/* y = norm(s), s = x + bias + res written back to x when res is given. */
+void stage_norm(k_ctx *ctx, const stage_code *c, float *x, const float *bias, const float *res,
+                const float *gamma, const float *beta, float *y, float *mean, float *rstd);
+
 /* Layer forward up to the activation (not its last product): what full recomputation repeats.
  * res != NULL: x still lacks + bias + res; it is completed in place. */
 void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t layer,
@@ -40,5 +55,22 @@ void stage_attend(k_ctx *ctx, const stage_code *c, const layer_view *v);
 void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long first, long n,
                   float *out);
 long stage_targets(const stage_code *c, const stage_args *p);
+
+/* --- stage_bert.c: what only BERT has --- */
+
+/* Level 0: the normed sum of the token's, the position's and the first type's embedding. */
+void bert_embed(k_ctx *ctx, const stage_code *c, const stage_args *p);
+/* The layer's last product, sum and norm into out [N, hidden]. */
+void bert_layer_end(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t layer,
+                    const layer_view *v, float *out);
+/* The head's transform of x: dense, activation; its norm is the final norm. Returns what that is
+ * of. */
+float *bert_transform(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x);
+/* Backward of the transform and its norm: dy is overwritten, dx [N, hidden] assigned. */
+void bert_transform_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x,
+                             float *dy, float *dx);
+/* dy: gradient of level 0; dsum: workspace [N, hidden], may be dy. */
+void bert_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *dy,
+                         float *dsum);
 
 #endif

@@ -1,0 +1,73 @@
+/* What BERT has and GPT-2 lacks (Devlin et al. 2019): a norm behind the embeddings, norms behind
+ * the sums of a layer, and a transform before the table of the masked-token head. */
+#include "exec/stage_inside.h"
+
+void bert_embed(k_ctx *ctx, const stage_code *c, const stage_args *p)
+{
+    const stage_dims d = stage_dims_of(c);
+    float *const sum = at_bytes(p->stash, c->stash.embed_sum);
+    /* every token is of the first type: its row of the type table is the "extra" one */
+    k_embed_fwd_cpu(ctx, d.rows, c->seq, 0, d.hidden, p->ids,
+                    stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
+                    stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING),
+                    stage_weight(c, p, -1, PARAM_TYPE_EMBEDDING), sum);
+    stage_norm(ctx, c, sum, NULL, NULL, stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
+               stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_BIAS), stage_level(c, p, 0),
+               at_bytes(p->stash, c->stash.embed_mean), at_bytes(p->stash, c->stash.embed_rstd));
+}
+
+void bert_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *dy,
+                         float *dsum)
+{
+    const stage_dims d = stage_dims_of(c);
+    k_layernorm_bwd_cpu(ctx, d.rows, d.hidden, dy, at_bytes(p->stash, c->stash.embed_sum),
+                        stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
+                        at_bytes(p->stash, c->stash.embed_mean),
+                        at_bytes(p->stash, c->stash.embed_rstd), NULL, dsum,
+                        stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
+                        stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_BIAS));
+    k_embed_bwd_cpu(
+        ctx, d.rows, c->seq, 0, d.hidden, p->ids, dsum, stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
+        stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING), stage_grad(c, p, -1, PARAM_TYPE_EMBEDDING));
+}
+
+void bert_layer_end(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t layer,
+                    const layer_view *v, float *out)
+{
+    const stage_dims d = stage_dims_of(c);
+    stage_project(ctx, d.rows, d.ffn, d.hidden, v->act,
+                  stage_weight(c, p, layer, PARAM_DOWN_WEIGHT), v->sum2, d.hidden);
+    stage_norm(ctx, c, v->sum2, stage_weight(c, p, layer, PARAM_DOWN_BIAS), v->y2,
+               stage_weight(c, p, layer, PARAM_NORM2_WEIGHT),
+               stage_weight(c, p, layer, PARAM_NORM2_BIAS), out, v->mean2, v->rstd2);
+}
+
+float *bert_transform(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x)
+{
+    const stage_dims d = stage_dims_of(c);
+    float *const dense = at_bytes(p->stash, c->stash.head_dense);
+    float *const act = at_bytes(p->stash, c->stash.head_act);
+    stage_project(ctx, d.rows, d.hidden, d.hidden, x,
+                  stage_weight(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), dense, d.hidden);
+    k_gelu_fwd_cpu(ctx, stage_gelu(c), d.rows, d.hidden, dense,
+                   stage_weight(c, p, -1, PARAM_HEAD_DENSE_BIAS), act);
+    return act;
+}
+
+void bert_transform_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x,
+                             float *dy, float *dx)
+{
+    const stage_dims d = stage_dims_of(c);
+    k_layernorm_bwd_cpu(
+        ctx, d.rows, d.hidden, dy, at_bytes(p->stash, c->stash.head_act),
+        stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT), at_bytes(p->stash, c->stash.final_mean),
+        at_bytes(p->stash, c->stash.final_rstd), NULL, dy,
+        stage_grad(c, p, -1, PARAM_FINAL_NORM_WEIGHT), stage_grad(c, p, -1, PARAM_FINAL_NORM_BIAS));
+    k_gelu_bwd_cpu(ctx, stage_gelu(c), d.rows, d.hidden, at_bytes(p->stash, c->stash.head_dense),
+                   stage_weight(c, p, -1, PARAM_HEAD_DENSE_BIAS), dy, dy);
+    k_colsum_cpu(ctx, d.rows, d.hidden, dy, d.hidden, stage_grad(c, p, -1, PARAM_HEAD_DENSE_BIAS));
+    k_gemm_cpu(ctx, true, false, d.hidden, d.hidden, d.rows, 1.0f, dy, d.hidden, x, d.hidden, 1.0f,
+               stage_grad(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), d.hidden);
+    k_gemm_cpu(ctx, false, false, d.rows, d.hidden, d.hidden, 1.0f, dy, d.hidden,
+               stage_weight(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), d.hidden, 0.0f, dx, d.hidden);
+}
