@@ -62,6 +62,9 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
     const plan *const p = c->x->p;
     const int32_t n = p->n_microbatches * p->dp;
     corpus_random(o->seed + (uint64_t)step, c->x->z->model->vocab, n * c->rows, c->ids, c->targets);
+    if (!c->x->z->model->causal)
+        corpus_mask(o->seed + (uint64_t)step, c->x->z->model->vocab, n * c->x->z->run.micro_batch,
+                    c->x->z->run.seq_len, c->ids, c->targets);
     for (int32_t i = 0; i < n; i++)
         exec_tokens(c->x, i / p->n_microbatches, i % p->n_microbatches, c->ids + i * c->rows,
                     c->targets + i * c->rows);

@@ -216,7 +216,8 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
     const pexec_options *const o = t->o;
     const run_shape *const r = &s->sizes.run;
     const size_t tokens = (size_t)(r->micro_batch * r->seq_len);
-    TD_TRY(corpus_open(o->data, o->vocab, o->merges, s->model.vocab, r->seq_len, a, &t->text, err));
+    TD_TRY(corpus_open(o->data, o->vocab, o->merges, s->model.vocab, !s->model.causal, r->seq_len,
+                       a, &t->text, err));
     const exec_options run = {.threads_per_rank = (int)o->threads_per_rank};
     TD_TRY(exec_open(&s->plan, &s->sizes, &run, a, &t->x, err));
     t->ids = TD_NEW_N(a, int32_t, tokens);

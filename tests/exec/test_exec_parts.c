@@ -230,7 +230,7 @@ static void test_bytes_and_batches(void **state)
     write_text(path, "the quick brown fox jumps over the lazy dog, and then again and once more "
                      "until this text is long enough for two parts");
     corpus c;
-    assert_int_equal(corpus_open(path, NULL, NULL, 256, 8, a, &c, &err), TD_OK);
+    assert_int_equal(corpus_open(path, NULL, NULL, 256, false, 8, a, &c, &err), TD_OK);
     assert_int_equal(c.tokens[0], 't');
     int32_t ids[16], targets[16], again[16];
     corpus_batch(&c, 1, 2, 3, false, 2, 8, ids, targets);
@@ -239,10 +239,10 @@ static void test_bytes_and_batches(void **state)
     assert_memory_equal(ids + 1, targets, 7 * sizeof *ids);
     corpus_batch(&c, 1, 2, 4, false, 2, 8, again, targets);
     assert_memory_not_equal(ids, again, sizeof ids);
-    assert_int_equal(corpus_open(path, NULL, NULL, 256, 80, a, &c, &err), TD_EUSAGE);
-    assert_int_equal(corpus_open(path, NULL, NULL, 100, 8, a, &c, &err), TD_EUSAGE);
+    assert_int_equal(corpus_open(path, NULL, NULL, 256, false, 80, a, &c, &err), TD_EUSAGE);
+    assert_int_equal(corpus_open(path, NULL, NULL, 100, false, 8, a, &c, &err), TD_EUSAGE);
     (void)unlink(path);
-    assert_int_equal(corpus_open(path, NULL, NULL, 256, 8, a, &c, &err), TD_EIO);
+    assert_int_equal(corpus_open(path, NULL, NULL, 256, false, 8, a, &c, &err), TD_EIO);
     td_arena_free(a);
 }
 
