@@ -78,7 +78,7 @@ void k_layernorm_fwd_cpu(k_ctx *ctx, long rows, long cols, float eps, const floa
 /* dx = dres + rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gamma, xhat = (s - mean) *
  * rstd; dgamma += sum over rows of dy * xhat; dbeta += of dy. s is the norm's input (x + bias +
  * res). dres may be NULL; dx NULL skips dx; dgamma and dbeta both NULL skip those (split backward).
- * dx may be dy or dres. */
+ * dx may be dy, dres or s. */
 void k_layernorm_bwd_cpu(k_ctx *ctx, long rows, long cols, const float *dy, const float *s,
                          const float *gamma, const float *mean, const float *rstd,
                          const float *dres, float *dx, float *dgamma, float *dbeta);
@@ -89,7 +89,7 @@ void k_rmsnorm_fwd_cpu(k_ctx *ctx, long rows, long cols, float eps, const float 
                        const float *res, float *sum, const float *gamma, float *y, float *rstd);
 
 /* dx = dres + rstd * (g - xhat * mean(g * xhat)), g = dy * gamma, xhat = s * rstd; dgamma += sum of
- * dy * xhat. dres, dx, dgamma may be NULL; dx may be dy or dres. */
+ * dy * xhat. dres, dx, dgamma may be NULL; dx may be dy, dres or s. */
 void k_rmsnorm_bwd_cpu(k_ctx *ctx, long rows, long cols, const float *dy, const float *s,
                        const float *gamma, const float *rstd, const float *dres, float *dx,
                        float *dgamma);
@@ -109,7 +109,7 @@ typedef enum k_gelu { K_GELU_TANH, K_GELU_ERF } k_gelu; /* GPT-2's and BERT's */
 void k_gelu_fwd_cpu(k_ctx *ctx, k_gelu kind, long rows, long cols, const float *x,
                     const float *bias, float *y);
 
-/* dx = dy * gelu'(x + bias); dx may be dy. The bias' gradient is k_colsum_cpu of dx. */
+/* dx = dy * gelu'(x + bias); dx may be dy or x. The bias' gradient is k_colsum_cpu of dx. */
 void k_gelu_bwd_cpu(k_ctx *ctx, k_gelu kind, long rows, long cols, const float *x,
                     const float *bias, const float *dy, float *dx);
 
@@ -159,6 +159,13 @@ void k_xent_bwd_cpu(k_ctx *ctx, long rows, long vocab, const float *logits, long
 
 /* --- attention --- */
 
+/* Keys and values of some rows: row r of batch b, head h starts at base + b * batch + r * ld + h *
+ * d. */
+typedef struct k_keys {
+    const float *k, *v;
+    long rows, ld, batch;
+} k_keys;
+
 /* Queries of s_q rows against keys of s_kv rows. causal: query r sees keys c <= r + (s_kv - s_q)
  * (the mask is aligned to the bottom right, so a slice at offset o passes s_kv = o + s_q);
  * otherwise all. heads is a multiple of kv_heads; query head h reads key head h / (heads/kv_heads).
@@ -171,10 +178,13 @@ typedef struct k_attn {
     float scale;            /* of the scores, normally 1/sqrt(d) */
     const int32_t *kv_len;  /* [batch] keys that count, 1..s_kv; NULL: all */
     long q_ld, q_batch;     /* q */
-    long kv_ld, kv_batch;   /* k, v */
+    long kv_ld, kv_batch;   /* k, v; unused with pieces */
     long o_ld, o_batch;     /* o, dout */
     long dq_ld, dq_batch;   /* dq */
     long dkv_ld, dkv_batch; /* dk, dv */
+    const k_keys *pieces;   /* [n_pieces] the keys one after the other, s_kv rows in all, in place
+                               of k and v; n_pieces 0: k and v hold them all */
+    long n_pieces;
 } k_attn;
 
 /* o = softmax(scale q k^T + mask) v; lse[b][h][r] = log of the sum of exponentials of the scaled

@@ -132,6 +132,27 @@ static void run_norm_backward(k_ctx *ctx, const void *problem, float *out)
     }
 }
 
+/* dx may be dy or s; gradients of parameters may be left out, and are the same beside such a dx. */
+static void check_norm_aliases(bench_top *t, const rows_problem *p, const float *out)
+{
+    for (int of_dy = 0; of_dy < 2; of_dy++) {
+        float *const x = zeros(t, p->n), *const old = zeros(t, 2 * p->cols);
+        const float *const dy = of_dy ? x : p->dy, *const s = of_dy ? p->sum : x;
+        float *const dgamma = of_dy ? NULL : old, *const dbeta = of_dy ? NULL : old + p->cols;
+        memcpy(x, of_dy ? p->dy : p->sum, (size_t)p->n * sizeof *x);
+        memcpy(old, p->old, (size_t)p->cols * sizeof *old);
+        memcpy(old + p->cols, p->old, (size_t)p->cols * sizeof *old);
+        const float *const dres = p->with_res ? p->res : NULL;
+        if (p->rms)
+            k_rmsnorm_bwd_cpu(t->one, p->rows, p->cols, dy, s, p->gamma, p->rstd, dres, x, dgamma);
+        else
+            k_layernorm_bwd_cpu(t->one, p->rows, p->cols, dy, s, p->gamma, p->mean, p->rstd, dres,
+                                x, dgamma, dbeta);
+        assert_memory_equal(x, out, (size_t)p->n * sizeof *x);
+        if (!of_dy) assert_memory_equal(old, out + p->n, (size_t)p->cols * sizeof *old);
+    }
+}
+
 static void test_norm_backward(void **state)
 {
     bench_top *t = (bench_top *)*state;
@@ -155,17 +176,7 @@ static void test_norm_backward(void **state)
         check_close("dx", out, dx, p.n, 3e-5);
         check_close("dgamma", out + p.n, dgamma, p.cols, 3e-5);
         check_close("dbeta", out + p.n + p.cols, dbeta, p.cols, 3e-5);
-        float *alias = zeros(t, p.n); /* dx may be dy; gradients of parameters may be left out */
-        memcpy(alias, p.dy, (size_t)p.n * sizeof *alias);
-        const float *dres = p.with_res ? p.res : NULL;
-        if (p.rms) {
-            k_rmsnorm_bwd_cpu(t->one, p.rows, p.cols, alias, p.sum, p.gamma, p.rstd, dres, alias,
-                              NULL);
-        } else {
-            k_layernorm_bwd_cpu(t->one, p.rows, p.cols, alias, p.sum, p.gamma, p.mean, p.rstd, dres,
-                                alias, NULL, NULL);
-        }
-        assert_memory_equal(alias, out, (size_t)p.n * sizeof *alias);
+        check_norm_aliases(t, &p, out);
     }
 }
 
@@ -231,6 +242,11 @@ static void test_gelu(void **state)
             assert_true(fabs((double)out[k] - y[k]) <= 4e-7 * fmax(1.0, fabs(u)));
         }
         check_close("gelu's gradient", out + p.n, dx, p.n, 2e-6);
+        float *alias = zeros(t, p.n); /* dx may be x */
+        memcpy(alias, p.x, (size_t)p.n * sizeof *alias);
+        k_gelu_bwd_cpu(t->one, p.kind, p.rows, p.cols, alias, p.with_bias ? p.bias : NULL, p.dy,
+                       alias);
+        assert_memory_equal(alias, out + p.n, (size_t)p.n * sizeof *alias);
     }
 }
 
