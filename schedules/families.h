@@ -6,5 +6,7 @@
 
 extern const sched_family family_gpipe, family_1f1b, family_interleaved_1f1b;
 extern const sched_family family_seq1f1b, family_seq1f1b_i, family_seq1f1b_zb, family_terapipe;
+extern const sched_family family_bitpipe, family_chimera, family_hanayo;
+extern const sched_family family_dualpipe, family_dualpipev;
 
 #endif

@@ -6,10 +6,23 @@
 
 enum { FAMILIES_MAX = 64 };
 
+/* one a line, so that additions stay apart */
+/* clang-format off */
 static const sched_family *const table[] = {
-    &family_gpipe,     &family_1f1b,       &family_interleaved_1f1b, &family_seq1f1b,
-    &family_seq1f1b_i, &family_seq1f1b_zb, &family_terapipe,
+    &family_gpipe,
+    &family_1f1b,
+    &family_interleaved_1f1b,
+    &family_seq1f1b,
+    &family_seq1f1b_i,
+    &family_seq1f1b_zb,
+    &family_terapipe,
+    &family_bitpipe,
+    &family_chimera,
+    &family_dualpipe,
+    &family_dualpipev,
+    &family_hanayo,
 };
+/* clang-format on */
 
 size_t sched_family_count(void) { return sizeof table / sizeof *table; }
 

@@ -3,6 +3,7 @@
 
 #include "base/text.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { ROWS_MAX = 65535, MICROBATCHES_MAX = 1 << 24, SLICES_MAX = 65535 };
@@ -116,9 +117,14 @@ td_status sched_option_choice(const sched_request *q, const char *key, const cha
         if (strcmp(q->options[i].key, key) != 0) continue;
         int64_t at = 0;
         while (names[at] != NULL && strcmp(names[at], q->options[i].value) != 0) at++;
-        if (names[at] == NULL)
-            return td_fail(err, TD_EUSAGE, "--opt %s=%s: no such value; psim list shows them", key,
-                           q->options[i].value);
+        if (names[at] == NULL) {
+            char legal[200] = "";
+            for (size_t k = 0, n = 0; names[k] != NULL && n < sizeof legal; k++)
+                n += (size_t)snprintf(legal + n, sizeof legal - n, "%s%s", k > 0 ? ", " : "",
+                                      names[k]);
+            return td_fail(err, TD_EUSAGE, "--opt %s=%s: no such value; legal: %s", key,
+                           q->options[i].value, legal);
+        }
         *out = at;
     }
     return TD_OK;
