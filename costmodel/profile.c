@@ -151,6 +151,20 @@ static bool has_part(const sizes *z, const stage_desc *s, pass_kind kind, stage_
     return ends && (part == PART_EMBEDDING ? s->embedding : s->head);
 }
 
+double profile_spread(const profile *p, pass_kind kind)
+{
+    double most = 0, any = 0;
+    for (int mode = 0; mode < 3; mode++)
+        for (int k = 0; k < PASS_COUNT; k++)
+            for (int part = 0; part < PART_COUNT; part++) {
+                const profile_fit *const f = &p->pass[mode][k][part];
+                if (f->n == 0) continue;
+                if (f->error > any) any = f->error;
+                if (k == (int)kind && f->error > most) most = f->error;
+            }
+    return most > 0 ? most : any;
+}
+
 td_status profile_pass_ns(const profile *p, const sizes *z, const pass_query *q, double *ns,
                           td_err *err)
 {

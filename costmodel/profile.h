@@ -57,6 +57,11 @@ TD_MUST_USE td_status profile_check(const profile *p, const model_desc *m, const
 /* Mean number of tokens that a slice's tokens attend to. */
 double profile_context(bool causal, int64_t slice_len, int64_t prefix);
 
+/* Relative standard deviation of a pass of this kind about its fit: of the parts that were measured
+ * the largest; of kinds that were not, and of anything but a pass (PASS_COUNT), the largest of all.
+ */
+double profile_spread(const profile *p, pass_kind kind);
+
 /* ns of one fit. */
 double profile_eval(const profile_fit *f, double x1, double x2);
 

@@ -5,6 +5,7 @@
 #include "base/cli.h"
 #include "schedules/request.h"
 #include "schedules/trace.h"
+#include "sim/noise.h"
 #include "sim/sim.h"
 
 typedef struct psim_options {
@@ -12,6 +13,10 @@ typedef struct psim_options {
     const char *cluster, *profile;
     int protocol; /* sim_protocol, -1: by kind of times */
     int64_t seed;
+    bool noise;
+    double spread; /* of passes, relative; below 0: what the profile measured */
+    int64_t runs;
+    const char *slow;
     const char *deltas;
     bool json, memory, quiet, no_timeline;
     const char *trace, *output;
@@ -38,6 +43,8 @@ typedef struct psim_result {
     sim_stats stats;
     plan_metrics metrics;
     activation_deltas deltas;
+    double spread;           /* of --noise, where one number serves all passes; else below 0 */
+    step_distribution noise; /* runs 0 without --noise */
     trace_meta meta[16];
     uint32_t n_meta;
 } psim_result;

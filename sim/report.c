@@ -89,6 +89,25 @@ static void json_options(const psim_options *o, const psim_result *r, td_text *t
     td_text_add(t, "}}");
 }
 
+static void json_noise(const psim_result *r, td_text *t)
+{
+    const step_distribution *const n = &r->noise;
+    if (n->runs == 0) return;
+    td_text_addf(t, ",\"noise\":{\"runs\":%lld", (long long)n->runs);
+    if (r->spread >= 0) json_real(t, "spread", r->spread);
+    json_real(t, "mean_ns", n->mean_ns);
+    json_real(t, "deviation_ns", n->deviation_ns);
+    json_int(t, "min_ns", n->min_ns);
+    json_int(t, "p5_ns", n->p5_ns);
+    json_int(t, "p25_ns", n->p25_ns);
+    json_int(t, "p50_ns", n->p50_ns);
+    json_int(t, "p75_ns", n->p75_ns);
+    json_int(t, "p95_ns", n->p95_ns);
+    json_int(t, "p99_ns", n->p99_ns);
+    json_int(t, "max_ns", n->max_ns);
+    td_text_add(t, "}");
+}
+
 void psim_report_json(const psim_options *o, const psim_result *r, td_text *t)
 {
     const plan *const p = &r->setup.plan;
@@ -119,7 +138,9 @@ void psim_report_json(const psim_options *o, const psim_result *r, td_text *t)
     json_text(t, "model", r->setup.has_model ? r->setup.model.name : NULL);
     json_text(t, "cluster", r->has_cluster ? r->cluster.name : NULL);
     json_int(t, "seed", o->seed);
+    json_text(t, "slow", o->slow);
     json_options(o, r, t);
+    json_noise(r, t);
     json_ranks(r, t);
     td_text_add(t, "}\n");
 }
@@ -176,6 +197,13 @@ void psim_report_text(const psim_options *o, const psim_result *r, td_text *t)
     td_text_addf(t, "\n\n  step        %-12s  bubble  %.1f %%  (widest rank's own span %.1f %%)\n",
                  td_print_ns(buf, sizeof buf, r->metrics.step_ns), 100 * r->metrics.bubble_frac,
                  100 * r->metrics.span_bubble_frac);
+    if (r->noise.runs > 0) {
+        char low[40], high[40];
+        td_text_addf(t, "  with noise  %-12s  median of %lld runs; 5 %% below %s, 5 %% above %s\n",
+                     td_print_ns(buf, sizeof buf, r->noise.p50_ns), (long long)r->noise.runs,
+                     td_print_ns(low, sizeof low, r->noise.p5_ns),
+                     td_print_ns(high, sizeof high, r->noise.p95_ns));
+    }
     if (r->setup.has_model) {
         const uint32_t h = heaviest(r);
         td_text_addf(t, "  tokens/s    %-12s", td_print_count(buf, sizeof buf, tokens_per_s(r)));

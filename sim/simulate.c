@@ -132,6 +132,49 @@ static td_status check_asked(const psim_options *o, td_err *err)
     return TD_OK;
 }
 
+/* What --noise takes a pass of each class to vary by. */
+static td_status spreads(td_arena *a, const psim_options *o, psim_result *r, double **out,
+                         td_err *err)
+{
+    const plan *const p = &r->setup.plan;
+    if (o->spread > 10) return td_fail(err, TD_EUSAGE, "--spread %g: at most 10", o->spread);
+    r->spread = o->spread;
+    if (o->spread < 0 && r->cost.profile == NULL)
+        return td_fail(err, TD_EUSAGE,
+                       "--noise: how much do passes vary? give --spread 0.02, or a --profile that "
+                       "measured it");
+    *out = TD_NEW_N(a, double, p->n_classes);
+    if (*out == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %u classes", p->n_classes);
+    for (uint32_t i = 0; i < p->n_classes; i++)
+        (*out)[i] = o->spread >= 0 ? o->spread
+                                   : profile_spread(r->cost.profile, p->classes[i].kind < PASS_COUNT
+                                                                         ? p->classes[i].kind
+                                                                         : PASS_COUNT);
+    return TD_OK;
+}
+
+/* One run as it is priced, and those that vary. */
+static td_status run_plan(td_arena *a, const psim_options *o, psim_result *r, sim_options so,
+                          td_err *err)
+{
+    const plan *const p = &r->setup.plan;
+    sim_noise n = {.p = p, .seed = (uint64_t)o->seed};
+    const sim_live live = {.self = &n, .compute = noise_compute};
+    if (o->slow != NULL) {
+        double *const slow = TD_NEW_N(a, double, p->n_ranks);
+        if (slow == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %u ranks", p->n_ranks);
+        TD_TRY(noise_parse_slow(o->slow, p->n_ranks, slow, err));
+        n.slow = slow;
+        so.live = &live;
+    }
+    TD_TRY(sim_run(p, r->class_ns, &so, a, &r->times, &r->stats, err));
+    if (!o->noise) return TD_OK;
+    double *spread = NULL;
+    TD_TRY(spreads(a, o, r, &spread, err));
+    n.spread = spread;
+    return noise_distribution(p, r->class_ns, &so, n, o->runs, &r->noise, err);
+}
+
 static void add_meta(psim_result *r, const char *key, const char *value)
 {
     if (value != NULL) r->meta[r->n_meta++] = (trace_meta){key, value};
@@ -149,6 +192,7 @@ static td_status fill_meta(td_arena *a, const cli_args *args, const psim_options
     add_meta(r, "model", r->setup.has_model ? r->setup.model.name : NULL);
     add_meta(r, "cluster", r->has_cluster ? r->cluster.name : NULL);
     add_meta(r, "profile", o->profile);
+    add_meta(r, "slow", o->slow);
     add_meta(r, "protocol", sim_protocol_name(r->protocol));
     add_meta(r, "mapping", plan_mapping_name(r->setup.plan.mapping));
     add_meta(r, "command", command);
@@ -180,7 +224,7 @@ td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o
     TD_TRY(sim_price(p, &out->cost, a, &out->class_ns, err));
     sim_options so = {.protocol = out->protocol, .cost = &out->cost};
     TD_TRY(share_cores(a, out, &so, err));
-    TD_TRY(sim_run(p, out->class_ns, &so, a, &out->times, &out->stats, err));
+    TD_TRY(run_plan(a, o, out, so, err));
     TD_TRY(metrics_of(p, &out->times, out->deltas, a, &out->metrics, err));
     return fill_meta(a, args, o, out, err);
 }
