@@ -279,7 +279,7 @@ static void *sum_thread(void *arg)
     const int64_t begin = td_now_ns();
     for (uint32_t i = 0; i < SUM_ROUNDS && s->status == TD_OK; i++) {
         wire_op op = {.data = s->memory, .bytes = s->bytes, .rank = s->rank};
-        wire_all_reduce(s->w, i, s->rank, WIRE_FLOAT, &op);
+        wire_collective(s->w, i, s->rank, &op);
         s->status = wire_wait(s->w, &op, &err);
     }
     s->ns = (td_now_ns() - begin) / SUM_ROUNDS;
@@ -290,10 +290,17 @@ static td_status bench_sum(bench *b, int64_t bytes, td_err *err)
 {
     td_arena *const a = td_arena_new();
     if (a == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    uint32_t members[SUM_ROUNDS];
-    for (int i = 0; i < SUM_ROUNDS; i++) members[i] = 2;
-    const wire_shape shape = {
-        .n_ranks = 2, .n_colls = SUM_ROUNDS, .coll_members = members, .deadline_ns = 20000000000};
+    static const uint32_t members[2] = {0, 1};
+    static const wire_group pair = {.members = members, .n_members = 2};
+    wire_coll colls[SUM_ROUNDS];
+    for (int i = 0; i < SUM_ROUNDS; i++)
+        colls[i] = (wire_coll){.kind = WIRE_SUM_FLOAT, .bytes = bytes};
+    const wire_shape shape = {.n_ranks = 2,
+                              .n_groups = 1,
+                              .n_colls = SUM_ROUNDS,
+                              .groups = &pair,
+                              .colls = colls,
+                              .deadline_ns = 20000000000};
     summer s[2] = {{.rank = 0, .bytes = bytes}, {.rank = 1, .bytes = bytes}};
     wire *w = NULL;
     pthread_t thread;

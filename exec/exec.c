@@ -146,17 +146,47 @@ static td_status open_ctx(const k_blas *blas, int threads, td_arena *a, k_ctx **
                         : td_fail(err, TD_EDEVICE, "%d threads could not be started", threads);
 }
 
+/* The wire's word for a collective of the plan; exec_open refused what has none. */
+static wire_kind kind_of(const plan_class *c)
+{
+    switch (c->detail) {
+    case COLL_REDUCE_SCATTER: return WIRE_SUM_PIECES_FLOAT;
+    case COLL_ALL_GATHER: return WIRE_GATHER_FLOAT;
+    case COLL_BROADCAST: return WIRE_BROADCAST;
+    case COLL_REDUCE: return WIRE_SUM_ROOT_FLOAT;
+    default: return c->purpose == PURPOSE_NORM ? WIRE_SUM_DOUBLE : WIRE_SUM_FLOAT;
+    }
+}
+
 static td_status open_wire(executor *x, td_arena *a, td_err *err)
 {
     const plan *const p = x->p;
-    uint32_t *const members = TD_NEW_N(a, uint32_t, p->n_colls);
-    if (members == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the wire");
-    for (uint32_t i = 0; i < p->n_colls; i++) members[i] = p->groups[p->colls[i].group].n_members;
+    wire_channel *const channels = TD_NEW_N(a, wire_channel, p->n_channels);
+    wire_group *const groups = TD_NEW_N(a, wire_group, p->n_groups);
+    wire_coll *const colls = TD_NEW_N(a, wire_coll, p->n_colls);
+    if (channels == NULL || groups == NULL || colls == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for the wire");
+    for (uint32_t i = 0; i < p->n_channels; i++)
+        channels[i] = (wire_channel){.src = p->channels[i].src, .dst = p->channels[i].dst};
+    for (uint32_t i = 0; i < p->n_groups; i++)
+        groups[i] = (wire_group){.members = &p->group_members[p->groups[i].first_member],
+                                 .n_members = p->groups[i].n_members};
+    for (uint32_t i = 0; i < p->n_colls; i++) {
+        const plan_class *const c =
+            &p->classes[p->tasks[p->coll_tasks[p->colls[i].first_task]].cls];
+        colls[i] = (wire_coll){.group = p->colls[i].group,
+                               .root = p->colls[i].root,
+                               .kind = kind_of(c),
+                               .bytes = c->bytes};
+    }
     const int64_t deadline = x->options.deadline_ns > 0 ? x->options.deadline_ns : 120000000000;
     const wire_shape shape = {.n_ranks = p->n_ranks,
                               .n_channels = p->n_channels,
+                              .n_groups = p->n_groups,
                               .n_colls = p->n_colls,
-                              .coll_members = members,
+                              .channels = channels,
+                              .groups = groups,
+                              .colls = colls,
                               .deadline_ns = deadline};
     return wire_open_threads(&shape, a, &x->wire, err);
 }

@@ -1,12 +1,16 @@
 /* Moves bytes between ranks. Operations are posted and later waited for; on one channel the k-th
  * send matches the k-th receive, and nothing is buffered: the data moves when both ends are posted,
- * so a post never blocks and the memory of an operation is its owner's again once it is done. */
+ * so a post never blocks and the memory of an operation is its owner's again once it is done.
+ * Ranks are threads of this process, or processes of their own: the plan and the numbers are the
+ * same, bit for bit. */
 #ifndef EXEC_WIRE_H
 #define EXEC_WIRE_H
 
 #include "base/base.h"
+#include "exec/transport.h"
 
 typedef struct wire wire;
+typedef struct team team;
 
 /* One end of a message, or one member's part of a collective. Lives until it is done. */
 typedef struct wire_op {
@@ -15,32 +19,69 @@ typedef struct wire_op {
     uint32_t rank; /* the poster */
     uint32_t task; /* for messages to people */
     bool done;
-    int64_t begin_ns, end_ns; /* of the transfer: from when all ends were posted */
-    struct wire_op *next;     /* the wire's */
+    int64_t begin_ns, end_ns;  /* of the transfer: from when all ends were posted; between processes
+                                  from when this end was */
+    struct wire_op *next;      /* the wire's */
+    transport_request request; /* the wire's */
 } wire_op;
 
-typedef enum wire_type { WIRE_FLOAT, WIRE_DOUBLE } wire_type;
+/* What a collective leaves in its members' data. Sums add in member order, so every bit is the
+ * same wherever they are computed. A piece is a member's share of the elements: see wire_piece. */
+typedef enum wire_kind {
+    WIRE_SUM_FLOAT,        /* the sum, in all members */
+    WIRE_SUM_DOUBLE,       /* the same */
+    WIRE_SUM_PIECES_FLOAT, /* reduce-scatter: each member its piece of the sum, in place; the rest
+                              of its data is left alone */
+    WIRE_SUM_ROOT_FLOAT,   /* the sum, in the root; the others' data is left alone */
+    WIRE_GATHER_FLOAT,     /* all-gather: piece i of all members is member i's */
+    WIRE_BROADCAST,        /* the root's data, in all members */
+    WIRE_KIND_COUNT
+} wire_kind;
+
+typedef struct wire_channel {
+    uint32_t src, dst; /* ranks */
+} wire_channel;
+
+typedef struct wire_group {
+    const uint32_t *members; /* ranks, in member order */
+    uint32_t n_members;
+} wire_group;
+
+typedef struct wire_coll {
+    uint32_t group, root; /* root: a member */
+    wire_kind kind;
+    int64_t bytes; /* each member's data at most */
+} wire_coll;
 
 typedef struct wire_shape {
-    uint32_t n_ranks, n_channels, n_colls;
-    const uint32_t *coll_members; /* [n_colls] */
+    uint32_t n_ranks, n_channels, n_groups, n_colls;
+    const wire_channel *channels; /* [n_channels] */
+    const wire_group *groups;     /* [n_groups] */
+    const wire_coll *colls;       /* [n_colls]; those of one group are posted in one order */
     int64_t deadline_ns;          /* a wait longer than this ends the run */
 } wire_shape;
 
 /* Ranks are threads of this process. The wire is made in the arena. */
 TD_MUST_USE td_status wire_open_threads(const wire_shape *s, td_arena *a, wire **out, td_err *err);
+/* Each rank is the process of the team with its number; the operations of this wire are those of
+ * this process's rank. The team outlives the wire. */
+TD_MUST_USE td_status wire_open_team(const wire_shape *s, team *t, td_arena *a, wire **out,
+                                     td_err *err);
 void wire_close(wire *w);
 
 void wire_send(wire *w, uint32_t channel, wire_op *op);
 void wire_recv(wire *w, uint32_t channel, wire_op *op);
-/* Sums the members' data in member order into all of them: the same bits everywhere. */
-void wire_all_reduce(wire *w, uint32_t coll, uint32_t member, wire_type type, wire_op *op);
+void wire_collective(wire *w, uint32_t coll, uint32_t member, wire_op *op);
 
 /* Waits until the operation is done. TD_EINTR when another rank gave up: its reason is wire_error;
  * a deadline names the operation. */
 TD_MUST_USE td_status wire_wait(wire *w, wire_op *op, td_err *err);
 
-/* Gives up: all waits end. The first reason is kept. */
+/* The rank posts and waits no more in this step. With threads, a step in which every rank waits or
+ * has left is stuck and ends at once, with each rank's task. */
+void wire_leave(wire *w, uint32_t rank);
+
+/* Gives up: all waits end, in all processes. The first reason is kept. */
 void wire_abort(wire *w, const td_err *why);
 bool wire_aborted(wire *w);
 /* The reason; TD_OK inside when nobody gave up. */
@@ -48,5 +89,18 @@ td_err wire_error(wire *w);
 
 /* Makes every collective ready for a new step; nobody may be inside the wire. */
 void wire_next_step(wire *w);
+
+/* --- wire_combine.c: the arithmetic of collectives, for all wires --- */
+
+/* The elements of `bytes` (a multiple of the kind's element) that belong to member i of n: [*first,
+ * *first + *count) in bytes. Pieces are consecutive and differ by one element at most. */
+void wire_piece(int64_t bytes, uint32_t n, uint32_t i, int64_t *first, int64_t *count);
+/* Whether a kind works on pieces, each at its own member, or on the whole at the root. */
+bool wire_kind_in_pieces(wire_kind kind);
+/* Whether the members' data is combined first; whether the outcome then goes to all members. */
+bool wire_kind_combines(wire_kind kind);
+bool wire_kind_spreads(wire_kind kind);
+/* Combines data[0..n), `bytes` each, into all of them, or into data[only] (UINT32_MAX: all). */
+void wire_combine(wire_kind kind, void *const *data, uint32_t n, int64_t bytes, uint32_t only);
 
 #endif

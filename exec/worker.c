@@ -121,8 +121,7 @@ void worker_post(executor *x, const exec_rank *r, exec_post *o)
     if (c->purpose == PURPOSE_TIED)
         o->op.data =
             at + stage_tied_offset(&x->stages[p->insts[c->inst].stage]) * (int64_t)sizeof(float);
-    wire_all_reduce(x->wire, t->link, o->channel,
-                    c->purpose == PURPOSE_NORM ? WIRE_DOUBLE : WIRE_FLOAT, &o->op);
+    wire_collective(x->wire, t->link, o->channel, &o->op);
 }
 
 static void delay(executor *x, exec_rank *r)
@@ -164,5 +163,6 @@ td_status worker_run(executor *x, exec_rank *r, td_err *err)
         TD_TRY(worker_compute(x, r, task, err));
         x->times.end_ns[task] = td_now_ns() - x->start_ns;
     }
+    wire_leave(x->wire, r->index);
     return TD_OK;
 }

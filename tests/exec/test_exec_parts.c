@@ -176,7 +176,9 @@ static void test_wire_keeps_order(void **state)
     td_arena *const a = td_arena_new();
     td_err err;
     pair p = {0};
-    const wire_shape shape = {.n_ranks = 2, .n_channels = 1, .deadline_ns = 5000000000};
+    const wire_channel channel = {.src = 0, .dst = 1};
+    const wire_shape shape = {
+        .n_ranks = 2, .n_channels = 1, .channels = &channel, .deadline_ns = 5000000000};
     assert_int_equal(wire_open_threads(&shape, a, &p.w, &err), TD_OK);
     pthread_t t;
     assert_int_equal(pthread_create(&t, NULL, receive_three, &p), 0);
@@ -199,7 +201,9 @@ static void test_wire_deadline_and_size(void **state)
     td_arena *const a = td_arena_new();
     td_err err;
     wire *w = NULL;
-    const wire_shape shape = {.n_ranks = 2, .n_channels = 1, .deadline_ns = 20000000};
+    const wire_channel channel = {.src = 0, .dst = 1};
+    const wire_shape shape = {
+        .n_ranks = 2, .n_channels = 1, .channels = &channel, .deadline_ns = 20000000};
     assert_int_equal(wire_open_threads(&shape, a, &w, &err), TD_OK);
     int32_t x = 1, y[2] = {0};
     wire_op send = {.data = &x, .bytes = 4};
@@ -211,6 +215,114 @@ static void test_wire_deadline_and_size(void **state)
     assert_int_equal(wire_wait(w, &recv, &err), TD_EINTR);
     assert_non_null(strstr(wire_error(w).msg, "4 bytes"));
     wire_close(w);
+    td_arena_free(a);
+}
+
+/* What three members hold after each kind of collective, by hand; members join in any order. */
+typedef struct member {
+    wire *w;
+    uint32_t rank;
+    float data[8];
+    td_status status;
+} member;
+
+static void *join_collective(void *arg)
+{
+    member *const m = arg;
+    td_err err;
+    wire_op op = {.data = m->data, .bytes = 7 * sizeof(float), .rank = m->rank};
+    wire_collective(m->w, 0, m->rank, &op);
+    m->status = wire_wait(m->w, &op, &err);
+    return NULL;
+}
+
+static void test_wire_collectives(void **state)
+{
+    (void)state;
+    static const uint32_t ranks[3] = {0, 1, 2};
+    static const wire_group all = {.members = ranks, .n_members = 3};
+    /* member m starts with 10 m + i; pieces are of 3, 2 and 2 elements */
+    static const float left[WIRE_KIND_COUNT][3][7] = {
+        [WIRE_SUM_FLOAT] = {{30, 33, 36, 39, 42, 45, 48},
+                            {30, 33, 36, 39, 42, 45, 48},
+                            {30, 33, 36, 39, 42, 45, 48}},
+        [WIRE_SUM_PIECES_FLOAT] = {{30, 33, 36, 3, 4, 5, 6},
+                                   {10, 11, 12, 39, 42, 15, 16},
+                                   {20, 21, 22, 23, 24, 45, 48}},
+        [WIRE_SUM_ROOT_FLOAT] = {{0, 1, 2, 3, 4, 5, 6},
+                                 {30, 33, 36, 39, 42, 45, 48},
+                                 {20, 21, 22, 23, 24, 25, 26}},
+        [WIRE_GATHER_FLOAT] = {{0, 1, 2, 13, 14, 25, 26},
+                               {0, 1, 2, 13, 14, 25, 26},
+                               {0, 1, 2, 13, 14, 25, 26}},
+        [WIRE_BROADCAST] = {{10, 11, 12, 13, 14, 15, 16},
+                            {10, 11, 12, 13, 14, 15, 16},
+                            {10, 11, 12, 13, 14, 15, 16}},
+    };
+    for (int kind = 0; kind < WIRE_KIND_COUNT; kind++) {
+        if (kind == WIRE_SUM_DOUBLE) continue;
+        td_arena *const a = td_arena_new();
+        td_err err;
+        const wire_coll coll = {.root = 1, .kind = (wire_kind)kind, .bytes = 7 * sizeof(float)};
+        const wire_shape shape = {.n_ranks = 3,
+                                  .n_groups = 1,
+                                  .n_colls = 1,
+                                  .groups = &all,
+                                  .colls = &coll,
+                                  .deadline_ns = 5000000000};
+        wire *w = NULL;
+        assert_int_equal(wire_open_threads(&shape, a, &w, &err), TD_OK);
+        member m[3];
+        pthread_t t[3];
+        for (uint32_t r = 0; r < 3; r++) {
+            m[r] = (member){.w = w, .rank = r};
+            for (uint32_t i = 0; i < 8; i++) m[r].data[i] = (float)(10 * r + i);
+            assert_int_equal(pthread_create(&t[r], NULL, join_collective, &m[r]), 0);
+        }
+        for (uint32_t r = 0; r < 3; r++) (void)pthread_join(t[r], NULL);
+        for (uint32_t r = 0; r < 3; r++) {
+            assert_int_equal(m[r].status, TD_OK);
+            for (uint32_t i = 0; i < 7; i++)
+                assert_int_equal((int)m[r].data[i], (int)left[kind][r][i]);
+            assert_int_equal((int)m[r].data[7], (int)(10 * r + 7));
+        }
+        wire_close(w);
+        td_arena_free(a);
+    }
+}
+
+/* Both ends receive: nobody will ever send, and that is known without waiting for a deadline. */
+static void *receive_one(void *arg)
+{
+    pair *const p = arg;
+    td_err err;
+    wire_op op = {.data = p->got, .bytes = 4, .rank = 1, .task = 7};
+    wire_recv(p->w, 0, &op);
+    p->status = wire_wait(p->w, &op, &err);
+    return NULL;
+}
+
+static void test_wire_sees_a_stall(void **state)
+{
+    (void)state;
+    td_arena *const a = td_arena_new();
+    td_err err;
+    pair p = {0};
+    const wire_channel channels[2] = {{0, 1}, {1, 0}};
+    const wire_shape shape = {
+        .n_ranks = 2, .n_channels = 2, .channels = channels, .deadline_ns = INT64_C(1) << 40};
+    assert_int_equal(wire_open_threads(&shape, a, &p.w, &err), TD_OK);
+    pthread_t t;
+    assert_int_equal(pthread_create(&t, NULL, receive_one, &p), 0);
+    int32_t got = 0;
+    wire_op op = {.data = &got, .bytes = 4, .rank = 0, .task = 3};
+    wire_recv(p.w, 1, &op);
+    assert_int_equal(wire_wait(p.w, &op, &err), TD_EINTR);
+    (void)pthread_join(t, NULL);
+    assert_int_equal(p.status, TD_EINTR);
+    assert_non_null(strstr(wire_error(p.w).msg, "stuck"));
+    assert_non_null(strstr(wire_error(p.w).msg, "rank 0 in task 3, rank 1 in task 7"));
+    wire_close(p.w);
     td_arena_free(a);
 }
 
@@ -294,6 +406,8 @@ int main(void)
         cmocka_unit_test(test_arena),
         cmocka_unit_test(test_wire_keeps_order),
         cmocka_unit_test(test_wire_deadline_and_size),
+        cmocka_unit_test(test_wire_collectives),
+        cmocka_unit_test(test_wire_sees_a_stall),
         cmocka_unit_test(test_bytes_and_batches),
         cmocka_unit_test(test_byte_pairs),
         cmocka_unit_test(test_rate),
