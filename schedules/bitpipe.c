@@ -28,30 +28,13 @@ static td_status sync_as_in_code(td_arena *a, schedule *s, int32_t chunks, td_er
     return TD_OK;
 }
 
-static td_status check(const sched_request *q, td_err *err)
-{
-    const int32_t p = q->pp, m = q->microbatches;
-    if (p % 2 != 0)
-        return td_fail(err, TD_EUSAGE,
-                       "--pp %d: bitpipe's two directions need an even number of ranks; legal: %d "
-                       "or %d",
-                       p, p < 3 ? 2 : p - 1, p < 3 ? 4 : p + 1);
-    if (m % p != 0)
-        return td_fail(err, TD_EUSAGE,
-                       "--microbatches %d: bitpipe runs units of P=%d; legal: %d%s%d", m, p,
-                       m < p ? p : m / p * p, m < p ? ", or any multiple, as " : " or ",
-                       m < p ? 2 * p : (m / p + 1) * p);
-    if (q->slices > 1)
-        return td_fail(err, TD_EUSAGE, "--slices %d: bitpipe does not cut microbatches; legal: 1",
-                       q->slices);
-    return TD_OK;
-}
-
 static td_status generate(const sched_request *q, td_arena *a, schedule *out, td_err *err)
 {
     int64_t v_shape = 0, gap = 0;
     int64_t sync = 0;
-    TD_TRY(check(q, err));
+    TD_TRY(sched_need_even_ranks(q, "bitpipe", err));
+    TD_TRY(sched_need_units(q, "bitpipe", q->pp, "P", err));
+    TD_TRY(sched_need_one_slice(q, "bitpipe", err));
     TD_TRY(sched_option_i64(q, "vshape", 0, 1, 1, &v_shape, err));
     TD_TRY(sched_option_i64(q, "gap", 1, 2, 1, &gap, err));
     TD_TRY(sched_option_choice(q, "sync", sync_names, &sync, err));

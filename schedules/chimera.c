@@ -42,31 +42,22 @@ static void print_divisors(int32_t n, char *buf, size_t size)
 
 static td_status check(const sched_request *q, int64_t f, int32_t unit, td_err *err)
 {
-    const int32_t p = q->pp, m = q->microbatches;
-    if (p % 2 != 0)
-        return td_fail(err, TD_EUSAGE,
-                       "--pp %d: chimera's two directions need an even number of ranks; legal: %d "
-                       "or %d",
-                       p, p < 3 ? 2 : p - 1, p < 3 ? 4 : p + 1);
+    const int32_t p = q->pp;
+    TD_TRY(sched_need_even_ranks(q, "chimera", err));
+    TD_TRY(sched_need_one_slice(q, "chimera", err));
     if (q->chunks > 1)
         return td_fail(err, TD_EUSAGE,
                        "--chunks %d: chimera has one stage a rank and pipe; legal: 1, or "
                        "--schedule bitpipe",
                        q->chunks);
-    if (q->slices > 1)
-        return td_fail(err, TD_EUSAGE, "--slices %d: chimera does not cut microbatches; legal: 1",
-                       q->slices);
     if (p / 2 % f != 0) {
         char legal[80];
         print_divisors(p / 2, legal, sizeof legal);
         return td_fail(err, TD_EUSAGE, "--opt f=%lld with P=%d: f must divide P/2 = %d; legal: %s",
                        (long long)f, p, p / 2, legal);
     }
-    if (m % unit == 0) return TD_OK;
-    const int32_t low = m < unit ? unit : m / unit * unit;
-    return td_fail(
-        err, TD_EUSAGE, "--microbatches %d: chimera%s runs units of %s=%d; legal: %d or %d", m,
-        unit > p ? " with doubled forwards" : "", unit > p ? "2P" : "P", unit, low, low + unit);
+    return unit == p ? sched_need_units(q, "chimera", unit, "P", err)
+                     : sched_need_units(q, "chimera with doubled forwards", unit, "2P", err);
 }
 
 static td_status generate(const sched_request *q, td_arena *a, schedule *out, td_err *err)

@@ -105,9 +105,7 @@ static td_status check(const sched_request *q, const char *name, int32_t chunks,
     if (q->chunks != 0 && q->chunks != chunks)
         return td_fail(err, TD_EUSAGE, "--chunks %d: %s has %d a rank and pipe; legal: %d",
                        q->chunks, name, chunks, chunks);
-    if (q->slices > 1)
-        return td_fail(err, TD_EUSAGE, "--slices %d: %s does not cut microbatches; legal: 1",
-                       q->slices, name);
+    TD_TRY(sched_need_one_slice(q, name, err));
     if (q->microbatches < 2 * q->pp)
         return td_fail(err, TD_EUSAGE,
                        "--microbatches %d with --pp %d: %s needs at least 2P; legal: %d or more",
@@ -131,11 +129,7 @@ static td_status read_options(const sched_request *q, bool *overlap, sched_sync 
 static td_status generate_dualpipe(const sched_request *q, td_arena *a, schedule *out, td_err *err)
 {
     const int32_t p = q->pp, n = q->microbatches / 2;
-    if (p % 2 != 0)
-        return td_fail(err, TD_EUSAGE,
-                       "--pp %d: dualpipe's two directions need an even number of ranks; legal: %d "
-                       "or %d",
-                       p, p < 3 ? 2 : p - 1, p < 3 ? 4 : p + 1);
+    TD_TRY(sched_need_even_ranks(q, "dualpipe", err));
     TD_TRY(check(q, "dualpipe", 1, err));
     if (q->microbatches % 2 != 0)
         return td_fail(err, TD_EUSAGE,

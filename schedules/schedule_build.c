@@ -130,6 +130,31 @@ td_status sched_option_choice(const sched_request *q, const char *key, const cha
     return TD_OK;
 }
 
+td_status sched_need_even_ranks(const sched_request *q, const char *family, td_err *err)
+{
+    const int32_t p = q->pp;
+    if (p % 2 == 0) return TD_OK;
+    return td_fail(err, TD_EUSAGE,
+                   "--pp %d: %s's two directions need an even number of ranks; legal: %d or %d", p,
+                   family, p < 3 ? 2 : p - 1, p < 3 ? 4 : p + 1);
+}
+
+td_status sched_need_units(const sched_request *q, const char *family, int32_t unit,
+                           const char *text, td_err *err)
+{
+    const int32_t m = q->microbatches, low = m < unit ? unit : m / unit * unit;
+    if (m % unit == 0) return TD_OK;
+    return td_fail(err, TD_EUSAGE, "--microbatches %d: %s runs units of %s=%d; legal: %d or %d", m,
+                   family, text, unit, low, low + unit);
+}
+
+td_status sched_need_one_slice(const sched_request *q, const char *family, td_err *err)
+{
+    if (q->slices <= 1) return TD_OK;
+    return td_fail(err, TD_EUSAGE, "--slices %d: %s does not cut microbatches; legal: 1", q->slices,
+                   family);
+}
+
 bool sched_is_disaggregated(const schedule *s)
 {
     for (int32_t p = 0; p < s->n_pipes; p++)

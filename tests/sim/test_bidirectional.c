@@ -1,0 +1,263 @@
+/* Orders and start times of the worked examples, and what holds of every bidirectional schedule:
+ * sound, the same text both ways, the same makespan under zero-latency rendezvous. */
+#include "bidir_run.h"
+#include "t.h"
+
+#include <stdlib.h>
+
+/* --- worked examples --- */
+
+static char *read_orders(td_arena *a)
+{
+    char *text = NULL;
+    size_t len = 0;
+    td_err err = {0};
+    T_OK(td_read_file(a, TD_FIXTURES "/bidirectional_orders.txt", 1 << 20, &text, &len, &err),
+         &err);
+    return text;
+}
+
+/* The line at *at, cut off its end; NULL behind the last. */
+static char *next_line(char *text, size_t *at)
+{
+    char *const line = text + *at;
+    if (*line == '\0') return NULL;
+    const size_t n = strcspn(line, "\n");
+    *at += n + (line[n] == '\n');
+    line[n] = '\0';
+    return line;
+}
+
+static void check_member(const char *what, uint8_t kind, uint32_t m, int32_t stage, const char *at,
+                         int *used)
+{
+    char letter = 0;
+    int want_m = 0, want_stage = 0;
+    if (sscanf(at, "%c%d.%d%n", &letter, &want_m, &want_stage, used) != 3)
+        fail_msg("%s: cannot read \"%s\"", what, at);
+    if (pass_letter((pass_kind)kind) != letter || (int)m != want_m || stage != want_stage)
+        fail_msg("%s: %c%u.%d in place of %c%d.%d", what, pass_letter((pass_kind)kind), m, stage,
+                 letter, want_m, want_stage);
+}
+
+/* One line of the examples against the compute stream of a rank. */
+static void check_rank(const char *name, const bidir_result *r, uint32_t rank, char *line)
+{
+    const plan *const p = &r->p;
+    const plan_stream *const s = plan_compute(p, rank);
+    uint32_t i = 0;
+    for (char *at = strtok(line, " "); at != NULL; at = strtok(NULL, " "), i++) {
+        char what[200];
+        (void)snprintf(what, sizeof what, "%s, rank %u, pass %u", name, rank, i);
+        if (i >= s->n_tasks) fail_msg("%s: missing", what);
+        const uint32_t task = s->first_task + i;
+        const plan_task *const t = &p->tasks[task];
+        int used = 0;
+        if (t->kind == TASK_PAIR) {
+            for (int k = 0; k < 2; k++) {
+                const plan_member *const m = &p->members[t->link + (uint32_t)k];
+                check_member(what, m->kind, m->microbatch, p->insts[p->classes[m->cls].inst].stage,
+                             at, &used);
+                at += used;
+                if (k == 0 && *at++ != '&') fail_msg("%s: a pair", what);
+            }
+        } else {
+            check_member(what, t->kind, t->microbatch, p->insts[p->classes[t->cls].inst].stage, at,
+                         &used);
+            at += used;
+        }
+        const long long begin = r->t.begin_ns[task];
+        if (*at != '@' || begin != 1000000 * strtoll(at + 1, NULL, 10))
+            fail_msg("%s: starts at %lld ns, not %s", what, begin, at);
+    }
+    if (i != s->n_tasks) fail_msg("%s: rank %u has %u passes more", name, rank, s->n_tasks - i);
+}
+
+static void worked_examples(void **state)
+{
+    char *const text = read_orders(*state);
+    size_t place = 0;
+    int n = 0;
+    for (char *line = next_line(text, &place); line != NULL; line = next_line(text, &place)) {
+        if (*line == '#') continue;
+        char family[32], options[64];
+        int pp = 0, m = 0, v = 0, makespan = 0;
+        assert_int_equal(
+            sscanf(line, "%31s %d %d %d %63s %d", family, &pp, &m, &v, options, &makespan), 6);
+        const bidir_query q = {.family = family,
+                               .pp = pp,
+                               .m = m,
+                               .v = v,
+                               .options = *options == '-' ? NULL : options,
+                               .f = 1,
+                               .b = 2,
+                               .i = 1,
+                               .w = 1};
+        const bidir_result r = bidir_run(*state, &q);
+        for (int rank = 0; rank < pp; rank++)
+            check_rank(bidir_text(*state, &q), &r, (uint32_t)rank, next_line(text, &place));
+        assert_int_equal(r.m.step_ns, makespan * INT64_C(1000000));
+        n++;
+    }
+    assert_int_equal(n, 13);
+}
+
+/* The figure's order of BitPipe: B0.0 F4.0 F5.0 B1.0 on rank 0, B2.0 F6.0 F7.0 B3.0 on rank 3; one
+ * chunk forward less for each border of units, and no higher peak. */
+static void figure_variant(void **state)
+{
+    const bidir_query example = {
+        .family = "bitpipe", .pp = 4, .m = 8, .v = 2, .options = "gap=2", .f = 1, .b = 2};
+    schedule s;
+    td_err err = {0};
+    T_OK(bidir_generate(*state, &example, &s, &err), &err);
+    static const int first[2] = {0, 2};
+    for (int end = 0; end < 2; end++) {
+        const sched_cell *c = s.rows[end == 0 ? 0 : 3].cells;
+        while (c->kind != PASS_B || c->stage != 0) c++;
+        const int m = first[end];
+        const sched_cell want[] = {{.kind = PASS_B, .microbatch = m},
+                                   {.kind = PASS_F, .microbatch = m + 4},
+                                   {.kind = PASS_F, .microbatch = m + 5},
+                                   {.kind = PASS_B, .microbatch = m + 1}};
+        assert_memory_equal(c, want, sizeof want);
+    }
+    for (int32_t pp = 4; pp <= 16; pp *= 2)
+        for (int32_t k = 1; k <= 4; k++) {
+            bidir_query q = {.family = "bitpipe", .pp = pp, .m = k * pp, .v = 2, .f = 1, .b = 2};
+            const bidir_result code = bidir_run(*state, &q);
+            q.options = "gap=2";
+            const bidir_result figure = bidir_run(*state, &q);
+            assert_int_equal(figure.m.step_ns, code.m.step_ns - (k - 1) * INT64_C(1000000));
+            for (int32_t r = 0; r < pp; r++)
+                T_CLOSE(figure.m.ranks[r].peak_activations, code.m.ranks[r].peak_activations, 0,
+                        1e-9);
+        }
+}
+
+/* --- laws --- */
+
+/* A random legal case of a family. */
+static bidir_query random_query(td_arena *a, td_rng *rng)
+{
+    static const char *const families[] = {"bitpipe", "chimera", "dualpipe", "dualpipev", "hanayo"};
+    static const char *const syncs[] = {"eager", "end", "original"};
+    const int which = (int)td_rng_below(rng, 5);
+    const int32_t even = 2 + 2 * (int32_t)td_rng_below(rng, 4),
+                  units = 1 + (int32_t)td_rng_below(rng, 4);
+    const char *const sync = syncs[td_rng_below(rng, 3)];
+    const char *const two = syncs[td_rng_below(rng, 2)];
+    bidir_query q = {.family = families[which], .pp = even, .m = even * units, .f = 1, .b = 2};
+    q.mapping = (plan_mapping)td_rng_below(rng, 3);
+    switch (which) {
+    case 0:
+        q.v = 1 + (int32_t)td_rng_below(rng, 5);
+        q.options = td_sprintf(a, "vshape=%d gap=%d sync=%s", (int)td_rng_below(rng, 2),
+                               1 + (int)td_rng_below(rng, 2), sync);
+        break;
+    case 1: {
+        const bool doubling = td_rng_below(rng, 2) == 1;
+        int32_t f = 1 + (int32_t)td_rng_below(rng, even / 2);
+        while (even / 2 % f != 0) f--;
+        if (doubling) q.m *= 2;
+        q.options = td_sprintf(a, "f=%d doubling=%d sync=%s", f, doubling, f > 1 ? two : sync);
+        break;
+    }
+    case 2:
+        q.m = 2 * even + 2 * (int32_t)td_rng_below(rng, 6);
+        q.options = td_sprintf(a, "overlap=%d sync=%s", (int)td_rng_below(rng, 2), two);
+        break;
+    case 3:
+        q.pp = 1 + (int32_t)td_rng_below(rng, 6);
+        q.m = 2 * q.pp + (int32_t)td_rng_below(rng, 7);
+        q.options = td_sprintf(a, "overlap=%d sync=%s", (int)td_rng_below(rng, 2), two);
+        break;
+    default:
+        q.pp = 2 + (int32_t)td_rng_below(rng, 6);
+        q.v = 2 + 2 * (int32_t)td_rng_below(rng, 3);
+        q.m = 1 + (int32_t)td_rng_below(rng, 4 * q.pp);
+        break;
+    }
+    return q;
+}
+
+static void same_text_both_ways(const bidir_query *q, const schedule *s, td_arena *a)
+{
+    td_text once = {0}, again = {0};
+    td_err err = {0};
+    schedule back;
+    sched_print(s, &once);
+    T_OK(sched_parse(once.s, once.len, "printed", a, &back, &err), &err);
+    if (!sched_equal(s, &back)) fail_msg("%s: reads back otherwise", bidir_text(a, q));
+    sched_print(&back, &again);
+    assert_string_equal(once.s, again.s);
+    td_text_free(&once);
+    td_text_free(&again);
+}
+
+/* Lowering runs the checker after every pass, deadlock under pure rendezvous included. */
+static void random_cases(void **state)
+{
+    (void)state;
+    td_rng rng = td_rng_seed(2410);
+    for (int i = 0; i < 250; i++) {
+        td_arena *const a = td_arena_new();
+        bidir_query q = random_query(a, &rng);
+        q.i = q.w = 1;
+        const bidir_result eager = bidir_run(a, &q);
+        same_text_both_ways(&q, &eager.s, a);
+        q.rendezvous = true;
+        const bidir_result strict = bidir_run(a, &q);
+        if (q.mapping == MAPPING_CHANNEL && strict.m.step_ns != eager.m.step_ns)
+            fail_msg("%s: %lld ns under rendezvous, %lld eager", bidir_text(a, &q),
+                     (long long)strict.m.step_ns, (long long)eager.m.step_ns);
+        td_arena_free(a);
+    }
+}
+
+/* --- requests that no schedule can meet --- */
+
+static void refusals(void **state)
+{
+    static const struct {
+        bidir_query q;
+        const char *why;
+    } cases[] = {
+        {{.family = "bitpipe", .pp = 5, .m = 10}, "legal: 4 or 6"},
+        {{.family = "bitpipe", .pp = 1, .m = 4}, "legal: 2 or 4"},
+        {{.family = "bitpipe", .pp = 4, .m = 6}, "legal: 4 or 8"},
+        {{.family = "bitpipe", .pp = 4, .m = 2}, "legal: 4 or 8"},
+        {{.family = "bitpipe", .pp = 4, .m = 4, .options = "sync=late"}, "eager, end, original"},
+        {{.family = "bitpipe", .pp = 4, .m = 4, .options = "vshape=2"}, "vshape"},
+        {{.family = "chimera", .pp = 3, .m = 6}, "legal: 2 or 4"},
+        {{.family = "chimera", .pp = 4, .m = 4, .v = 2}, "legal: 1"},
+        {{.family = "chimera", .pp = 12, .m = 12, .options = "f=4"}, "legal: 1, 2, 3, 6"},
+        {{.family = "chimera", .pp = 4, .m = 4, .options = "doubling=1"}, "legal: 8 or 16"},
+        {{.family = "chimera", .pp = 4, .m = 10}, "legal: 8 or 12"},
+        {{.family = "chimera", .pp = 4, .m = 8, .options = "f=2 sync=original"}, "eager, end"},
+        {{.family = "dualpipe", .pp = 3, .m = 8}, "legal: 2 or 4"},
+        {{.family = "dualpipe", .pp = 4, .m = 4}, "legal: 8 or more"},
+        {{.family = "dualpipe", .pp = 4, .m = 9}, "legal: 8 or 10"},
+        {{.family = "dualpipe", .pp = 4, .m = 8, .v = 2}, "legal: 1"},
+        {{.family = "dualpipev", .pp = 4, .m = 7}, "legal: 8 or more"},
+        {{.family = "dualpipev", .pp = 4, .m = 8, .v = 3}, "legal: 2"},
+        {{.family = "hanayo", .pp = 1, .m = 4}, "legal: 2 or more"},
+        {{.family = "hanayo", .pp = 4, .m = 4, .v = 3}, "legal: 2 or 4"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        schedule s;
+        td_err err = {0};
+        T_FAILS(bidir_generate(*state, &cases[i].q, &s, &err), TD_EUSAGE, &err, cases[i].why);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T_TEST(worked_examples),
+        T_TEST(figure_variant),
+        cmocka_unit_test(random_cases),
+        T_TEST(refusals),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
