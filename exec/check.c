@@ -71,7 +71,7 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
     const exec_step s = {.lr = 1e-3f,
                          .beta1 = 0.9f,
                          .beta2 = 0.95f,
-                         .eps = 1e-8f,
+                         .eps = CHECK_EPSILON,
                          .weight_decay = 0.1f,
                          .clip = 1.0,
                          .number = step,
@@ -91,6 +91,30 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
     return TD_OK;
 }
 
+static const float *weights_of(const executor *x, uint32_t inst, int32_t replica)
+{
+    return exec_buffer(x, exec_rank_of(x, inst, replica), SIZE_WEIGHTS, inst);
+}
+
+/* Whether all copies of each stage, and both copies of a tied table, hold the same bits. */
+static bool copies_are_equal(const executor *x)
+{
+    const plan *const p = x->p;
+    for (uint32_t i = 0; i < p->n_insts; i++) {
+        const int32_t stage = p->insts[i].stage;
+        const stage_code *const c = &x->stages[stage];
+        const float *const first = weights_of(x, (uint32_t)stage, 0);
+        for (int32_t d = 0; d < p->dp; d++)
+            if (memcmp(first, weights_of(x, i, d), (size_t)c->elements * sizeof *first) != 0)
+                return false;
+    }
+    const stage_code *const a = &x->stages[0], *const b = &x->stages[p->n_stages - 1];
+    if (stage_tied_offset(a) < 0 || stage_tied_offset(b) < 0) return true;
+    return memcmp(weights_of(x, 0, 0) + stage_tied_offset(a),
+                  weights_of(x, (uint32_t)p->n_stages - 1, 0) + stage_tied_offset(b),
+                  (size_t)(a->m->vocab * a->m->hidden) * sizeof(float)) == 0;
+}
+
 static td_status run(check_run *c, const check_options *o, td_arena *a, check_result *out,
                      td_err *err)
 {
@@ -102,6 +126,7 @@ static td_status run(check_run *c, const check_options *o, td_arena *a, check_re
             reference_compare(&c->f, &c->x->stages[p->insts[i].stage],
                               exec_buffer(c->x, exec_rank_of(c->x, i, d), SIZE_WEIGHTS, i),
                               c->f.weights, &out->weights);
+    out->copies = copies_are_equal(c->x);
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         const rank_arena *const m = &c->x->ranks[r].arena;
         out->ranks[r] = (check_rank){.peak_bytes = p->ranks[r].arena_bytes,
@@ -129,7 +154,8 @@ td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_a
     exec_close(c.x);
     if (st != TD_OK) return st;
     const bool equal = out->losses_equal && out->gradients.bitwise && out->weights.bitwise;
-    const bool near = out->gradients.max_rel_err <= CHECK_TOLERANCE;
-    out->pass = out->memory && (out->exact ? equal : near);
+    const bool near = out->gradients.max_rel_err <= CHECK_TOLERANCE &&
+                      out->weights.max_rel_err <= CHECK_TOLERANCE;
+    out->pass = out->memory && out->copies && (out->exact ? equal : near);
     return TD_OK;
 }

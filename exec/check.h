@@ -19,9 +19,10 @@ typedef struct check_result {
     double loss, loss_reference; /* of the first step */
     comparison gradients;        /* of every step */
     comparison weights;          /* after the last step */
-    bool losses_equal;           /* every bit, every step */
-    bool exact;                  /* accumulation order is the reference's: bitwise is demanded */
-    bool memory;                 /* touched equals predicted on every rank */
+    bool copies; /* twins, replicas and both ends' tied tables have equal weights, bit for bit */
+    bool losses_equal; /* every bit, every step */
+    bool exact;        /* accumulation order is the reference's: bitwise is demanded */
+    bool memory;       /* touched equals predicted on every rank */
     bool pass;
     check_rank *ranks; /* [n_ranks] */
     int64_t rss_bytes;
@@ -29,6 +30,9 @@ typedef struct check_result {
 
 /* Tolerance where the order of sums differs (DESIGN section 9). */
 #define CHECK_TOLERANCE 1e-5
+/* AdamW's epsilon. Where a true gradient is 0 (a key's bias) what comes out is the noise of the
+ * sums' order; a tiny epsilon would make a whole step of it, and then the runs part. */
+#define CHECK_EPSILON 1e-4f
 
 TD_MUST_USE td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_arena *a,
                                  check_result *out, td_err *err);

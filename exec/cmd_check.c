@@ -18,11 +18,11 @@ static void print_json(const check_result *r, const plan *p)
     td_text_json(&t, r->gradients.worst);
     td_text_addf(&t,
                  ", \"weights_max_rel_err\": %.9g, \"bitwise\": %s, \"bitwise_expected\": %s, "
-                 "\"memory_exact\": %s, \"rss_bytes\": %lld, \"per_rank\": [",
+                 "\"copies_equal\": %s, \"memory_exact\": %s, \"rss_bytes\": %lld, \"per_rank\": [",
                  r->weights.max_rel_err,
                  r->losses_equal && r->gradients.bitwise && r->weights.bitwise ? "true" : "false",
-                 r->exact ? "true" : "false", r->memory ? "true" : "false",
-                 (long long)r->rss_bytes);
+                 r->exact ? "true" : "false", r->copies ? "true" : "false",
+                 r->memory ? "true" : "false", (long long)r->rss_bytes);
     for (uint32_t i = 0; i < p->n_ranks; i++)
         td_text_addf(&t, "%s{\"rank\": %u, \"peak_bytes\": %lld, \"touched_bytes\": %lld}",
                      i == 0 ? "" : ", ", i, (long long)r->ranks[i].peak_bytes,

@@ -37,14 +37,27 @@ static held held_at(const executor *x, const exec_rank *r, uint32_t use)
                   .at = r->arena.base + (int64_t)b->offset * PLAN_ALIGN};
 }
 
-/* Adds the gradients of the two uses of a tied table when this rank holds both. */
+/* Whether a collective adds the two uses' gradients of a tied table for this instance. */
+static bool tied_by_message(const executor *x, const exec_rank *r, uint32_t inst)
+{
+    const plan *const p = x->p;
+    for (uint32_t i = 0; i < r->n_posts; i++) {
+        const plan_class *const c = &p->classes[p->tasks[r->posts[i].task].cls];
+        if (c->kind == TASK_COLL && c->purpose == PURPOSE_TIED && c->inst == inst) return true;
+    }
+    return false;
+}
+
+/* Adds the gradients of the two uses of a tied table when this rank holds both and is to do so. */
 static void add_tied(const executor *x, const exec_rank *r, uint32_t task)
 {
     const plan *const p = x->p;
     const uint32_t end = p->tasks[task + 1].first_use;
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held first = held_at(x, r, i);
-        if (first.role != ROLE_GRADS || p->insts[first.inst].stage != 0) continue;
+        if (first.role != ROLE_GRADS || p->insts[first.inst].stage != 0 ||
+            tied_by_message(x, r, first.inst))
+            continue;
         const stage_code *const c = &x->stages[0];
         const long n = c->m->vocab * c->m->hidden;
         float *const table = (float *)(void *)first.at + c->own[PARAM_TOKEN_EMBEDDING];
@@ -56,9 +69,7 @@ static void add_tied(const executor *x, const exec_rank *r, uint32_t task)
         }
         for (uint32_t j = p->tasks[task].first_use; j < end; j++) {
             const held last = held_at(x, r, j);
-            if (last.role != ROLE_GRADS || p->insts[last.inst].stage != p->n_stages - 1 ||
-                p->insts[last.inst].pipe != p->insts[first.inst].pipe)
-                continue;
+            if (last.role != ROLE_GRADS || p->insts[last.inst].stage != p->n_stages - 1) continue;
             float *const head =
                 (float *)(void *)last.at + stage_head_grad(&x->stages[p->n_stages - 1]);
             k_axpy_cpu(r->ctx, n, 1.0f, head, table);

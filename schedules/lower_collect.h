@@ -41,6 +41,15 @@ TD_MUST_USE td_status collect_member(collect *c, uint32_t gate, uint32_t join, u
 /* Turns the collectives into streams, one per (group, member), and tasks. */
 TD_MUST_USE td_status collect_emit(collect *c, td_err *err);
 
+/* One copy of a stage that trains, and the pass that ends its gradients. */
+typedef struct stage_holder {
+    uint32_t rank, gate, inst;
+    uint64_t when;
+} stage_holder;
+
+/* The copies of `stage` among its twins and replicas, by rank: the members of its gradient sync.
+ * out: [n_pipes * replicas]; returns how many (lower_gradients.c). */
+uint32_t collect_holders(const collect *c, int32_t stage, stage_holder *out);
 /* Gradients of a stage among its twins and replicas (lower_gradients.c). */
 TD_MUST_USE td_status collect_gradients(collect *c, td_err *err);
 /* The barriers of sharded vocabulary layers (lower_vocab.c). */

@@ -35,19 +35,13 @@ static uint32_t sync_gate(const lowering *l, int32_t row, int32_t pipe, int32_t 
     return eager != NODE_NONE && gate < eager ? eager : gate;
 }
 
-typedef struct holder {
-    uint32_t rank, gate, inst;
-    uint64_t when;
-} holder;
-
 static int compare_holders(const void *a, const void *b)
 {
-    const holder *const x = a, *const y = b;
+    const stage_holder *const x = a, *const y = b;
     return x->rank < y->rank ? -1 : x->rank > y->rank;
 }
 
-/* The ranks that hold `stage`, ascending, with the passes that end its gradients. */
-static uint32_t stage_holders(const collect *c, int32_t stage, holder *out)
+uint32_t collect_holders(const collect *c, int32_t stage, stage_holder *out)
 {
     const lowering *const l = c->l;
     uint32_t n = 0;
@@ -55,16 +49,16 @@ static uint32_t stage_holders(const collect *c, int32_t stage, holder *out)
         for (int32_t d = 0; d < l->replicas; d++) {
             const int32_t row = l->s->pipes[pipe].backward_row[stage];
             const uint32_t node = sync_gate(l, row, pipe, stage);
-            out[n++] = (holder){.rank = lower_rank(l, row, d),
-                                .gate = lower_task(l, c->in, node, row, d),
-                                .inst = (uint32_t)(pipe * l->s->n_stages + stage),
-                                .when = node == NODE_NONE ? 0 : lower_when(l, node, row)};
+            out[n++] = (stage_holder){.rank = lower_rank(l, row, d),
+                                      .gate = lower_task(l, c->in, node, row, d),
+                                      .inst = (uint32_t)(pipe * l->s->n_stages + stage),
+                                      .when = node == NODE_NONE ? 0 : lower_when(l, node, row)};
         }
     qsort(out, n, sizeof *out, compare_holders);
     return n;
 }
 
-static td_status add_over(collect *c, collective item, const holder *h, uint32_t n,
+static td_status add_over(collect *c, collective item, const stage_holder *h, uint32_t n,
                           int32_t true_size, td_err *err)
 {
     uint32_t *const ranks = TD_NEW_N(c->l->a, uint32_t, n);
@@ -87,10 +81,10 @@ td_status collect_gradients(collect *c, td_err *err)
     const lowering *const l = c->l;
     const int32_t copies = l->s->n_pipes * l->o->dp;
     if (copies == 1) return TD_OK;
-    holder *const h = TD_NEW_N(l->a, holder, l->s->n_pipes * l->replicas);
+    stage_holder *const h = TD_NEW_N(l->a, stage_holder, l->s->n_pipes * l->replicas);
     if (h == NULL) return td_fail(err, TD_ENOMEM, "out of memory for collectives");
     for (int32_t stage = 0; stage < l->s->n_stages; stage++) {
-        const uint32_t n = stage_holders(c, stage, h);
+        const uint32_t n = collect_holders(c, stage, h);
         collective item = {.kind = l->o->zero1 ? COLL_REDUCE_SCATTER : COLL_ALL_REDUCE,
                            .purpose = PURPOSE_GRAD_SYNC,
                            .m = -1};

@@ -73,30 +73,39 @@ static td_status step_tails(const lowering *l, const plan *in, plan *out, td_err
     return TD_OK;
 }
 
-/* Tied tables: the first and the last stage of a pipe add their gradients of the one table. */
+/* Two ranks add their gradients of the one table. */
+static td_status tie(collect *c, const stage_holder *first, const stage_holder *last, td_err *err)
+{
+    const stage_holder *const pair[2] = {first->rank < last->rank ? first : last,
+                                         first->rank < last->rank ? last : first};
+    const uint32_t ranks[2] = {pair[0]->rank, pair[1]->rank};
+    collective item = {.kind = COLL_ALL_REDUCE, .purpose = PURPOSE_TIED, .m = -1};
+    TD_TRY(sizes_bytes(c->l->o->sizes, SIZE_TIED_GRADS, 0, 0, 0, &item.bytes, err));
+    TD_TRY(collect_group(c, ranks, 2, 2, &item.group, err));
+    TD_TRY(collect_begin(c, item, err));
+    for (int i = 0; i < 2; i++)
+        TD_TRY(collect_member(c, tail_task(c->in, ranks[i], TAIL_MARK),
+                              tail_task(c->in, ranks[i], TAIL_NORM), pair[i]->inst, err));
+    return TD_OK;
+}
+
+/* Tied tables: the i-th copy of the first stage and the i-th of the last one add their gradients,
+ * which the syncs have made equal in all copies; where both are on one rank, it adds them itself.
+ * Any such pairing leaves the same bits everywhere, because a + b is b + a. */
 static td_status step_tied(collect *c, td_err *err)
 {
     const lowering *const l = c->l;
     const model_desc *const model = l->o->sizes->model;
     const int32_t last = l->s->n_stages - 1;
     if (model == NULL || !model->tied || last == 0 || l->s->vocab != VOCAB_NONE) return TD_OK;
-    for (int32_t pipe = 0; pipe < l->s->n_pipes; pipe++)
-        for (int32_t d = 0; d < l->replicas; d++) {
-            const int32_t rows[2] = {l->s->pipes[pipe].backward_row[0],
-                                     l->s->pipes[pipe].backward_row[last]};
-            if (rows[0] == rows[1]) continue; /* one rank adds its two accumulators itself */
-            const int lo = rows[0] < rows[1] ? 0 : 1;
-            uint32_t ranks[2];
-            collective item = {.kind = COLL_ALL_REDUCE, .purpose = PURPOSE_TIED, .m = -1};
-            for (int i = 0; i < 2; i++) ranks[i] = lower_rank(l, rows[i ^ lo], d);
-            TD_TRY(sizes_bytes(l->o->sizes, SIZE_TIED_GRADS, 0, 0, 0, &item.bytes, err));
-            TD_TRY(collect_group(c, ranks, 2, 2, &item.group, err));
-            TD_TRY(collect_begin(c, item, err));
-            for (int i = 0; i < 2; i++)
-                TD_TRY(collect_member(
-                    c, tail_task(c->in, ranks[i], TAIL_MARK), tail_task(c->in, ranks[i], TAIL_NORM),
-                    (uint32_t)(pipe * l->s->n_stages + ((i ^ lo) ? last : 0)), err));
-        }
+    const int32_t most = l->s->n_pipes * l->replicas;
+    stage_holder *const first = TD_NEW_N(l->a, stage_holder, most);
+    stage_holder *const end = TD_NEW_N(l->a, stage_holder, most);
+    if (first == NULL || end == NULL) return td_fail(err, TD_ENOMEM, "out of memory for copies");
+    const uint32_t n = collect_holders(c, 0, first);
+    (void)collect_holders(c, last, end);
+    for (uint32_t i = 0; i < n; i++)
+        if (first[i].rank != end[i].rank) TD_TRY(tie(c, &first[i], &end[i], err));
     return TD_OK;
 }
 

@@ -1,0 +1,172 @@
+/* Schedules with several copies of the weights: loss and gradients are those of one rank, copies
+ * stay equal bit for bit, memory is as predicted. */
+#include "exec_law.h"
+#include "schedule_gen.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const model_desc *const models[] = {&law_gpt2, &law_llama, &law_bert};
+
+/* One case in an arena of its own; `exact`: whether bit-for-bit equality is to be demanded. */
+static void hold(const exec_law *k, const char *name, const char *option, int32_t pp,
+                 int32_t chunks, int32_t m, bool exact)
+{
+    td_arena *const a = td_arena_new();
+    const check_result r = exec_law_named(k, name, option, pp, chunks, m, a, NULL);
+    if (r.exact != exact)
+        fail_msg("%s: order of sums is %s", name, r.exact ? "the reference's" : "another");
+    assert_true(r.copies);
+    td_arena_free(a);
+}
+
+static void test_two_directions(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        const exec_law k = {.model = models[i]};
+        for (int32_t d = 2; d <= 4; d += 2)
+            for (int32_t n = d; n <= 4 * d; n *= 2) {
+                hold(&k, "bitpipe", NULL, d, 2, n, false);
+                hold(&k, "chimera", NULL, d, 1, n, false);
+            }
+    }
+    const exec_law k = {.model = &law_gpt2, .steps = 2};
+    hold(&k, "bitpipe", NULL, 8, 2, 8, false);
+    hold(&k, "chimera", NULL, 8, 1, 16, false);
+}
+
+/* One copy of the weights: each stage adds its microbatches in order. */
+static void test_waves(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        const exec_law k = {.model = models[i]};
+        for (int32_t d = 2; d <= 4; d += 2)
+            for (int32_t n = d; n <= 4 * d; n *= 2) hold(&k, "hanayo", NULL, d, 2, n, true);
+    }
+    const exec_law k = {.model = &law_llama, .steps = 2};
+    hold(&k, "hanayo", NULL, 2, 4, 4, true);
+    hold(&k, "hanayo", NULL, 8, 2, 8, true);
+}
+
+static void test_options(void **state)
+{
+    (void)state;
+    const exec_law k = {.model = &law_gpt2};
+    static const char *const syncs[] = {"sync=eager", "sync=end", "sync=original"};
+    for (size_t i = 0; i < 3; i++) {
+        hold(&k, "bitpipe", syncs[i], 4, 2, 8, false);
+        hold(&k, "chimera", syncs[i], 4, 1, 8, false);
+    }
+    hold(&k, "bitpipe", "vshape=0", 4, 2, 8, false); /* the ends' ranks hold one end each */
+    hold(&k, "bitpipe", "gap=2", 4, 2, 8, false);
+    hold(&k, "chimera", "doubling=1", 4, 1, 8, false);
+    hold(&k, "chimera", "f=2", 4, 1, 8, false);
+}
+
+static void test_recomputation_and_mappings(void **state)
+{
+    (void)state;
+    for (int mode = RECOMPUTE_SELECTIVE; mode <= RECOMPUTE_FULL; mode++)
+        for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+            const exec_law k = {.model = models[i], .recompute = (recompute_mode)mode, .steps = 2};
+            hold(&k, "bitpipe", NULL, 2, 2, 4, false);
+        }
+    for (int mapping = MAPPING_CHANNEL; mapping <= MAPPING_SINGLE; mapping++) {
+        const exec_law k = {
+            .model = &law_gpt2, .mapping = (plan_mapping)mapping, .jitter_ns = 200000, .steps = 2};
+        hold(&k, "bitpipe", NULL, 4, 2, 8, false);
+        hold(&k, "chimera", NULL, 4, 1, 4, false);
+    }
+}
+
+static void test_replicas(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        const exec_law k = {.model = models[i], .dp = 2, .steps = 3};
+        hold(&k, "bitpipe", NULL, 2, 2, 4, false);
+        hold(&k, "bitpipe", "vshape=0", 4, 2, 4, false);
+        hold(&k, "chimera", "f=2", 4, 1, 4, false);
+        hold(&k, "hanayo", NULL, 2, 2, 4, false);
+        hold(&k, "1f1b", NULL, 2, 1, 3, false);
+        hold(&k, "interleaved-1f1b", NULL, 2, 2, 4, false);
+    }
+    const exec_law k = {.model = &law_gpt2, .dp = 3, .steps = 3};
+    hold(&k, "gpipe", NULL, 2, 1, 2, false);
+    hold(&k, "chimera", NULL, 2, 1, 2, false);
+}
+
+/* Who sends to whom for a tied table: nobody where a rank holds both ends, of whichever pipe. */
+static void test_tied_tables_stay_local(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *option;
+        int32_t pp, chunks, m;
+        uint32_t ties; /* collectives */
+    } cases[] = {
+        {"bitpipe", NULL, 4, 2, 4, 0},       {"chimera", NULL, 4, 1, 4, 0},
+        {"chimera", "f=2", 4, 1, 4, 0},      {"hanayo", NULL, 4, 2, 4, 0},
+        {"bitpipe", "vshape=0", 4, 2, 4, 0}, {"1f1b", NULL, 4, 1, 4, 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        td_arena *const a = td_arena_new();
+        const exec_law k = {.model = &law_gpt2, .steps = 1};
+        plan p;
+        (void)exec_law_named(&k, cases[i].name, cases[i].option, cases[i].pp, cases[i].chunks,
+                             cases[i].m, a, &p);
+        uint32_t n = 0;
+        for (uint32_t c = 0; c < p.n_colls; c++)
+            n +=
+                p.classes[p.tasks[p.coll_tasks[p.colls[c].first_task]].cls].purpose == PURPOSE_TIED;
+        if (n != cases[i].ties) fail_msg("%s: %u ties", cases[i].name, n);
+        td_arena_free(a);
+    }
+}
+
+static bool is_plain(const schedule *s)
+{
+    for (int32_t r = 0; r < s->n_rows; r++)
+        for (int64_t i = 0; i < s->rows[r].n_cells; i++)
+            if (s->rows[r].cells[i].kind == PASS_I) return false;
+    return s->n_slices == 1;
+}
+
+/* Any placement and order, ends on any ranks, microbatches on any pipe. */
+static void test_random_schedules(void **state)
+{
+    (void)state;
+    int held = 0, twins = 0;
+    for (uint64_t seed = 1; held < 24; seed++) {
+        td_arena *const a = td_arena_new();
+        const schedule s = gen_schedule(a, seed);
+        if (is_plain(&s)) {
+            const exec_law k = {
+                .model = models[held % 3], .dp = 1 + (int32_t)(seed % 2), .steps = 2};
+            (void)exec_law_holds(&k, &s, a, NULL);
+            held++;
+            twins += s.n_pipes > 1;
+        }
+        td_arena_free(a);
+    }
+    assert_true(twins > 4);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_two_directions),   cmocka_unit_test(test_waves),
+        cmocka_unit_test(test_options),          cmocka_unit_test(test_recomputation_and_mappings),
+        cmocka_unit_test(test_replicas),         cmocka_unit_test(test_tied_tables_stay_local),
+        cmocka_unit_test(test_random_schedules),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
