@@ -20,7 +20,7 @@ foreach(folder IN LISTS TD_FOLDERS)
 endforeach()
 
 set(td_pc_requires "jansson zlib")
-foreach(pair "CAIRO:cairo" "PCRE2:libpcre2-8" "OPENBLAS:openblas")
+foreach(pair "CAIRO:cairo" "PCRE2:libpcre2-8" "OPENBLAS:openblas" "MPI:ompi-c")
     string(REPLACE ":" ";" pair ${pair})
     list(GET pair 0 package)
     list(GET pair 1 module)

@@ -14,6 +14,8 @@ td_summary_line("GSL" ${TD_HAVE_GSL} "psim calibrate" "not found: no psim calibr
 td_summary_line("PCRE2" ${TD_HAVE_PCRE2} "GPT-2 tokens" "not found: byte tokens only")
 td_summary_line("OpenBLAS" ${TD_HAVE_OPENBLAS} "${OPENBLAS_VERSION}"
                 "not found: plain matrix products")
+td_summary_line("OpenMPI" ${TD_HAVE_MPI} "ranks as processes (mpirun)"
+                "not found: no ranks under mpirun")
 td_summary_line("cmocka" ${TD_HAVE_CMOCKA} "unit tests" "not found: no unit tests")
 td_summary_line("CUDA" ${TD_HAVE_CUDA} "compiler found; this version has no CUDA kernels yet"
                 "none (TD_CUDA=${TD_CUDA})")

@@ -19,10 +19,12 @@ typedef struct wire_op {
     uint32_t rank; /* the poster */
     uint32_t task; /* for messages to people */
     bool done;
-    int64_t begin_ns, end_ns;  /* of the transfer: from when all ends were posted; between processes
-                                  from when this end was */
-    struct wire_op *next;      /* the wire's */
-    transport_request request; /* the wire's */
+    /* of the transfer: from when all ends were posted; between processes from when this end was */
+    int64_t begin_ns, end_ns;
+    /* the wire's */
+    uint32_t coll;
+    struct wire_op *next;
+    transport_request request;
 } wire_op;
 
 /* What a collective leaves in its members' data. Sums add in member order, so every bit is the
@@ -55,6 +57,7 @@ typedef struct wire_coll {
 
 typedef struct wire_shape {
     uint32_t n_ranks, n_channels, n_groups, n_colls;
+    /* the tables must live as long as the wire */
     const wire_channel *channels; /* [n_channels] */
     const wire_group *groups;     /* [n_groups] */
     const wire_coll *colls;       /* [n_colls]; those of one group are posted in one order */

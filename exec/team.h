@@ -1,0 +1,73 @@
+/* The processes of one run, one rank each. A NULL team is the run in one process: its index is 0,
+ * its size 1, and every call returns at once.
+ *
+ * All processes make the calls below in one order. Data must live until the team is closed, because
+ * a call that fails leaves its messages under way. When a process gives up, or is gone, every wait
+ * in every process ends with its reason. */
+#ifndef EXEC_TEAM_H
+#define EXEC_TEAM_H
+
+#include "exec/transport.h"
+
+#include <pthread.h>
+
+/* Lanes below are the team's own; those of wires begin here. */
+enum { LANE_NOTICE, LANE_TALK, LANE_WIRE };
+
+enum { TEAM_SUMS = 4096 }; /* numbers summed at a time */
+
+/* The last word of a process: why it gave up, or TD_OK when it is done. */
+typedef struct team_notice {
+    int32_t code;
+    char msg[1020];
+} team_notice;
+
+typedef struct team {
+    transport t;
+    pthread_mutex_t lock; /* around every call of the transport, and `why` */
+    int64_t deadline_ns;
+    td_err why;                         /* code TD_OK: nobody gave up */
+    bool told;                          /* the others have this process's notice */
+    team_notice mine, *notices;         /* [size] */
+    transport_request *told_to, *heard; /* [size] */
+    transport_request talk;             /* the blocking calls' */
+    team_notice word;                   /* of team_agree */
+    uint64_t number;                    /* of team_same */
+    double *sums;                       /* [TEAM_SUMS] of another process */
+} team;
+
+/* Takes over an open transport; `deadline_ns` ends a wait (0: two minutes). */
+TD_MUST_USE td_status team_open(const transport *t, int64_t deadline_ns, td_arena *a, team **out,
+                                td_err *err);
+/* Says goodbye and waits for everybody's, a few seconds at most when somebody gave up. */
+void team_close(team *t);
+
+uint32_t team_index(const team *t);
+uint32_t team_size(const team *t);
+
+TD_MUST_USE td_status team_send(team *t, uint32_t to, const void *data, int64_t bytes, td_err *err);
+TD_MUST_USE td_status team_recv(team *t, uint32_t from, void *data, int64_t bytes, td_err *err);
+/* The same bytes in all processes, from one of them. */
+TD_MUST_USE td_status team_broadcast(team *t, uint32_t from, void *data, int64_t bytes,
+                                     td_err *err);
+/* Sums in process order, in all processes. x: [n] */
+TD_MUST_USE td_status team_sum(team *t, double *x, int64_t n, td_err *err);
+/* Where any process comes with an error, all leave with that of the first process that has one; the
+ * rank is named unless it is rank 0. */
+TD_MUST_USE td_status team_agree(team *t, td_status st, td_err *err);
+/* All processes must bring the same number; the error says what differs, and on which rank. */
+TD_MUST_USE td_status team_same(team *t, uint64_t number, const char *what, td_err *err);
+
+void team_give_up(team *t, const td_err *why);
+td_err team_error(team *t);
+
+/* --- for wires; the lock is held --- */
+
+/* Looks for notices and for processes that are gone. */
+void team_listen(team *t);
+/* Notes a failure of the transport as the reason to give up, and tells the others. */
+void team_fail(team *t, const td_err *why);
+/* A short sleep between two looks; `turn` counts them. The lock is not held. */
+void team_pause(long turn);
+
+#endif
