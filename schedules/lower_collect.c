@@ -125,6 +125,6 @@ td_status lower_collect(const lowering *l, const plan *in, plan *out, td_err *er
     *out = *in;
     collect c = {.l = l, .in = in, .out = out};
     TD_TRY(collect_vocab(&c, err));
-    if (!l->o->no_step) TD_TRY(collect_gradients(&c, err));
+    if (!l->o->no_step || l->o->keep_sync) TD_TRY(collect_gradients(&c, err));
     return collect_emit(&c, err);
 }

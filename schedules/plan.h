@@ -244,6 +244,7 @@ typedef struct lower_options {
     int32_t lookahead, send_window; /* 0: defaults, 1 and "never blocks" */
     bool zero1;
     bool no_step;         /* leave gradient sync, norm and optimizer out (closed forms) */
+    bool keep_sync;       /* with no_step: keep the gradient syncs */
     int64_t memory_limit; /* bytes a rank; 0: none */
     const char *after;    /* stop after this pass; NULL: all */
 } lower_options;

@@ -451,6 +451,7 @@ td_status request_plan(const request *q, data_type dtype, const char *after, td_
                                  .send_window = (int32_t)q->send_window,
                                  .zero1 = q->zero1,
                                  .no_step = !out->has_model,
+                                 .keep_sync = out->has_units && out->units.coll_ms > 0,
                                  .memory_limit = q->memory_limit,
                                  .after = after};
     return plan_lower(&out->schedule, &out->lower, a, &out->plan, err);

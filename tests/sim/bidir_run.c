@@ -40,8 +40,13 @@ bidir_result bidir_run(td_arena *a, const bidir_query *q)
     T_OK(unit_times_parse(times.s, a, &units, &err), &err);
     td_text_free(&times);
     const sizes z = {.n_stages = r.s.n_stages, .chunks = v};
-    const lower_options lower = {
-        .sizes = &z, .dp = 1, .tp = 1, .lookahead = 1, .mapping = q->mapping, .no_step = true};
+    const lower_options lower = {.sizes = &z,
+                                 .dp = 1,
+                                 .tp = 1,
+                                 .lookahead = 1,
+                                 .mapping = q->mapping,
+                                 .no_step = true,
+                                 .keep_sync = q->synced};
     const cost_model cost = {.units = &units, .sizes = &z, .chunks = v};
     const sim_options o = {.protocol = q->rendezvous ? PROTOCOL_RENDEZVOUS : PROTOCOL_EAGER,
                            .cost = &cost};

@@ -135,6 +135,114 @@ static void figure_variant(void **state)
         }
 }
 
+/* --- gradient sync --- */
+
+/* When the sync of each stage starts, in ms; every member starts at once. */
+static void sync_starts(const bidir_result *r, double *start_ms)
+{
+    for (int32_t s = 0; s < r->p.n_stages; s++) start_ms[s] = -1;
+    for (uint32_t i = 0; i < r->p.n_tasks; i++) {
+        const plan_task *const t = &r->p.tasks[i];
+        if (t->kind != TASK_COLL) continue;
+        assert_int_equal(r->p.classes[t->cls].purpose, PURPOSE_GRAD_SYNC);
+        const int32_t stage = r->p.insts[r->p.classes[t->cls].inst].stage;
+        const double at = (double)r->t.begin_ns[i] / 1e6;
+        if (start_ms[stage] >= 0) T_CLOSE(at, start_ms[stage], 0, 1e-9);
+        start_ms[stage] = at;
+    }
+}
+
+/* What a rank still idles from a moment on. */
+static double idle_after(const bidir_result *r, int32_t rank, double from_ms)
+{
+    double idle = (double)r->m.step_ns / 1e6 - from_ms;
+    const plan_stream *const s = plan_compute(&r->p, (uint32_t)rank);
+    for (uint32_t i = 0; i < s->n_tasks; i++) {
+        const double end = (double)r->t.end_ns[s->first_task + i] / 1e6,
+                     begin = fmax((double)r->t.begin_ns[s->first_task + i] / 1e6, from_ms);
+        if (end > begin) idle -= end - begin;
+    }
+    return idle;
+}
+
+/* Eager: a stage's sync starts when all its holders are done, 2s before the end for stage s but
+ * for the last one, and what the holders idle from then on. */
+static void eager_windows(void **state)
+{
+    static const double early[8] = {28, 26, 24, 22, 20, 18, 16, 13};
+    static const double spare[8] = {0, 2, 2, 2, 2, 2, 2, 3};
+    static const double wide_spare[4] = {0, 2, 4, 6};
+    double at[16];
+    bidir_query q = {.family = "bitpipe", .pp = 4, .m = 4, .v = 2, .f = 1, .b = 2, .synced = true};
+    const bidir_result small = bidir_run(*state, &q);
+    sync_starts(&small, at);
+    for (int32_t s = 0; s < 8; s++) {
+        T_CLOSE(at[s], early[s], 0, 1e-9);
+        for (int32_t p = 0; p < 2; p++)
+            T_CLOSE(idle_after(&small, small.s.pipes[p].backward_row[s], at[s]), spare[s], 0, 1e-9);
+    }
+    for (int chimera = 0; chimera < 2; chimera++) {
+        q.family = chimera ? "chimera" : "bitpipe";
+        q.pp = q.m = 8;
+        q.v = chimera ? 1 : 2;
+        const bidir_result r = bidir_run(*state, &q);
+        const int32_t last = r.p.n_stages - 1;
+        sync_starts(&r, at);
+        for (int32_t s = 0; s <= last; s++) {
+            const double left = s < last ? 2 * s : chimera ? 17 : 33;
+            T_CLOSE((double)r.m.step_ns / 1e6 - at[s], left, 0, 1e-9);
+            const double want = s == last ? 9 : wide_spare[s < 3 ? s : 3];
+            for (int32_t p = 0; p < 2; p++)
+                T_CLOSE(idle_after(&r, r.s.pipes[p].backward_row[s], at[s]), want, 0, 1e-9);
+        }
+    }
+}
+
+/* The other placements: where the authors' code has them, and behind each row's last pass. */
+static void other_placements(void **state)
+{
+    static const struct {
+        const char *family, *options;
+        int32_t v;
+        double at[8];
+    } cases[] = {
+        {"bitpipe", "sync=original", 2, {28, 26, 26, 28, 24, 26, 26, 24}},
+        {"bitpipe", "sync=end", 2, {28, 26, 26, 28, 28, 26, 26, 28}},
+        {"chimera", "sync=original", 1, {16, 14, 14, 9}},
+        {"chimera", "sync=end", 1, {16, 14, 14, 16}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const bidir_query q = {.family = cases[i].family,
+                               .options = cases[i].options,
+                               .pp = 4,
+                               .m = 4,
+                               .v = cases[i].v,
+                               .f = 1,
+                               .b = 2,
+                               .synced = true};
+        const bidir_result r = bidir_run(*state, &q);
+        double at[8];
+        sync_starts(&r, at);
+        for (int32_t s = 0; s < r.p.n_stages; s++)
+            if (fabs(at[s] - cases[i].at[s]) > 1e-9)
+                fail_msg("%s: the sync of stage %d starts at %g, not %g", bidir_text(*state, &q), s,
+                         at[s], cases[i].at[s]);
+    }
+}
+
+/* A sync that fits into the windows costs nothing; one at the end costs itself for the two stages
+ * that are left over. */
+static void hidden_syncs(void **state)
+{
+    bidir_query q = {
+        .family = "bitpipe", .pp = 8, .m = 8, .v = 2, .f = 1, .b = 2, .coll = 1, .synced = true};
+    const bidir_result eager = bidir_run(*state, &q);
+    assert_int_equal(eager.m.step_ns, 61000000); /* stage 0 alone is left at the end */
+    q.options = "sync=end";
+    const bidir_result end = bidir_run(*state, &q);
+    assert_int_equal(end.m.step_ns, 64000000); /* all four stages of ranks 0 and 7 */
+}
+
 /* --- laws --- */
 
 /* A random legal case of a family. */
@@ -204,6 +312,7 @@ static void random_cases(void **state)
         td_arena *const a = td_arena_new();
         bidir_query q = random_query(a, &rng);
         q.i = q.w = 1;
+        q.synced = i % 2 == 0;
         const bidir_result eager = bidir_run(a, &q);
         same_text_both_ways(&q, &eager.s, a);
         q.rendezvous = true;
@@ -254,9 +363,8 @@ static void refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T_TEST(worked_examples),
-        T_TEST(figure_variant),
-        cmocka_unit_test(random_cases),
+        T_TEST(worked_examples),  T_TEST(figure_variant), T_TEST(eager_windows),
+        T_TEST(other_placements), T_TEST(hidden_syncs),   cmocka_unit_test(random_cases),
         T_TEST(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
