@@ -195,6 +195,8 @@ td_status scratch_layout_of(const sizes *z, int32_t stage, int64_t slice_len, sc
             s.logits = region(&s.bytes, mul(mul(s.logits_rows, d.vocab_ld), d.e));
         s.losses = region(&s.bytes, mul(d.rows, 8));
     }
+    if (slice_len < z->run.seq_len && (d.stage->embedding || d.stage->head))
+        s.tokens = region(&s.bytes, mul(d.rows, 2 * (int64_t)sizeof(int32_t)));
     if (s.bytes >= HUGE_BYTES) return td_fail(err, TD_EUSAGE, "scratch: does not fit 63 bits");
     *out = s;
     return TD_OK;

@@ -27,8 +27,6 @@ static td_status refuse_plan(const plan *p, const sizes *z, td_err *err)
                        "out --fold");
     if (z->model == NULL)
         return td_fail(err, TD_EUSAGE, "plan: it was lowered without a model; use --model");
-    if (p->n_slices > 1)
-        return td_fail(err, TD_EUSAGE, "plan: sequence slices are not executed yet");
     if (p->n_stages != z->n_stages)
         return td_fail(err, TD_EUSAGE, "plan: %d stages, but sizes of %d", p->n_stages,
                        z->n_stages);
@@ -196,6 +194,7 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
     const plan *const p = x->p;
     TD_TRY(open_ctx(&x->blas, x->options.threads_per_rank, a, &x->ctx, err));
     TD_TRY(stage_open(x->z, x->ctx, a, &x->stages, err));
+    TD_TRY(pass_open(x, a, err));
     TD_TRY(open_wire(x, a, err));
     for (uint32_t i = 0; i < p->n_ranks; i++) {
         exec_rank *const r = &x->ranks[i];

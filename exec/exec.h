@@ -35,6 +35,8 @@ typedef struct exec_rank {
     uint32_t *joins;      /* posts (indices) by the position that waits for them */
     uint32_t *first_join; /* [n_compute + 2] */
     uint32_t *tokens;     /* [n_microbatches] buffer, or PLAN_NONE */
+    stage_kv *kv;         /* [n_slices] of the pass at hand */
+    k_keys *keys;         /* [n_slices] workspace of it */
     td_rng jitter;
 } exec_rank;
 
@@ -49,8 +51,9 @@ typedef struct exec_step {
 typedef struct executor {
     const plan *p;
     const sizes *z;
-    stage_code *stages; /* [n_stages] */
-    exec_rank *ranks;   /* [n_ranks] */
+    stage_code *stages;      /* [n_stages] of whole microbatches */
+    const stage_code **code; /* [n_classes] of the passes */
+    exec_rank *ranks;        /* [n_ranks] */
     wire *wire;
     k_blas blas;
     k_ctx *ctx; /* of the calling thread */
@@ -104,6 +107,13 @@ TD_MUST_USE td_status worker_compute(executor *x, exec_rank *r, uint32_t task, t
 void worker_post(executor *x, const exec_rank *r, exec_post *o);
 /* What a message or collective moves; NULL for nothing. */
 char *worker_payload(const executor *x, const exec_rank *r, uint32_t task);
+
+/* --- pass_run.c --- */
+
+TD_MUST_USE td_status pass_open(executor *x, td_arena *a, td_err *err);
+TD_MUST_USE td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err);
+/* Where a buffer of the rank lies. */
+char *pass_buffer(const executor *x, const exec_rank *r, uint32_t use);
 
 /* --- optimizer.c --- */
 

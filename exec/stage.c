@@ -1,12 +1,8 @@
-/* Opening stages, and the forward pass. */
+/* Opening stages; where the tensors of a pass lie. */
 #include "exec/stage_inside.h"
 
 #include <math.h>
 #include <string.h>
-
-enum {
-    TAIL_BYTES = 64
-}; /* alignment gap at a buffer's end, written so that all of it is touched */
 
 /* --- opening --- */
 
@@ -34,16 +30,23 @@ static td_status refuse_unsupported(const sizes *z, td_err *err)
     return TD_OK;
 }
 
+static td_status open_layouts(const sizes *z, int32_t stage, int64_t seq, stage_code *c,
+                              td_err *err)
+{
+    c->seq = seq;
+    c->rows = c->batch * seq;
+    TD_TRY(stash_layout_of(z, stage, seq, &c->stash, err));
+    return scratch_layout_of(z, stage, seq, &c->scratch, err);
+}
+
 static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code *c, td_err *err)
 {
     c->m = z->model;
     c->at = z->stages[stage];
     c->recompute = z->run.recompute;
     c->batch = z->run.micro_batch;
-    c->seq = z->run.seq_len;
-    c->rows = c->batch * c->seq;
-    TD_TRY(stash_layout_of(z, stage, c->seq, &c->stash, err));
-    TD_TRY(scratch_layout_of(z, stage, c->seq, &c->scratch, err));
+    c->whole = z->run.seq_len;
+    TD_TRY(open_layouts(z, stage, c->whole, c, err));
     c->n_params = stage_params(c->m, &c->at, NULL, 0);
     c->params = TD_NEW_N(a, param_tensor, c->n_params);
     c->layer = td_alloc(a, (size_t)c->at.n_layers, sizeof *c->layer);
@@ -84,6 +87,13 @@ td_status stage_open(const sizes *z, k_ctx *ctx, td_arena *a, stage_code **out, 
     }
     *out = c;
     return TD_OK;
+}
+
+td_status stage_open_slice(const sizes *z, int32_t stage, const stage_code *whole, int64_t seq,
+                           stage_code *out, td_err *err)
+{
+    *out = *whole;
+    return open_layouts(z, stage, seq, out, err);
 }
 
 int64_t stage_head_grad(const stage_code *c)
@@ -178,180 +188,64 @@ const float *stage_head_weight(const stage_code *c, const stage_args *p)
     return own != NULL ? own : stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING);
 }
 
-k_attn stage_attention(const stage_code *c)
+float *stage_keys(const stage_code *c, const stage_kv *kv, int64_t layer)
+{
+    return kv->at + 2 * layer * c->batch * kv->len * c->m->n_kv_heads * c->m->head_dim;
+}
+
+k_attn stage_attention(const stage_code *c, const stage_args *p, int64_t layer)
 {
     const stage_dims d = stage_dims_of(c);
-    const long t = c->seq;
+    const bool sliced = stage_is_sliced(c);
+    const long t = c->seq, q_ld = sliced ? d.attn : d.qkv;
+    for (long i = 0; i < p->n_kv; i++) {
+        const long n = p->kv[i].len;
+        float *const k = stage_keys(c, &p->kv[i], layer);
+        p->keys[i] = (k_keys){
+            .k = k, .v = k + c->batch * n * d.kv, .rows = n, .ld = d.kv, .batch = n * d.kv};
+    }
     return (k_attn){.batch = c->batch,
                     .heads = c->m->n_heads,
                     .kv_heads = c->m->n_kv_heads,
                     .d = c->m->head_dim,
                     .s_q = t,
-                    .s_kv = t,
+                    .s_kv = p->prefix + t,
                     .causal = c->m->causal,
                     .scale = (float)(1.0 / sqrt((double)c->m->head_dim)),
-                    .q_ld = d.qkv,
-                    .q_batch = t * d.qkv,
+                    .q_ld = q_ld,
+                    .q_batch = t * q_ld,
                     .kv_ld = d.qkv,
                     .kv_batch = t * d.qkv,
                     .o_ld = d.attn,
                     .o_batch = t * d.attn,
                     .dq_ld = d.qkv,
                     .dq_batch = t * d.qkv,
-                    .dkv_ld = d.qkv,
-                    .dkv_batch = t * d.qkv};
+                    .dkv_ld = sliced ? d.kv : d.qkv,
+                    .dkv_batch = sliced ? c->whole * d.kv : t * d.qkv,
+                    .pieces = p->keys,
+                    .n_pieces = p->n_kv};
 }
 
-/* --- forward --- */
+/* --- tokens --- */
 
-void stage_norm(k_ctx *ctx, const stage_code *c, float *x, const float *bias, const float *res,
-                const float *gamma, const float *beta, float *y, float *mean, float *rstd)
+void stage_find_rows(const stage_code *c, stage_args *p)
 {
-    const long rows = c->rows, cols = c->m->hidden;
-    const float eps = (float)c->m->norm_eps;
-    float *const sum = res != NULL ? x : NULL;
-    if (!c->m->rms_norm) {
-        k_layernorm_fwd_cpu(ctx, rows, cols, eps, x, bias, res, sum, gamma, beta, y, mean, rstd);
-        return;
+    p->row_ids = p->ids;
+    p->row_targets = p->targets;
+    if (p->ids == NULL || !stage_is_sliced(c)) return;
+    int32_t *const ids = (int32_t *)(void *)(p->scratch + c->scratch.tokens);
+    for (int64_t b = 0; b < c->batch; b++) {
+        const int64_t from = b * c->whole + p->prefix, to = b * c->seq;
+        memcpy(ids + to, p->ids + from, (size_t)c->seq * sizeof *ids);
+        memcpy(ids + c->rows + to, p->targets + from, (size_t)c->seq * sizeof *ids);
     }
-    if (bias != NULL) k_bias_add_cpu(ctx, rows, cols, x, cols, bias);
-    k_rmsnorm_fwd_cpu(ctx, rows, cols, eps, x, res, sum, gamma, y, rstd);
-}
-
-void stage_project(k_ctx *ctx, long rows, long in, long out, const float *x, const float *w,
-                   float *y, long ldy)
-{
-    k_gemm_cpu(ctx, false, true, rows, out, in, 1.0f, x, in, w, in, 0.0f, y, ldy);
-}
-
-void stage_attend(k_ctx *ctx, const stage_code *c, const layer_view *v)
-{
-    const stage_dims d = stage_dims_of(c);
-    const k_attn a = stage_attention(c);
-    k_attn_fwd_cpu(ctx, &a, v->qkv, v->qkv + d.attn, v->qkv + d.attn + d.kv, v->o, v->lse);
-}
-
-void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
-                       const layer_view *v, float *x, const float *bias, const float *res)
-{
-    const stage_dims d = stage_dims_of(c);
-    const model_desc *const m = c->m;
-    const bool post = stage_post_norm(c); /* then y1 is x */
-    if (!post)
-        stage_norm(ctx, c, x, bias, res, stage_weight(c, p, l, PARAM_NORM1_WEIGHT),
-                   stage_weight(c, p, l, PARAM_NORM1_BIAS), v->y1, v->mean1, v->rstd1);
-    stage_project(ctx, d.rows, d.hidden, d.qkv, v->y1, stage_weight(c, p, l, PARAM_QKV_WEIGHT),
-                  v->qkv, d.qkv);
-    const float *const qkv_bias = stage_weight(c, p, l, PARAM_QKV_BIAS);
-    if (qkv_bias != NULL) k_bias_add_cpu(ctx, d.rows, d.qkv, v->qkv, d.qkv, qkv_bias);
-    if (c->rope != NULL)
-        k_rope_cpu(ctx, false, d.rows, c->seq, 0, m->n_heads + m->n_kv_heads, m->head_dim, c->rope,
-                   v->qkv, d.qkv);
-    stage_attend(ctx, c, v);
-    stage_project(ctx, d.rows, d.attn, d.hidden, v->o, stage_weight(c, p, l, PARAM_OUT_WEIGHT),
-                  v->sum1, d.hidden);
-    const param_kind norm = post ? PARAM_NORM1_WEIGHT : PARAM_NORM2_WEIGHT;
-    stage_norm(ctx, c, v->sum1, stage_weight(c, p, l, PARAM_OUT_BIAS), x,
-               stage_weight(c, p, l, norm), stage_weight(c, p, l, norm + 1), v->y2,
-               post ? v->mean1 : v->mean2, post ? v->rstd1 : v->rstd2);
-    const float *const w_up = stage_weight(c, p, l, PARAM_UP_WEIGHT);
-    if (m->gated) {
-        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, stage_weight(c, p, l, PARAM_GATE_WEIGHT),
-                      v->up, d.up);
-        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up + d.ffn, d.up);
-        k_swiglu_fwd_cpu(ctx, d.rows, d.ffn, v->up, v->up + d.ffn, d.up, v->act);
-    } else {
-        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up, d.up);
-        k_gelu_fwd_cpu(ctx, stage_gelu(c), d.rows, d.ffn, v->up,
-                       stage_weight(c, p, l, PARAM_UP_BIAS), v->act);
-    }
-}
-
-void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long first, long n,
-                  float *out)
-{
-    const long hidden = c->m->hidden;
-    const float *const y = at_bytes(p->stash, c->stash.final_out) + first * hidden;
-    const float *const bias = stage_weight(c, p, -1, PARAM_HEAD_BIAS);
-    stage_project(ctx, n, hidden, c->m->vocab, y, stage_head_weight(c, p), out, c->stash.logits_ld);
-    if (bias != NULL) k_bias_add_cpu(ctx, n, c->m->vocab, out, c->stash.logits_ld, bias);
+    p->row_ids = ids;
+    p->row_targets = ids + c->rows;
 }
 
 long stage_targets(const stage_code *c, const stage_args *p)
 {
     long n = 0;
-    for (int64_t i = 0; i < c->rows; i++) n += p->targets[i] >= 0;
+    for (int64_t i = 0; i < c->batch * c->whole; i++) n += p->targets[i] >= 0;
     return n;
-}
-
-/* Final norm, logits, loss; keeps the gradient of the logits where the stash has room for it. */
-static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *x,
-                         const float *bias, const float *res)
-{
-    const long ld = c->stash.logits_ld, vocab = c->m->vocab, counted = stage_targets(c, p);
-    float *const normed = stage_post_norm(c) ? bert_transform(ctx, c, p, x) : x;
-    stage_norm(ctx, c, normed, bias, res, stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
-               stage_weight(c, p, -1, PARAM_FINAL_NORM_BIAS),
-               at_bytes(p->stash, c->stash.final_out),
-               c->stash.final_mean < 0 ? NULL : at_bytes(p->stash, c->stash.final_mean),
-               at_bytes(p->stash, c->stash.final_rstd));
-    double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
-    const double per_row = 1.0 / (double)(counted > 0 ? counted : 1);
-    if (c->stash.dlogits >= 0) {
-        float *const logits = at_bytes(p->stash, c->stash.dlogits);
-        stage_logits(ctx, c, p, 0, c->rows, logits);
-        (void)k_xent_cpu(ctx, c->rows, vocab, logits, ld, p->targets,
-                         (float)(per_row * (double)p->grad_scale), losses, NULL, logits);
-    } else {
-        float *const logits = at_bytes(p->scratch, c->scratch.logits);
-        for (long r = 0; r < c->rows; r += c->scratch.logits_rows) {
-            const long left = c->rows - r;
-            const long n = left < c->scratch.logits_rows ? left : c->scratch.logits_rows;
-            stage_logits(ctx, c, p, r, n, logits);
-            (void)k_xent_cpu(ctx, n, vocab, logits, ld, p->targets + r, 0.0f, losses + r, NULL,
-                             NULL);
-        }
-    }
-    double sum = 0;
-    for (int64_t r = 0; r < c->rows; r++) sum += losses[r];
-    p->loss = sum * per_row;
-}
-
-void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
-{
-    const stage_dims d = stage_dims_of(c);
-    const float *bias = NULL, *res = NULL;
-    if (c->stash.bytes >= TAIL_BYTES) memset(p->stash + c->stash.bytes - TAIL_BYTES, 0, TAIL_BYTES);
-    memset(p->scratch + c->scratch.bytes - TAIL_BYTES, 0, TAIL_BYTES);
-    if (stage_passes_on(c)) {
-        memcpy(p->output, p->input, (size_t)(d.rows * d.hidden) * sizeof *p->output);
-        return;
-    }
-    if (c->at.embedding && stage_post_norm(c))
-        bert_embed(ctx, c, p);
-    else if (c->at.embedding)
-        k_embed_fwd_cpu(
-            ctx, d.rows, c->seq, 0, d.hidden, p->ids, stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
-            stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL, stage_level(c, p, 0));
-    for (int64_t l = 0; l < c->at.n_layers; l++) {
-        const layer_view v = stage_layer_view(c, p, l);
-        float *const x = stage_level(c, p, l), *const out = stage_level(c, p, l + 1);
-        stage_layer_inner(ctx, c, p, l, &v, x, bias, res);
-        if (stage_post_norm(c)) {
-            bert_layer_end(ctx, c, p, l, &v, out);
-            continue;
-        }
-        stage_project(ctx, d.rows, d.ffn, d.hidden, v.act, stage_weight(c, p, l, PARAM_DOWN_WEIGHT),
-                      out, d.hidden);
-        bias = stage_weight(c, p, l, PARAM_DOWN_BIAS);
-        res = v.sum1;
-    }
-    float *const x = stage_level(c, p, c->at.n_layers);
-    if (c->at.head) {
-        head_forward(ctx, c, p, x, bias, res);
-        return;
-    }
-    /* the same sum in the same order as the norm of a next layer would form it */
-    if (bias != NULL) k_bias_add_cpu(ctx, d.rows, d.hidden, x, d.hidden, bias);
-    if (res != NULL) k_add_cpu(ctx, d.rows * d.hidden, x, res, x);
 }

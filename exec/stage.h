@@ -7,13 +7,14 @@
 #include "costmodel/sizes.h"
 #include "kernels/kernels.h"
 
-/* What one stage is: read-only once opened, shared by the ranks. N = micro_batch * slice_len rows;
- * row b * slice_len + t is token t of sequence b. */
+/* What one stage is, for passes over `seq` tokens of each sequence: read-only once opened, shared
+ * by the ranks. N = micro_batch * seq rows; row b * seq + t is token prefix + t of sequence b. */
 typedef struct stage_code {
     const model_desc *m;
     stage_desc at;
     recompute_mode recompute;
     int64_t batch, seq, rows;
+    int64_t whole; /* tokens of a sequence; more than seq where microbatches are cut in slices */
     stash_layout stash;
     scratch_layout scratch;
     int64_t (*layer)[PARAM_KIND_COUNT]; /* [n_layers] offset of each tensor in elements, or -1 */
@@ -21,13 +22,25 @@ typedef struct stage_code {
     param_tensor *params;               /* [n_params] in model order */
     int64_t n_params, elements, grad_elements;
     int64_t first_tensor; /* entry of params[0] in the norm table */
-    const float *rope;    /* [seq, head_dim] or NULL; shared */
+    const float *rope;    /* [whole, head_dim] or NULL; shared */
 } stage_code;
 
 /* Opens the stages of a model, [z->n_stages], for whole sequences of z->run.seq_len tokens.
  * TD_EUSAGE names what is not executed yet. */
 TD_MUST_USE td_status stage_open(const sizes *z, k_ctx *ctx, td_arena *a, stage_code **out,
                                  td_err *err);
+
+/* The same stage for slices of `seq` tokens; shares the tables of `whole`. */
+TD_MUST_USE td_status stage_open_slice(const sizes *z, int32_t stage, const stage_code *whole,
+                                       int64_t seq, stage_code *out, td_err *err);
+
+static inline bool stage_is_sliced(const stage_code *c) { return c->seq < c->whole; }
+
+/* The keys and values of one slice: per layer K, then V, [batch, len, kv_heads * head_dim]. */
+typedef struct stage_kv {
+    float *at;
+    int64_t len;
+} stage_kv;
 
 /* The buffers of one pass; those that the stage's place leaves out are NULL. */
 typedef struct stage_args {
@@ -38,9 +51,15 @@ typedef struct stage_args {
     const float *weights;
     float *grads; /* += */
     char *stash, *scratch;
-    const int32_t *ids, *targets; /* [N]; target -1 is not counted */
-    float grad_scale;             /* the loss that is differentiated is grad_scale * mean loss */
-    double loss;                  /* out: mean loss over the counted targets */
+    const int32_t *ids, *targets; /* [batch, whole]; target -1 is not counted */
+    int64_t prefix;               /* tokens before the slice */
+    const stage_kv *kv;           /* [n_kv] of the slices up to the pass's own; none when whole */
+    k_keys *keys;                 /* [n_kv] workspace */
+    long n_kv;
+    float *dkv; /* of the microbatch: per layer dK, then dV, [batch, whole, kv_heads * head_dim] */
+    float grad_scale; /* the loss that is differentiated is grad_scale * mean loss */
+    double loss;      /* out: of the pass's rows, divided by the microbatch's counted targets */
+    const int32_t *row_ids, *row_targets; /* set by the stage: of the pass's rows [N] */
 } stage_args;
 
 void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p);

@@ -78,6 +78,26 @@ static void mlp_backward(const back *b, int64_t l, const layer_view *v)
     input_gradient(b, d.hidden, d.ffn, dup, d.up, w_up, 1.0f, b->narrow);
 }
 
+/* Where the gradients of a layer's keys are added up over the slices; those of its values follow.
+ */
+static float *prefix_gradients(const back *b, int64_t l)
+{
+    return b->p->dkv + 2 * l * b->c->batch * b->c->whole * b->d.kv;
+}
+
+/* The rows of the slice at hand are complete: all later slices are done. Puts them beside dq. */
+static void take_own_gradients(const back *b, const float *dk, const float *dv)
+{
+    const stage_code *const c = b->c;
+    const long kv = b->d.kv;
+    for (int64_t i = 0; i < c->rows; i++) {
+        const int64_t from = (i / c->seq * c->whole + b->p->prefix + i % c->seq) * kv;
+        float *const to = b->wide + i * b->d.qkv + b->d.attn;
+        memcpy(to, dk + from, (size_t)kv * sizeof *to);
+        memcpy(to + kv, dv + from, (size_t)kv * sizeof *to);
+    }
+}
+
 static void attention_backward(const back *b, int64_t l, const layer_view *v)
 {
     const stage_code *const c = b->c;
@@ -88,14 +108,17 @@ static void attention_backward(const back *b, int64_t l, const layer_view *v)
                     stage_grad(c, b->p, l, PARAM_OUT_WEIGHT));
     input_gradient(b, d.attn, d.hidden, b->grad, d.hidden,
                    stage_weight(c, b->p, l, PARAM_OUT_WEIGHT), 0.0f, b->narrow);
-    const k_attn a = stage_attention(c);
+    const k_attn a = stage_attention(c, b->p, l);
     const float *const k = v->qkv + d.attn;
-    float *const dk = b->wide + d.attn;
-    k_attn_bwd_cpu(b->ctx, &a, false, v->qkv, k, k + d.kv, v->o, b->narrow, v->lse, b->delta,
-                   b->wide, dk, dk + d.kv);
+    const bool sliced = stage_is_sliced(c);
+    float *const dk = sliced ? prefix_gradients(b, l) : b->wide + d.attn;
+    float *const dv = sliced ? dk + c->batch * c->whole * d.kv : dk + d.kv;
+    k_attn_bwd_cpu(b->ctx, &a, sliced && b->p->prefix + c->seq < c->whole, v->qkv, k, k + d.kv,
+                   v->o, b->narrow, v->lse, b->delta, b->wide, dk, dv);
+    if (sliced) take_own_gradients(b, dk, dv);
     if (c->rope != NULL)
-        k_rope_cpu(b->ctx, true, d.rows, c->seq, 0, m->n_heads + m->n_kv_heads, m->head_dim,
-                   c->rope, b->wide, d.qkv);
+        k_rope_cpu(b->ctx, true, d.rows, c->seq, b->p->prefix, m->n_heads + m->n_kv_heads,
+                   m->head_dim, c->rope, b->wide, d.qkv);
     bias_gradient(b, l, PARAM_QKV_BIAS, d.qkv, b->wide);
     weight_gradient(b, d.hidden, d.qkv, b->wide, d.qkv, v->y1,
                     stage_grad(c, b->p, l, PARAM_QKV_WEIGHT));
@@ -131,10 +154,10 @@ static void layer_backward(back *b, int64_t l)
     const stage_code *const c = b->c;
     const layer_view v = stage_layer_view(c, b->p, l);
     if (c->recompute == RECOMPUTE_FULL) {
-        stage_layer_inner(b->ctx, c, b->p, l, &v, stage_level(c, b->p, l), NULL, NULL);
+        stage_layer_inner(b->ctx, c, b->p, l, &v, stage_level(c, b->p, l), NULL, NULL, true);
         if (stage_post_norm(c)) bert_layer_end(b->ctx, c, b->p, l, &v, b->narrow);
     } else if (c->recompute == RECOMPUTE_SELECTIVE) {
-        stage_attend(b->ctx, c, &v);
+        stage_attend(b->ctx, c, b->p, l, &v);
     }
     if (stage_post_norm(c))
         post_norm_backward(b, l, &v);
@@ -172,7 +195,7 @@ static void head_backward(back *b)
             const long left = b->d.rows - r;
             const long n = left < c->scratch.logits_rows ? left : c->scratch.logits_rows;
             stage_logits(b->ctx, c, p, r, n, logits);
-            (void)k_xent_cpu(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld, p->targets + r,
+            (void)k_xent_cpu(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld, p->row_targets + r,
                              (float)scale, losses, NULL, logits);
             head_rows(b, r, n, logits);
         }
@@ -194,6 +217,7 @@ void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p)
         memcpy(p->dinput, p->doutput, (size_t)(b.d.rows * b.d.hidden) * sizeof *p->dinput);
         return;
     }
+    stage_find_rows(c, p);
     b.grad = c->at.embedding ? at_bytes(p->scratch, c->scratch.grad) : p->dinput;
     b.wide = at_bytes(p->scratch, c->scratch.wide);
     b.narrow = at_bytes(p->scratch, c->scratch.narrow);
@@ -204,7 +228,7 @@ void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p)
     if (c->at.embedding && stage_post_norm(c))
         bert_embed_backward(ctx, c, p, b.cur, b.grad);
     else if (c->at.embedding)
-        k_embed_bwd_cpu(ctx, b.d.rows, c->seq, 0, b.d.hidden, p->ids, b.cur,
+        k_embed_bwd_cpu(ctx, b.d.rows, c->seq, p->prefix, b.d.hidden, p->row_ids, b.cur,
                         stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
                         stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING), NULL);
 }

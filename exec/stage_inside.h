@@ -24,7 +24,10 @@ bool stage_passes_on(const stage_code *c);
 /* A tensor of the layer (layer >= 0) or of the stage (-1); NULL when the model has none. */
 const float *stage_weight(const stage_code *c, const stage_args *p, int64_t layer, param_kind k);
 float *stage_grad(const stage_code *c, const stage_args *p, int64_t layer, param_kind k);
-k_attn stage_attention(const stage_code *c);
+/* One layer's keys of a slice; its values follow them. */
+float *stage_keys(const stage_code *c, const stage_kv *kv, int64_t layer);
+/* The layer's attention; of a slice with its keys and values, listed in p->keys. */
+k_attn stage_attention(const stage_code *c, const stage_args *p, int64_t layer);
 const float *stage_head_weight(const stage_code *c, const stage_args *p);
 
 static inline float *at_bytes(char *base, int64_t offset)
@@ -47,13 +50,19 @@ void stage_norm(k_ctx *ctx, const stage_code *c, float *x, const float *bias, co
                 const float *gamma, const float *beta, float *y, float *mean, float *rstd);
 
 /* Layer forward up to the activation (not its last product): what full recomputation repeats.
- * res != NULL: x still lacks + bias + res; it is completed in place. */
+ * res != NULL: x still lacks + bias + res; it is completed in place. again: a slice's keys and
+ * values are there already. */
 void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t layer,
-                       const layer_view *v, float *x, const float *bias, const float *res);
-void stage_attend(k_ctx *ctx, const stage_code *c, const layer_view *v);
+                       const layer_view *v, float *x, const float *bias, const float *res,
+                       bool again);
+void stage_attend(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t layer,
+                  const layer_view *v);
+/* Finds the tokens of the pass's rows. */
+void stage_find_rows(const stage_code *c, stage_args *p);
 /* Logits of rows [first, first + n) into out (ld = logits_ld). */
 void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long first, long n,
                   float *out);
+/* Counted targets of the microbatch. */
 long stage_targets(const stage_code *c, const stage_args *p);
 
 /* --- stage_bert.c: what only BERT has --- */

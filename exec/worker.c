@@ -2,76 +2,7 @@
  * for those that join, and runs the pass. No line knows a schedule. */
 #include "exec/exec.h"
 
-#include <math.h>
 #include <time.h>
-
-static char *buffer_at(const executor *x, const exec_rank *r, uint32_t use)
-{
-    const plan *const p = x->p;
-    const plan_buffer *const b = &p->buffers[p->ranks[r->index].first_buffer + use_buffer_of(use)];
-    return r->arena.base + (int64_t)b->offset * PLAN_ALIGN;
-}
-
-/* --- passes --- */
-
-static void bind(const executor *x, const exec_rank *r, uint32_t first, uint32_t end, stage_args *a)
-{
-    for (uint32_t i = first; i < end; i++) {
-        char *const at = buffer_at(x, r, x->p->uses[i]);
-        float *const f = (float *)(void *)at;
-        switch (use_role_of(x->p->uses[i])) {
-        case ROLE_INPUT: a->input = f; break;
-        case ROLE_OUTPUT: a->output = f; break;
-        case ROLE_DOUTPUT: a->doutput = f; break;
-        case ROLE_DINPUT: a->dinput = f; break;
-        case ROLE_WEIGHTS: a->weights = f; break;
-        case ROLE_GRADS: a->grads = f; break;
-        case ROLE_STASH: a->stash = at; break;
-        case ROLE_SCRATCH: a->scratch = at; break;
-        case ROLE_TOKENS:
-            a->ids = (const int32_t *)(void *)at;
-            a->targets = a->ids + x->z->run.micro_batch * x->z->run.seq_len;
-            break;
-        default: break;
-        }
-    }
-}
-
-static td_status check_finite(executor *x, const exec_rank *r, const stage_code *c, int32_t stage,
-                              uint32_t m, const stage_args *a, td_err *err)
-{
-    if (c->at.head) {
-        if (isfinite(a->loss)) return TD_OK;
-        return td_fail(err, TD_EMISMATCH,
-                       "step %ld: the loss of microbatch %u is not finite (stage "
-                       "%d, rank %u); a lower --lr or --clip may help",
-                       x->step.number, m, stage, r->index);
-    }
-    if (isfinite(k_sumsq_cpu(r->ctx, c->rows * c->m->hidden, a->output))) return TD_OK;
-    return td_fail(err, TD_EMISMATCH,
-                   "step %ld: the output of stage %d for microbatch %u is not "
-                   "finite (rank %u); a lower --lr or --clip may help",
-                   x->step.number, stage, m, r->index);
-}
-
-static td_status run_pass(executor *x, exec_rank *r, uint8_t kind, uint32_t cls, uint32_t m,
-                          uint32_t first_use, uint32_t end_use, td_err *err)
-{
-    const plan *const p = x->p;
-    const plan_inst *const inst = &p->insts[p->classes[cls].inst];
-    const stage_code *const c = &x->stages[inst->stage];
-    const int32_t microbatches = p->n_microbatches * p->dp;
-    stage_args a = {.grad_scale = (float)(1.0 / (double)microbatches)};
-    bind(x, r, first_use, end_use, &a);
-    if (kind == PASS_F) {
-        stage_forward(r->ctx, c, &a);
-        if (c->at.head)
-            x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m] = a.loss;
-        return check_finite(x, r, c, inst->stage, m, &a, err);
-    }
-    stage_backward(r->ctx, c, &a);
-    return TD_OK;
-}
 
 td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
 {
@@ -80,14 +11,17 @@ td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
     switch (t->kind) {
     case PASS_F:
     case PASS_B:
-        return run_pass(x, r, t->kind, t->cls, t->microbatch, t->first_use, t[1].first_use, err);
+        return pass_run(x, r,
+                        &(plan_member){.kind = t->kind,
+                                       .slice = t->slice,
+                                       .microbatch = t->microbatch,
+                                       .cls = t->cls,
+                                       .first_use = t->first_use,
+                                       .n_uses = t[1].first_use - t->first_use},
+                        err);
     case TASK_PAIR:
-        for (uint32_t i = t->link; i < t->link + 2; i++) {
-            const plan_member *const mb = &p->members[i];
-            TD_TRY(run_pass(x, r, mb->kind, mb->cls, mb->microbatch, mb->first_use,
-                            mb->first_use + mb->n_uses, err));
-        }
-        return TD_OK;
+        TD_TRY(pass_run(x, r, &p->members[t->link], err));
+        return pass_run(x, r, &p->members[t->link + 1], err);
     case TASK_NORM: optimizer_norm(x, r, task); return TD_OK;
     case TASK_OPTIMIZER: return optimizer_step(x, r, task, err);
     default: return TD_OK; /* marks; exec_open refused the rest */
@@ -99,7 +33,7 @@ td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
 char *worker_payload(const executor *x, const exec_rank *r, uint32_t task)
 {
     const plan_task *const t = &x->p->tasks[task];
-    return t->first_use < t[1].first_use ? buffer_at(x, r, x->p->uses[t->first_use]) : NULL;
+    return t->first_use < t[1].first_use ? pass_buffer(x, r, x->p->uses[t->first_use]) : NULL;
 }
 
 void worker_post(executor *x, const exec_rank *r, exec_post *o)

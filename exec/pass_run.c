@@ -1,0 +1,134 @@
+/* One pass of a plan: its buffers bound to a stage's code. */
+#include "exec/exec.h"
+
+#include <math.h>
+
+/* --- the code of each class --- */
+
+static td_status open_code(executor *x, const plan_class *k, td_arena *a, const stage_code **out,
+                           td_err *err)
+{
+    const int32_t stage = x->p->insts[k->inst].stage;
+    *out = &x->stages[stage];
+    if (k->slice_len == (*out)->whole) return TD_OK;
+    stage_code *const c = TD_NEW(a, stage_code);
+    if (c == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the slices' tables");
+    *out = c;
+    return stage_open_slice(x->z, stage, &x->stages[stage], k->slice_len, c, err);
+}
+
+/* An earlier class with the same code, or `cls` itself. */
+static uint32_t same_code(const plan *p, uint32_t cls)
+{
+    const plan_class *const k = &p->classes[cls];
+    for (uint32_t i = 0; i < cls; i++) {
+        const plan_class *const o = &p->classes[i];
+        if (o->kind < PASS_COUNT && o->slice_len == k->slice_len &&
+            p->insts[o->inst].stage == p->insts[k->inst].stage)
+            return i;
+    }
+    return cls;
+}
+
+td_status pass_open(executor *x, td_arena *a, td_err *err)
+{
+    const plan *const p = x->p;
+    x->code = TD_NEW_N(a, const stage_code *, p->n_classes);
+    if (x->code == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the passes");
+    for (uint32_t i = 0; i < p->n_classes; i++) {
+        if (p->classes[i].kind >= PASS_COUNT) continue;
+        const uint32_t known = same_code(p, i);
+        x->code[i] = x->code[known];
+        if (known == i) TD_TRY(open_code(x, &p->classes[i], a, &x->code[i], err));
+    }
+    for (uint32_t i = 0; i < p->n_ranks; i++) {
+        exec_rank *const r = &x->ranks[i];
+        r->kv = TD_NEW_N(a, stage_kv, p->n_slices);
+        r->keys = TD_NEW_N(a, k_keys, p->n_slices);
+        if (r->kv == NULL || r->keys == NULL)
+            return td_fail(err, TD_ENOMEM, "out of memory for the slices");
+    }
+    return TD_OK;
+}
+
+/* --- running --- */
+
+char *pass_buffer(const executor *x, const exec_rank *r, uint32_t use)
+{
+    const plan *const p = x->p;
+    const plan_buffer *const b = &p->buffers[p->ranks[r->index].first_buffer + use_buffer_of(use)];
+    return r->arena.base + (int64_t)b->offset * PLAN_ALIGN;
+}
+
+/* Slices come in ascending order. */
+static void bind_kv(const executor *x, const exec_rank *r, uint32_t use, float *at, stage_args *a)
+{
+    const plan *const p = x->p;
+    const plan_buffer *const b = &p->buffers[p->ranks[r->index].first_buffer + use_buffer_of(use)];
+    r->kv[a->n_kv++] = (stage_kv){.at = at, .len = p->bclasses[b->bclass].slice_len};
+}
+
+static void bind(const executor *x, const exec_rank *r, const plan_member *m, stage_args *a)
+{
+    for (uint32_t i = m->first_use; i < m->first_use + m->n_uses; i++) {
+        const uint32_t use = x->p->uses[i];
+        char *const at = pass_buffer(x, r, use);
+        float *const f = (float *)(void *)at;
+        switch (use_role_of(use)) {
+        case ROLE_INPUT: a->input = f; break;
+        case ROLE_OUTPUT: a->output = f; break;
+        case ROLE_DOUTPUT: a->doutput = f; break;
+        case ROLE_DINPUT: a->dinput = f; break;
+        case ROLE_WEIGHTS: a->weights = f; break;
+        case ROLE_GRADS: a->grads = f; break;
+        case ROLE_STASH: a->stash = at; break;
+        case ROLE_SCRATCH: a->scratch = at; break;
+        case ROLE_KV: bind_kv(x, r, use, f, a); break;
+        case ROLE_DKV: a->dkv = f; break;
+        case ROLE_TOKENS:
+            a->ids = (const int32_t *)(void *)at;
+            a->targets = a->ids + x->z->run.micro_batch * x->z->run.seq_len;
+            break;
+        default: break;
+        }
+    }
+}
+
+static td_status check_finite(executor *x, const exec_rank *r, const stage_code *c, int32_t stage,
+                              uint32_t m, const stage_args *a, td_err *err)
+{
+    if (c->at.head) {
+        if (isfinite(a->loss)) return TD_OK;
+        return td_fail(err, TD_EMISMATCH,
+                       "step %ld: the loss of microbatch %u is not finite (stage "
+                       "%d, rank %u); a lower --lr or --clip may help",
+                       x->step.number, m, stage, r->index);
+    }
+    if (isfinite(k_sumsq_cpu(r->ctx, c->rows * c->m->hidden, a->output))) return TD_OK;
+    return td_fail(err, TD_EMISMATCH,
+                   "step %ld: the output of stage %d for microbatch %u is not "
+                   "finite (rank %u); a lower --lr or --clip may help",
+                   x->step.number, stage, m, r->index);
+}
+
+td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
+{
+    const plan *const p = x->p;
+    const plan_class *const k = &p->classes[m->cls];
+    const stage_code *const c = x->code[m->cls];
+    const int32_t microbatches = p->n_microbatches * p->dp;
+    stage_args a = {.grad_scale = (float)(1.0 / (double)microbatches),
+                    .prefix = k->prefix,
+                    .kv = r->kv,
+                    .keys = r->keys};
+    bind(x, r, m, &a);
+    if (m->kind == PASS_F) {
+        stage_forward(r->ctx, c, &a);
+        double *const loss =
+            &x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch];
+        if (c->at.head) *loss = m->slice == 0 ? a.loss : *loss + a.loss;
+        return check_finite(x, r, c, p->insts[k->inst].stage, m->microbatch, &a, err);
+    }
+    stage_backward(r->ctx, c, &a);
+    return TD_OK;
+}

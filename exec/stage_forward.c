@@ -1,0 +1,182 @@
+/* The forward pass of a stage. */
+#include "exec/stage_inside.h"
+
+#include <string.h>
+
+enum {
+    TAIL_BYTES = 64
+}; /* alignment gap at a buffer's end, written so that all of it is touched */
+
+void stage_norm(k_ctx *ctx, const stage_code *c, float *x, const float *bias, const float *res,
+                const float *gamma, const float *beta, float *y, float *mean, float *rstd)
+{
+    const long rows = c->rows, cols = c->m->hidden;
+    const float eps = (float)c->m->norm_eps;
+    float *const sum = res != NULL ? x : NULL;
+    if (!c->m->rms_norm) {
+        k_layernorm_fwd_cpu(ctx, rows, cols, eps, x, bias, res, sum, gamma, beta, y, mean, rstd);
+        return;
+    }
+    if (bias != NULL) k_bias_add_cpu(ctx, rows, cols, x, cols, bias);
+    k_rmsnorm_fwd_cpu(ctx, rows, cols, eps, x, res, sum, gamma, y, rstd);
+}
+
+void stage_project(k_ctx *ctx, long rows, long in, long out, const float *x, const float *w,
+                   float *y, long ldy)
+{
+    k_gemm_cpu(ctx, false, true, rows, out, in, 1.0f, x, in, w, in, 0.0f, y, ldy);
+}
+
+void stage_attend(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
+                  const layer_view *v)
+{
+    const stage_dims d = stage_dims_of(c);
+    const k_attn a = stage_attention(c, p, l);
+    const float *const k = v->qkv + d.attn;
+    k_attn_fwd_cpu(ctx, &a, v->qkv, k, k + d.kv, v->o, v->lse);
+}
+
+/* q, k and v, with their bias and positions: side by side; a slice's k and v go where later slices
+ * will read them, unless they are there from an earlier time. */
+static void project_qkv(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
+                        const layer_view *v, bool again)
+{
+    const stage_dims d = stage_dims_of(c);
+    const model_desc *const m = c->m;
+    const bool sliced = stage_is_sliced(c);
+    float *const k = sliced ? stage_keys(c, &p->kv[p->n_kv - 1], l) : NULL;
+    const struct {
+        float *out;
+        long first, n, turned; /* columns; heads that positions turn */
+    } parts[] = {
+        {v->qkv, 0, sliced ? d.attn : d.qkv, m->n_heads + (sliced ? 0 : m->n_kv_heads)},
+        {k, d.attn, d.kv, m->n_kv_heads},
+        {sliced ? k + d.rows * d.kv : NULL, d.attn + d.kv, d.kv, 0},
+    };
+    const float *const w = stage_weight(c, p, l, PARAM_QKV_WEIGHT);
+    const float *const bias = stage_weight(c, p, l, PARAM_QKV_BIAS);
+    for (int i = 0; i < (sliced && !again ? 3 : 1); i++) {
+        float *const out = parts[i].out;
+        const long first = parts[i].first, n = parts[i].n;
+        stage_project(ctx, d.rows, d.hidden, n, v->y1, w + first * d.hidden, out, n);
+        if (bias != NULL) k_bias_add_cpu(ctx, d.rows, n, out, n, bias + first);
+        if (c->rope != NULL && parts[i].turned > 0)
+            k_rope_cpu(ctx, false, d.rows, c->seq, p->prefix, parts[i].turned, m->head_dim, c->rope,
+                       out, n);
+    }
+}
+
+void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
+                       const layer_view *v, float *x, const float *bias, const float *res,
+                       bool again)
+{
+    const stage_dims d = stage_dims_of(c);
+    const model_desc *const m = c->m;
+    const bool post = stage_post_norm(c); /* then y1 is x */
+    if (!post)
+        stage_norm(ctx, c, x, bias, res, stage_weight(c, p, l, PARAM_NORM1_WEIGHT),
+                   stage_weight(c, p, l, PARAM_NORM1_BIAS), v->y1, v->mean1, v->rstd1);
+    project_qkv(ctx, c, p, l, v, again);
+    stage_attend(ctx, c, p, l, v);
+    stage_project(ctx, d.rows, d.attn, d.hidden, v->o, stage_weight(c, p, l, PARAM_OUT_WEIGHT),
+                  v->sum1, d.hidden);
+    const param_kind norm = post ? PARAM_NORM1_WEIGHT : PARAM_NORM2_WEIGHT;
+    stage_norm(ctx, c, v->sum1, stage_weight(c, p, l, PARAM_OUT_BIAS), x,
+               stage_weight(c, p, l, norm), stage_weight(c, p, l, norm + 1), v->y2,
+               post ? v->mean1 : v->mean2, post ? v->rstd1 : v->rstd2);
+    const float *const w_up = stage_weight(c, p, l, PARAM_UP_WEIGHT);
+    if (m->gated) {
+        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, stage_weight(c, p, l, PARAM_GATE_WEIGHT),
+                      v->up, d.up);
+        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up + d.ffn, d.up);
+        k_swiglu_fwd_cpu(ctx, d.rows, d.ffn, v->up, v->up + d.ffn, d.up, v->act);
+    } else {
+        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up, d.up);
+        k_gelu_fwd_cpu(ctx, stage_gelu(c), d.rows, d.ffn, v->up,
+                       stage_weight(c, p, l, PARAM_UP_BIAS), v->act);
+    }
+}
+
+void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long first, long n,
+                  float *out)
+{
+    const long hidden = c->m->hidden;
+    const float *const y = at_bytes(p->stash, c->stash.final_out) + first * hidden;
+    const float *const bias = stage_weight(c, p, -1, PARAM_HEAD_BIAS);
+    stage_project(ctx, n, hidden, c->m->vocab, y, stage_head_weight(c, p), out, c->stash.logits_ld);
+    if (bias != NULL) k_bias_add_cpu(ctx, n, c->m->vocab, out, c->stash.logits_ld, bias);
+}
+
+/* Final norm, logits, loss; keeps the gradient of the logits where the stash has room for it. */
+static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *x,
+                         const float *bias, const float *res)
+{
+    const long ld = c->stash.logits_ld, vocab = c->m->vocab, counted = stage_targets(c, p);
+    float *const normed = stage_post_norm(c) ? bert_transform(ctx, c, p, x) : x;
+    stage_norm(ctx, c, normed, bias, res, stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
+               stage_weight(c, p, -1, PARAM_FINAL_NORM_BIAS),
+               at_bytes(p->stash, c->stash.final_out),
+               c->stash.final_mean < 0 ? NULL : at_bytes(p->stash, c->stash.final_mean),
+               at_bytes(p->stash, c->stash.final_rstd));
+    double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
+    const double per_row = 1.0 / (double)(counted > 0 ? counted : 1);
+    if (c->stash.dlogits >= 0) {
+        float *const logits = at_bytes(p->stash, c->stash.dlogits);
+        stage_logits(ctx, c, p, 0, c->rows, logits);
+        (void)k_xent_cpu(ctx, c->rows, vocab, logits, ld, p->row_targets,
+                         (float)(per_row * (double)p->grad_scale), losses, NULL, logits);
+    } else {
+        float *const logits = at_bytes(p->scratch, c->scratch.logits);
+        for (long r = 0; r < c->rows; r += c->scratch.logits_rows) {
+            const long left = c->rows - r;
+            const long n = left < c->scratch.logits_rows ? left : c->scratch.logits_rows;
+            stage_logits(ctx, c, p, r, n, logits);
+            (void)k_xent_cpu(ctx, n, vocab, logits, ld, p->row_targets + r, 0.0f, losses + r, NULL,
+                             NULL);
+        }
+    }
+    double sum = 0;
+    for (int64_t r = 0; r < c->rows; r++) sum += losses[r];
+    p->loss = sum * per_row;
+}
+
+void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
+{
+    const stage_dims d = stage_dims_of(c);
+    const float *bias = NULL, *res = NULL;
+    if (c->stash.bytes >= TAIL_BYTES) memset(p->stash + c->stash.bytes - TAIL_BYTES, 0, TAIL_BYTES);
+    memset(p->scratch + c->scratch.bytes - TAIL_BYTES, 0, TAIL_BYTES);
+    if (stage_passes_on(c)) {
+        memcpy(p->output, p->input, (size_t)(d.rows * d.hidden) * sizeof *p->output);
+        return;
+    }
+    stage_find_rows(c, p);
+    if (c->at.embedding && stage_post_norm(c))
+        bert_embed(ctx, c, p);
+    else if (c->at.embedding)
+        k_embed_fwd_cpu(ctx, d.rows, c->seq, p->prefix, d.hidden, p->row_ids,
+                        stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
+                        stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL,
+                        stage_level(c, p, 0));
+    for (int64_t l = 0; l < c->at.n_layers; l++) {
+        const layer_view v = stage_layer_view(c, p, l);
+        float *const x = stage_level(c, p, l), *const out = stage_level(c, p, l + 1);
+        stage_layer_inner(ctx, c, p, l, &v, x, bias, res, false);
+        if (stage_post_norm(c)) {
+            bert_layer_end(ctx, c, p, l, &v, out);
+            continue;
+        }
+        stage_project(ctx, d.rows, d.ffn, d.hidden, v.act, stage_weight(c, p, l, PARAM_DOWN_WEIGHT),
+                      out, d.hidden);
+        bias = stage_weight(c, p, l, PARAM_DOWN_BIAS);
+        res = v.sum1;
+    }
+    float *const x = stage_level(c, p, c->at.n_layers);
+    if (c->at.head) {
+        head_forward(ctx, c, p, x, bias, res);
+        return;
+    }
+    /* the same sum in the same order as the norm of a next layer would form it */
+    if (bias != NULL) k_bias_add_cpu(ctx, d.rows, d.hidden, x, d.hidden, bias);
+    if (res != NULL) k_add_cpu(ctx, d.rows * d.hidden, x, res, x);
+}
