@@ -8,5 +8,6 @@ extern const sched_family family_gpipe, family_1f1b, family_interleaved_1f1b;
 extern const sched_family family_seq1f1b, family_seq1f1b_i, family_seq1f1b_zb, family_terapipe;
 extern const sched_family family_bitpipe, family_chimera, family_hanayo;
 extern const sched_family family_dualpipe, family_dualpipev;
+extern const sched_family family_vocab_1, family_vocab_2, family_interlaced, family_v_half_vocab;
 
 #endif

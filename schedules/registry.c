@@ -21,6 +21,10 @@ static const sched_family *const table[] = {
     &family_dualpipe,
     &family_dualpipev,
     &family_hanayo,
+    &family_vocab_1,
+    &family_vocab_2,
+    &family_interlaced,
+    &family_v_half_vocab,
 };
 /* clang-format on */
 

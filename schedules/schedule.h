@@ -75,6 +75,7 @@ typedef struct schedule {
     sched_handoff handoff;
     int32_t *credits; /* [n_stages] how far a forward row may run ahead of its backward row */
     sched_vocab vocab;
+    bool vocab_edge; /* T of k waits for C0 of k+1, which brings its loss gradient along */
     sched_sync sync;
     sched_sync_at *sync_at;
     int32_t n_sync_at;

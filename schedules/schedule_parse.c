@@ -322,7 +322,10 @@ static td_status header_options(parser *p, const char *text, bool *known)
         s->vocab = VOCAB_1;
     else if (strcmp(text, "vocab 2") == 0)
         s->vocab = VOCAB_2;
-    else if (strcmp(text, "vocab interlaced") == 0)
+    else if (strcmp(text, "vocab 1 repo-edge") == 0 || strcmp(text, "vocab 2 repo-edge") == 0) {
+        s->vocab = text[6] == '1' ? VOCAB_1 : VOCAB_2;
+        s->vocab_edge = true;
+    } else if (strcmp(text, "vocab interlaced") == 0)
         s->vocab = VOCAB_INTERLACED;
     else if (strcmp(text, "sync eager") == 0)
         s->sync = SYNC_EAGER;

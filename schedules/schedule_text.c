@@ -130,7 +130,9 @@ static void print_headers(const schedule *s, td_text *out)
         print_list(out, s->credits, s->n_stages);
     }
     static const char *const vocab[] = {"", "1", "2", "interlaced"};
-    if (s->vocab != VOCAB_NONE) td_text_addf(out, "# vocab %s\n", vocab[s->vocab]);
+    if (s->vocab != VOCAB_NONE) {
+        td_text_addf(out, "# vocab %s%s\n", vocab[s->vocab], s->vocab_edge ? " repo-edge" : "");
+    }
     if (s->sync == SYNC_END) td_text_add(out, "# sync end\n");
     for (int32_t i = 0; i < s->n_sync_at; i++) {
         td_text_addf(out, "# sync stage %d row %d at ", s->sync_at[i].stage, s->sync_at[i].row);
@@ -181,8 +183,8 @@ bool sched_equal(const schedule *a, const schedule *b)
     if (a->n_rows != b->n_rows || a->n_stages != b->n_stages || a->n_pipes != b->n_pipes ||
         a->n_microbatches != b->n_microbatches || a->n_slices != b->n_slices ||
         a->tp_forward != b->tp_forward || a->tp_backward != b->tp_backward ||
-        a->handoff != b->handoff || a->vocab != b->vocab || a->sync != b->sync ||
-        a->validate != b->validate || !same_syncs(a, b))
+        a->handoff != b->handoff || a->vocab != b->vocab || a->vocab_edge != b->vocab_edge ||
+        a->sync != b->sync || a->validate != b->validate || !same_syncs(a, b))
         return false;
     const size_t stages = (size_t)a->n_stages, microbatches = (size_t)a->n_microbatches;
     if (!same_ints(a->microbatch_pipe, b->microbatch_pipe, microbatches) ||
