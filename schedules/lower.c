@@ -88,6 +88,19 @@ void lower_slice(const lowering *l, int32_t m, int32_t k, int32_t *len, int32_t 
     *prefix = (int32_t)(base * k + (k < rest ? k : rest));
 }
 
+uint32_t lower_first_behind(const lowering *l, int32_t row, uint64_t when)
+{
+    uint32_t lo = l->ix->row_first[row], hi = l->ix->row_first[row + 1];
+    while (lo < hi) {
+        const uint32_t mid = lo + (hi - lo) / 2;
+        if (lower_when(l, mid, row) > when)
+            hi = mid;
+        else
+            lo = mid + 1;
+    }
+    return lo < l->ix->row_first[row + 1] ? lo : NODE_NONE;
+}
+
 td_status lower_add_streams(td_arena *a, const plan *in, const new_stream *streams,
                             uint32_t n_streams, const plan_task *tasks, uint32_t n_tasks, plan *out,
                             td_err *err)

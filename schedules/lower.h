@@ -48,6 +48,9 @@ static inline uint64_t lower_when(const lowering *l, uint32_t node, int32_t row)
     return (uint64_t)l->ix->level[node] << 24 | (uint32_t)row;
 }
 
+/* The first node of `row` that is behind `when` in the total order, or NODE_NONE. */
+uint32_t lower_first_behind(const lowering *l, int32_t row, uint64_t when);
+
 /* The compute task of a node on the rank of a replica, or PLAN_NONE for NODE_NONE. */
 static inline uint32_t lower_task(const lowering *l, const plan *p, uint32_t node, int32_t row,
                                   int32_t replica)

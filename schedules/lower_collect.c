@@ -58,6 +58,7 @@ static td_status coll_task(const collect *c, class_table *classes, const collect
                            uint32_t i, plan_task *t, td_err *err)
 {
     *t = (plan_task){.kind = TASK_COLL,
+                     .flags = item->meet ? TASK_FLAG_MEET : 0,
                      .slice = (uint16_t)item->k,
                      .microbatch = item->m < 0 ? PLAN_NONE : (uint32_t)item->m,
                      .gate = c->gates[item->first + i],
@@ -125,6 +126,7 @@ td_status lower_collect(const lowering *l, const plan *in, plan *out, td_err *er
     *out = *in;
     collect c = {.l = l, .in = in, .out = out};
     TD_TRY(collect_vocab(&c, err));
+    c.first_group = out->n_groups; /* barriers have communicators of their own */
     if (!l->o->no_step || l->o->keep_sync) TD_TRY(collect_gradients(&c, err));
     return collect_emit(&c, err);
 }

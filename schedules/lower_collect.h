@@ -1,8 +1,9 @@
 /* Inside collect and step: collectives before they become tasks.
  *
- * Each collective is placed right behind the last of its members' gates in the total order of
- * lower_when, and each group's stream keeps that order; so all members issue them in one order and
- * no edge points backwards (compare lower_comm.c). */
+ * Each collective has a place in the total order of lower_when, behind its members' gates and
+ * before their joins, and each group's stream keeps that order; so all members issue them in one
+ * order and no edge points backwards (compare lower_comm.c). A sum stands right behind the last
+ * pass that gives to it, a broadcast right before the first that needs it. */
 #ifndef SCHEDULES_LOWER_COLLECT_H
 #define SCHEDULES_LOWER_COLLECT_H
 
@@ -10,11 +11,12 @@
 
 /* A collective before it becomes tasks; members are parallel to those of its group. */
 typedef struct collective {
-    uint64_t when; /* the last gate */
+    uint64_t when; /* behind this place */
     uint32_t group, root, id;
     coll_kind kind;
     coll_purpose purpose;
     int64_t bytes;
+    bool meet;      /* a barrier under every protocol */
     int32_t m, k;   /* -1, 0: not of a microbatch */
     uint32_t first; /* gates[first + i], joins[first + i]: of member i; task ids */
 } collective;

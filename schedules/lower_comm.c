@@ -123,25 +123,11 @@ static td_status comm_find(comm *c, td_err *err)
 
 /* --- gates and joins --- */
 
-/* The first node of `row` that is behind `when` in the total order, or NODE_NONE. */
-static uint32_t first_behind(const lowering *l, int32_t row, uint64_t when)
-{
-    uint32_t lo = l->ix->row_first[row], hi = l->ix->row_first[row + 1];
-    while (lo < hi) {
-        const uint32_t mid = lo + (hi - lo) / 2;
-        if (lower_when(l, mid, row) > when)
-            hi = mid;
-        else
-            lo = mid + 1;
-    }
-    return lo < l->ix->row_first[row + 1] ? lo : NODE_NONE;
-}
-
 static uint32_t send_join(const lowering *l, const message *m)
 {
     const uint32_t end = l->ix->row_first[m->src_row + 1];
     if (l->o->send_window == 0)
-        return first_behind(l, m->src_row, lower_when(l, m->dst_node, m->dst_row));
+        return lower_first_behind(l, m->src_row, lower_when(l, m->dst_node, m->dst_row));
     const uint64_t at = (uint64_t)m->src_node + (uint32_t)l->o->send_window;
     return at < end ? (uint32_t)at : NODE_NONE;
 }

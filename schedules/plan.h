@@ -86,7 +86,8 @@ typedef struct plan_task {
 
 enum {
     TASK_FLAG_JOIN_NEXT = 1, /* the join lies in the next period */
-    TASK_FLAG_PREFIX = 2     /* belongs to the part that a failed VERIFY repeats */
+    TASK_FLAG_PREFIX = 2,    /* belongs to the part that a failed VERIFY repeats */
+    TASK_FLAG_MEET = 4       /* a broadcast or reduction that is a barrier under every protocol */
 };
 
 /* The two passes of an overlapped cell, in cell order. */

@@ -227,11 +227,17 @@ int index_needs(const sched_index *ix, const sched_cell *c, int32_t row, uint32_
     case PASS_I: return needs_of_backward(ix, c, needs);
     case PASS_W: needs[0] = index_find(ix, PASS_I, stage, m, k); return 1;
     case PASS_R: return needs_of_recompute(ix, c, needs);
-    case PASS_S: needs[0] = index_find(ix, PASS_F, s->n_stages - 1, m, k); return 1;
+    case PASS_S:
+        needs[n++] = index_find(ix, PASS_F, s->n_stages - 1, m, k);
+        if (s->vocab == VOCAB_INTERLACED) needs[n++] = index_barrier(ix, BARRIER_READY, m, k);
+        return n;
     case PASS_T:
-        needs[0] = index_find(ix, PASS_S, row, m, k);
-        needs[1] = index_barrier(ix, BARRIER_S, m, k);
-        return 2;
+        needs[n++] = index_find(ix, PASS_S, row, m, k);
+        needs[n++] = index_barrier(ix, BARRIER_S, m, k);
+        if (s->vocab_edge && m + 1 < s->n_microbatches &&
+            row != s->pipes[s->microbatch_pipe[m + 1]].forward_row[s->n_stages - 1])
+            needs[n++] = index_find(ix, PASS_F, s->n_stages - 1, m + 1, k);
+        return n;
     case PASS_E: return 0;
     case PASS_G: needs[0] = index_find_backward(ix, 0, m, k); return 1;
     case PASS_COUNT: break;
@@ -241,12 +247,12 @@ int index_needs(const sched_index *ix, const sched_cell *c, int32_t row, uint32_
 
 void index_node_text(const sched_index *ix, uint32_t node, td_text *out)
 {
-    static const char barrier_letters[] = "STE";
+    static const char *const barriers[] = {"S", "T", "E", "readiness for S"};
     const schedule *const s = ix->s;
     if (node >= ix->n_nodes) {
         const uint32_t b = node - ix->n_nodes;
         const uint32_t per_kind = (uint32_t)index_slot(s, 1, 0, 0);
-        td_text_addf(out, "%c of microbatch %u on all rows", barrier_letters[b / per_kind],
+        td_text_addf(out, "%s of microbatch %u on all rows", barriers[b / per_kind],
                      b % per_kind / (uint32_t)s->n_slices);
         return;
     }
@@ -269,6 +275,7 @@ typedef struct sweep {
     int32_t *waiter;        /* [n_all_nodes] first row that waits for a node, -1 */
     int32_t *next_waiter;   /* [n_rows] */
     uint32_t *barrier_left; /* rows still missing at each barrier */
+    uint32_t *came_to;      /* [n_rows] the last node that come_to has told of, + 1 */
     int32_t *ready;         /* stack of rows */
     int32_t n_ready;
 } sweep;
@@ -284,12 +291,9 @@ static void wake(sweep *w, uint32_t node)
     w->waiter[node] = -1;
 }
 
-static void finish_barrier(sweep *w, const sched_cell *c, uint32_t level)
+static void reach_barrier(sweep *w, barrier_kind b, const sched_cell *c, uint32_t level)
 {
     sched_index *const ix = w->ix;
-    const pass_kind k = (pass_kind)c->kind;
-    if (k != PASS_S && k != PASS_T && k != PASS_E) return;
-    const barrier_kind b = k == PASS_S ? BARRIER_S : k == PASS_T ? BARRIER_T : BARRIER_E;
     const uint32_t node = index_barrier(ix, b, c->microbatch, c->slice);
     uint32_t *const left = &w->barrier_left[node - ix->n_nodes];
     /* kept in the complement until complete, so that 0 still means "has not happened" */
@@ -299,6 +303,23 @@ static void finish_barrier(sweep *w, const sched_cell *c, uint32_t level)
     if (--*left > 0) return;
     ix->level[node] = (ix->level[node] & ~open) + 1;
     wake(w, node);
+}
+
+static void finish_barrier(sweep *w, const sched_cell *c, uint32_t level)
+{
+    if (c->kind == PASS_S) reach_barrier(w, BARRIER_S, c, level);
+    if (c->kind == PASS_T) reach_barrier(w, BARRIER_T, c, level);
+    if (c->kind == PASS_E) reach_barrier(w, BARRIER_E, c, level);
+}
+
+/* An interlaced row that comes to an S for the first time says so. */
+static void come_to(sweep *w, int32_t row, uint32_t node, uint32_t level)
+{
+    const sched_cell *const c = w->ix->cell[node];
+    if (w->ix->s->vocab != VOCAB_INTERLACED || c->kind != PASS_S || w->came_to[row] == node + 1)
+        return;
+    w->came_to[row] = node + 1;
+    reach_barrier(w, BARRIER_READY, c, level);
 }
 
 static bool has_happened(const sched_index *ix, uint32_t node)
@@ -314,6 +335,7 @@ static void advance(sweep *w, int32_t row)
         const uint32_t node = w->next[row];
         uint32_t level = node > ix->row_first[row] ? ix->level[node - 1] : 0;
         const sched_cell *c = ix->cell[node];
+        come_to(w, row, node, level);
         for (bool more = true; more; c++) {
             uint32_t needs[NEEDS_MAX];
             const int n = index_needs(ix, c, row, needs);
@@ -392,10 +414,11 @@ td_status sched_index_levels(sched_index *ix, td_arena *a, td_err *err)
                .blocked_on = TD_NEW_N(a, uint32_t, n_rows),
                .waiter = TD_NEW_N(a, int32_t, ix->n_all_nodes + 1),
                .next_waiter = TD_NEW_N(a, int32_t, n_rows),
+               .came_to = TD_NEW_N(a, uint32_t, n_rows),
                .barrier_left = TD_NEW_N(a, uint32_t, ix->n_all_nodes - ix->n_nodes + 1),
                .ready = TD_NEW_N(a, int32_t, n_rows + 1)};
     if (ix->level == NULL || w.next == NULL || w.blocked_on == NULL || w.waiter == NULL ||
-        w.next_waiter == NULL || w.barrier_left == NULL || w.ready == NULL)
+        w.next_waiter == NULL || w.barrier_left == NULL || w.came_to == NULL || w.ready == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for %u passes", ix->n_nodes);
     memset(w.waiter, 0xff, ((size_t)ix->n_all_nodes + 1) * sizeof *w.waiter);
     for (uint32_t i = 0; i < ix->n_all_nodes - ix->n_nodes; i++)

@@ -9,8 +9,15 @@
 
 /* A node is one compute task of a row: node = row_first[row] + position, a pair being one. Behind
  * the rows' nodes come barrier nodes, one per (barrier kind, microbatch, slice): "this vocabulary
- * pass is done on every row". */
-typedef enum barrier_kind { BARRIER_S, BARRIER_T, BARRIER_E, BARRIER_COUNT } barrier_kind;
+ * pass is done on every row"; BARRIER_READY: every row has come to its S, which interlaced
+ * pipelines run at once. */
+typedef enum barrier_kind {
+    BARRIER_S,
+    BARRIER_T,
+    BARRIER_E,
+    BARRIER_READY,
+    BARRIER_COUNT
+} barrier_kind;
 
 typedef struct sched_index {
     const schedule *s;

@@ -19,6 +19,7 @@ typedef struct v_pass {
 
 typedef struct v_block {
     int32_t pp, n, barriers;
+    int32_t window;       /* microbatches whose E stand at the very beginning */
     v_pass *rows;         /* [pp][6 n] in order */
     int64_t *end;         /* [4][pp][n] of F and I of both chunks, by kind then chunk */
     int64_t *s_at, *t_at; /* [n] when S and T stand */
@@ -125,12 +126,20 @@ static td_status time_vocab(v_block *v, td_arena *a, td_err *err)
     for (int32_t m = 0; m < v->n; m++) v->s_at[m] = *end_of(v, PASS_F, 1, 0, m) + UNIT;
     for (int32_t m = 0; m < v->n; m++)
         v->t_at[m] = m + 1 < v->n ? v->s_at[m + 1] : v->s_at[m] + 2 * UNIT + 2 * UNIT;
+    /* E of m stands with S of m - window, which has to come before the first stage's F of m; with
+     * an odd number of ranks half of them and one are not enough for that */
+    v->window = v->pp / 2 + 1;
+    for (int32_t m = v->window; m < v->n; m++)
+        if (v->s_at[m - v->window] > *end_of(v, PASS_F, 0, 0, m) - UNIT - 1) {
+            v->window++;
+            m = v->window - 1;
+        }
     return TD_OK;
 }
 
 static void add_due(vocab_row *r, const v_block *v, int64_t now)
 {
-    const int32_t window = v->pp / 2 + 1;
+    const int32_t window = v->window;
     const int32_t *const next = r->next;
     for (;;) {
         int64_t best = now;
@@ -178,7 +187,16 @@ static td_status check_request(const sched_request *q, int64_t barriers, td_err 
     if (q->slices > 1)
         return td_fail(err, TD_EUSAGE,
                        "--slices %d: this schedule does not cut microbatches; legal: 1", q->slices);
-    (void)barriers;
+    /* with fewer, nothing fills the intervals between the last forward and its backward */
+    const int32_t half = (q->pp + 1) / 2 + 1;
+    const int32_t least = barriers == 1 ? 2 : half < 3 ? 3 : half;
+    if (q->pp < 2 || q->microbatches < least)
+        return td_fail(err, TD_EUSAGE,
+                       "v-half-vocab with P=%d, M=%d: needs P >= 2 and M >= %s; legal: --pp %d "
+                       "--microbatches %d",
+                       q->pp, q->microbatches,
+                       barriers == 1 ? "2" : "the larger of 3 and half of P, rounded up, and 1",
+                       q->pp < 2 ? 2 : q->pp, q->microbatches < least ? least : q->microbatches);
     return TD_OK;
 }
 
@@ -219,7 +237,7 @@ static const sched_option options[] = {
 const sched_family family_v_half_vocab = {
     .name = "v-half-vocab",
     .summary = "V-Half, vocabulary layers sharded over all ranks; (P+2)/2 + 2 activations, or + 1",
-    .constraints = "P >= 1, M >= 1, two chunks",
+    .constraints = "P >= 2, two chunks; M >= 2, with algorithm 1 M >= 3 and M >= (P+1)/2 + 1",
     .options = options,
     .generate = generate,
 };

@@ -93,7 +93,7 @@ static void message_done(engine *e, uint32_t send, int64_t begin, int64_t end)
 
 static td_status message_start(engine *e, uint32_t send, int64_t begin, td_err *err)
 {
-    message_cost c;
+    message_cost c = {0};
     TD_TRY(price_of(e, send, &c, err));
     if (e->net == NULL || c.transfer_ns == 0) {
         message_done(e, send, begin, begin + c.latency_ns + c.transfer_ns);
@@ -108,7 +108,7 @@ static td_status message_start(engine *e, uint32_t send, int64_t begin, td_err *
 /* The last bytes leave the links at `left`; the latency is still to come. */
 static td_status message_left(engine *e, uint32_t send, int64_t left, td_err *err)
 {
-    message_cost c;
+    message_cost c = {0};
     TD_TRY(price_of(e, send, &c, err));
     message_done(e, send, e->begin[send], left + c.latency_ns);
     return TD_OK;
@@ -128,7 +128,7 @@ static void meet(engine *e, uint32_t task, int64_t ready)
     const int64_t end = m->ready_ns + e->class_ns[e->tasks[members[0]].cls];
     for (uint32_t i = 0; i < n; i++) {
         settle(e, members[i], m->ready_ns, end);
-        release(e, members[i], end);
+        if (!engine_is_free(e, &e->tasks[task])) release(e, members[i], end);
     }
 }
 
@@ -143,6 +143,11 @@ static td_status post(engine *e, lane *l, td_err *err)
     if (t->kind != TASK_COLL && !e->rendezvous) {
         lane_step(e, l);
         return t->kind == TASK_SEND ? message_start(e, task, gate_ns, err) : TD_OK;
+    }
+    if (engine_is_free(e, t)) {
+        lane_step(e, l);
+        meet(e, task, gate_ns);
+        return TD_OK;
     }
     l->needs = LANE_STILL;
     if (t->kind == TASK_COLL) {

@@ -59,11 +59,35 @@ typedef struct engine {
     int64_t longest_ns; /* no message may take longer, so that sums fit */
 } engine;
 
+/* Collectives of a microbatch are messages to and from many: in eager they hold no stream. Those of
+ * a step queue on theirs. */
+static inline bool engine_is_free(const engine *e, const plan_task *t)
+{
+    return t->kind == TASK_COLL && t->microbatch != PLAN_NONE && !e->rendezvous && e->live == NULL;
+}
+
+/* A member that gives and gets nothing: the root of a broadcast, the others of a reduction. */
+static inline bool engine_gives_only(const engine *e, const plan_task *t)
+{
+    const plan_coll *const c = &e->p->colls[t->link];
+    const uint8_t kind = e->p->classes[t->cls].detail;
+    const bool root = &e->tasks[e->p->coll_tasks[c->first_task + c->root]] == t;
+    return !(t->flags & TASK_FLAG_MEET) && (root ? kind == COLL_BROADCAST : kind == COLL_REDUCE);
+}
+
+/* A member that gets and gives nothing: it need not be there. */
+static inline bool engine_gets_only(const engine *e, const plan_task *t)
+{
+    return !(t->flags & TASK_FLAG_MEET) && e->p->classes[t->cls].detail == COLL_BROADCAST &&
+           !engine_gives_only(e, t);
+}
+
 /* Whether a compute task waits for this one: a send that holds nothing blocks nobody. */
 static inline bool engine_joins(const engine *e, const plan_task *t)
 {
-    return t->join != PLAN_NONE && !(t->flags & TASK_FLAG_JOIN_NEXT) &&
-           (t->kind != TASK_SEND || e->rendezvous);
+    if (t->join == PLAN_NONE || (t->flags & TASK_FLAG_JOIN_NEXT)) return false;
+    if (t->kind == TASK_SEND) return e->rendezvous;
+    return !engine_is_free(e, t) || !engine_gives_only(e, t);
 }
 
 static inline uint32_t lane_head(const lane *l)

@@ -9,13 +9,20 @@ static int by_key(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+/* Whether a task off the compute stream has to be there for what it belongs to. */
+static bool takes_part(const engine *e, const plan_task *t)
+{
+    if (e->live != NULL || t->kind == TASK_SEND) return true;
+    return t->kind == TASK_COLL && (!engine_is_free(e, t) || !engine_gets_only(e, t));
+}
+
 /* In eager a send leaves once its gate has ended, whatever is before it on its stream, and the
  * network must hear of it in time: so its stream's tasks go by gate. Receives do nothing there but
- * say that they are posted. */
+ * say that they are posted. What holds the stream stays in order. */
 static td_status order_by_gate(const engine *e, const plan_stream *s, td_arena *scratch, lane *l,
                                td_err *err)
 {
-    bool sorted = s->kind != STREAM_BOTH;
+    bool sorted = s->kind == STREAM_SEND || s->kind == STREAM_RECV;
     for (uint32_t t = s->first_task + 1; t < s->first_task + s->n_tasks && sorted; t++)
         sorted = e->tasks[t - 1].gate + 1 <= e->tasks[t].gate + 1; /* PLAN_NONE comes first */
     if (sorted) return TD_OK;
@@ -24,9 +31,13 @@ static td_status order_by_gate(const engine *e, const plan_stream *s, td_arena *
     if (keys == NULL || order == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory to simulate %u tasks", e->p->n_tasks);
     l->next = l->end = 0;
-    for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++)
-        if (e->tasks[t].kind == TASK_SEND || e->live != NULL)
-            keys[l->end++] = (uint64_t)(e->tasks[t].gate + 1) << 32 | t;
+    uint32_t held = 0; /* the last gate of what holds the stream */
+    for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++) {
+        const uint32_t gate = e->tasks[t].gate + 1;
+        const bool holds = e->tasks[t].kind == TASK_COLL && !engine_is_free(e, &e->tasks[t]);
+        if (holds && gate > held) held = gate;
+        if (takes_part(e, &e->tasks[t])) keys[l->end++] = (uint64_t)(holds ? held : gate) << 32 | t;
+    }
     qsort(keys, l->end, sizeof *keys, by_key);
     for (uint32_t i = 0; i < l->end; i++) order[i] = (uint32_t)keys[i];
     l->order = order;
@@ -51,7 +62,9 @@ static td_status load_rank(engine *e, uint32_t r, td_arena *scratch, td_err *err
         }
         if (s->kind == STREAM_RECV && !e->rendezvous && e->live == NULL)
             e->lanes[i].next = e->lanes[i].end;
-        if (s->kind != STREAM_COLL && !e->rendezvous && e->lanes[i].next < e->lanes[i].end)
+        const bool free = s->n_tasks > 0 && engine_is_free(e, &p->tasks[s->first_task]);
+        if ((s->kind != STREAM_COLL || free) && !e->rendezvous &&
+            e->lanes[i].next < e->lanes[i].end)
             TD_TRY(order_by_gate(e, s, scratch, &e->lanes[i], err));
         lane_load(e, &e->lanes[i]);
     }
@@ -84,7 +97,9 @@ td_status engine_load(engine *e, const sim_options *o, td_arena *scratch, td_err
         e->queue == NULL || (e->pairs != NULL && e->prices == NULL))
         return td_fail(err, TD_ENOMEM, "out of memory to simulate %u tasks", p->n_tasks);
     for (uint32_t i = 0; i < p->n_colls; i++)
-        e->meetings[i].missing = p->groups[p->colls[i].group].n_members;
+        for (uint32_t j = 0; j < p->groups[p->colls[i].group].n_members; j++)
+            e->meetings[i].missing +=
+                takes_part(e, &p->tasks[p->coll_tasks[p->colls[i].first_task + j]]);
     for (uint32_t r = 0; r < p->n_ranks; r++) TD_TRY(load_rank(e, r, scratch, err));
     if (e->pairs == NULL || e->pairs->cluster == NULL) return TD_OK;
     int32_t last = 0;

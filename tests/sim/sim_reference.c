@@ -160,6 +160,23 @@ static int64_t end_of(walk *w, uint32_t task)
 
 static int64_t later(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* In eager a collective of a microbatch is a message, which holds no stream. */
+static bool is_free(const walk *w, const plan_task *x)
+{
+    return x->kind == TASK_COLL && x->microbatch != PLAN_NONE && !w->rendezvous;
+}
+
+/* What a member that only gives does not wait for: a broadcast's root, the others of a sum. */
+static bool gives_only(const walk *w, uint32_t t)
+{
+    const plan_task *const x = &w->p->tasks[t];
+    const plan_coll *const coll = &w->p->colls[x->link];
+    const uint8_t kind = w->p->classes[x->cls].detail;
+    if (x->flags & TASK_FLAG_MEET) return false;
+    if (w->p->coll_tasks[coll->first_task + coll->root] == t) return kind == COLL_BROADCAST;
+    return kind == COLL_REDUCE;
+}
+
 static int64_t begin_compute(walk *w, uint32_t c)
 {
     int64_t at = end_of(w, w->before[c]);
@@ -168,6 +185,7 @@ static int64_t begin_compute(walk *w, uint32_t c)
         const bool off = x->kind == TASK_SEND || x->kind == TASK_RECV || x->kind == TASK_COLL;
         if (!off || x->join != c || (x->flags & TASK_FLAG_JOIN_NEXT)) continue;
         if (x->kind == TASK_SEND && !w->rendezvous) continue;
+        if (is_free(w, x) && gives_only(w, t)) continue;
         at = later(at, end_of(w, t));
     }
     return at;
@@ -189,9 +207,16 @@ static int64_t begin_of(walk *w, uint32_t t)
     }
     if (x->kind != TASK_COLL) return begin_compute(w, t);
     const plan_coll *const coll = &w->p->colls[x->link];
+    const bool one_sided =
+        w->p->classes[x->cls].detail == COLL_BROADCAST && !(x->flags & TASK_FLAG_MEET);
     int64_t at = 0;
-    for (uint32_t i = 0; i < w->p->groups[coll->group].n_members; i++)
-        at = later(at, ready_at(w, w->p->coll_tasks[coll->first_task + i]));
+    for (uint32_t i = 0; i < w->p->groups[coll->group].n_members; i++) {
+        const uint32_t member = w->p->coll_tasks[coll->first_task + i];
+        if (!is_free(w, x))
+            at = later(at, ready_at(w, member));
+        else if (!one_sided || i == coll->root)
+            at = later(at, end_of(w, w->p->tasks[member].gate));
+    }
     return at;
 }
 
