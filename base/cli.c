@@ -30,16 +30,27 @@ static const cli_option *option_at(const cli_verb *verb, size_t i, size_t *at)
     return o;
 }
 
-bool cli_given(const cli_args *args, const char *name)
+/* The number of an option, or the count of them. */
+static size_t option_named(const cli_verb *verb, const char *name)
 {
-    const size_t n = option_count(args->verb);
+    const size_t n = option_count(verb);
     size_t at = 0;
     for (size_t i = 0; i < n; i++) {
-        const cli_option *const o = option_at(args->verb, i, &at);
-        if (o->kind != CLI_HEADING && strcmp(o->name, name) == 0) return args->given[i];
+        const cli_option *const o = option_at(verb, i, &at);
+        if (o->kind != CLI_HEADING && strcmp(o->name, name) == 0) return i;
     }
-    assert(0 && "the verb has this option");
-    return false;
+    return n;
+}
+
+bool cli_has(const cli_verb *verb, const char *name)
+{
+    return option_named(verb, name) < option_count(verb);
+}
+
+bool cli_given(const cli_args *args, const char *name)
+{
+    assert(cli_has(args->verb, name) && "the verb has this option");
+    return args->given[option_named(args->verb, name)];
 }
 
 /* --- one value --- */
@@ -99,6 +110,75 @@ static td_status read_value(td_arena *a, const cli_option *o, const char *value,
     }
     assert(0 && "a heading has no value");
     return TD_EUSAGE;
+}
+
+/* --- lists --- */
+
+static bool is_list_kind(cli_kind kind)
+{
+    return kind == CLI_INT || kind == CLI_REAL || kind == CLI_BYTES || kind == CLI_CHOICE;
+}
+
+/* The items of "a,b,c". */
+static td_status split_list(td_arena *a, const char *text, cli_axis *out, td_err *err)
+{
+    size_t n = 1;
+    for (const char *c = text; *c != '\0'; c++) n += *c == ',';
+    char *copy = td_strdup(a, text);
+    out->items = TD_NEW_N(a, const char *, n);
+    if (copy == NULL || out->items == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    for (out->n = 0; out->n < n; out->n++) {
+        out->items[out->n] = copy;
+        copy += strcspn(copy, ",");
+        *copy++ = '\0';
+    }
+    return TD_OK;
+}
+
+/* One value, or with `lists` each of several; the field holds the last. */
+static td_status read_values(td_arena *a, const cli_verb *verb, const cli_option *o,
+                             const char *value, void *field, td_err *err)
+{
+    char name[80];
+    (void)snprintf(name, sizeof name, "--%s", o->name);
+    if (!verb->lists || !is_list_kind(o->kind)) return read_value(a, o, value, name, field, err);
+    cli_axis axis = {0};
+    TD_TRY(split_list(a, value, &axis, err));
+    for (size_t i = 0; i < axis.n; i++) TD_TRY(read_value(a, o, axis.items[i], name, field, err));
+    return TD_OK;
+}
+
+td_status cli_axes(td_arena *a, const cli_args *args, const char *const *texts, cli_axis **out,
+                   size_t *n, td_err *err)
+{
+    const size_t all = option_count(args->verb);
+    *n = 0;
+    *out = TD_NEW_N(a, cli_axis, all);
+    if (*out == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    for (size_t i = 0; i < all; i++) {
+        size_t at = 0;
+        const cli_option *const o = option_at(args->verb, i, &at);
+        if (args->text[i] == NULL) continue;
+        bool list = is_list_kind(o->kind);
+        for (const char *const *t = texts; *t != NULL && o->kind == CLI_TEXT; t++)
+            list |= strcmp(*t, o->name) == 0;
+        if (!list || strchr(args->text[i], ',') == NULL) continue;
+        cli_axis *const axis = &(*out)[(*n)++];
+        axis->name = o->name;
+        TD_TRY(split_list(a, args->text[i], axis, err));
+    }
+    return TD_OK;
+}
+
+td_status cli_set(td_arena *a, const cli_verb *verb, const char *name, const char *value,
+                  void *options, td_err *err)
+{
+    assert(cli_has(verb, name) && "the verb has this option");
+    size_t at = 0;
+    const cli_option *const o = option_at(verb, option_named(verb, name), &at);
+    char dashed[80];
+    (void)snprintf(dashed, sizeof dashed, "--%s", o->name);
+    return read_value(a, o, value, dashed, (char *)options + at, err);
 }
 
 static td_status set_defaults(td_arena *a, const cli_verb *verb, char *options, td_err *err)
@@ -234,10 +314,9 @@ static td_status parse_words(td_arena *a, cli_args *args, int argc, char **argv,
         const cli_option *const o = option_at(args->verb, i, &at);
         const bool negated = c >= LONG_BASE && (c - LONG_BASE) % 2 == 1;
         const char *const value = o->kind != CLI_FLAG ? optarg : negated ? "no" : "yes";
-        char name[80];
-        (void)snprintf(name, sizeof name, "--%s", o->name);
-        TD_TRY(read_value(a, o, value, name, options + at, err));
+        TD_TRY(read_values(a, args->verb, o, value, options + at, err));
         given[i] = true;
+        args->text[i] = value;
     }
     args->operands = argv + optind;
     args->n_operands = argc - optind;
@@ -252,9 +331,12 @@ td_status cli_parse(td_arena *a, const cli_program *program, const cli_verb *ver
     *wants_help = false;
     bool *const given = TD_NEW_N(a, bool, option_count(verb) + 1);
     char **const all = TD_NEW_N(a, char *, argc + 1); /* argv is permuted below, this copy not */
-    if (given == NULL || all == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    const char **const text = TD_NEW_N(a, const char *, option_count(verb) + 1);
+    if (given == NULL || all == NULL || text == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory");
     memcpy(all, argv, (size_t)argc * sizeof *all);
-    *args = (cli_args){.program = program, .verb = verb, .given = given, .argc = argc, .argv = all};
+    *args = (cli_args){
+        .program = program, .verb = verb, .given = given, .text = text, .argc = argc, .argv = all};
     TD_TRY(set_defaults(a, verb, options, err));
     TD_TRY(parse_words(a, args, argc - 1, argv + 1, options, given, wants_help, err));
     if (*wants_help) return TD_OK;

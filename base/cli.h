@@ -100,6 +100,8 @@ typedef struct cli_verb {
     const char *example;  /* a whole command that works as pasted */
     const char *see;      /* "what to do next" commands, or NULL */
     int min_operands, max_operands; /* max -1: any number */
+    bool lists; /* options that are no text take lists, "4,8": the field holds the last, see
+                   cli_axes */
     const cli_table *tables;
     size_t n_tables;
     cli_run run;
@@ -121,6 +123,7 @@ struct cli_args {
     char **operands; /* [n_operands] */
     int n_operands;
     const bool *given; /* one for each option, tables one after another; see cli_given */
+    const char **text; /* as it was typed, NULL where it was not */
     int argc;          /* the whole command line, for metadata of traces */
     char **argv;
 };
@@ -140,6 +143,25 @@ TD_MUST_USE td_status cli_parse(td_arena *a, const cli_program *program, const c
 
 /* Whether an option was on the command line (or --no-NAME); asserts that the verb has it. */
 bool cli_given(const cli_args *args, const char *name);
+
+/* An option that was given several values. */
+typedef struct cli_axis {
+    const char *name;
+    const char **items; /* [n] */
+    size_t n;
+} cli_axis;
+
+/* The options of a verb with `lists` that were given more than one value, in the order of the
+ * tables; of texts only those that `texts` (ends with NULL) names are lists. *out is from `a`. */
+TD_MUST_USE td_status cli_axes(td_arena *a, const cli_args *args, const char *const *texts,
+                               cli_axis **out, size_t *n, td_err *err);
+
+/* Sets one option in `options` as if --name value stood on the command line; the verb's tables must
+ * have it. Fails as cli_parse does. */
+TD_MUST_USE td_status cli_set(td_arena *a, const cli_verb *verb, const char *name,
+                              const char *value, void *options, td_err *err);
+/* Whether a verb has an option of this name. */
+bool cli_has(const cli_verb *verb, const char *name);
 
 /* A failure without a message: the answer is no and what there is to say has been printed. */
 td_status cli_answer_no(td_err *err);

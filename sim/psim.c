@@ -94,6 +94,23 @@ static const cli_option run_options[] = {
      .help = "what passes add to the count of live activations, default 1,0,-1"},
 };
 
+static const cli_option sweep_options[] = {
+    {.kind = CLI_HEADING, .help = "Output"},
+    {.kind = CLI_FLAG, .name = "json", .at = AT(json), .help = "print one JSON object on stdout"},
+    {.kind = CLI_TEXT,
+     .name = "output",
+     .letter = 'o',
+     .arg = "FILE",
+     .at = AT(output),
+     .help = "draw the timelines under each other: *.svg, *.png or *.pdf"},
+    {.kind = CLI_FLAG, .name = "memory", .at = AT(memory), .help = "memory curves in the figure"},
+    {.kind = CLI_TEXT,
+     .name = "activation-deltas",
+     .arg = "F,I,W",
+     .at = AT(deltas),
+     .help = "what passes add to the count of live activations, default 1,0,-1"},
+};
+
 static const cli_option figure_options[] = {
     {.kind = CLI_HEADING, .help = "Figure"},
     {.kind = CLI_CHOICE,
@@ -216,6 +233,8 @@ static const cli_table check_tables[] = {WHAT, CLI_TABLE(json_options, 0)};
 static const cli_table plan_tables[] = {WHAT, CLI_TABLE(plan_options, 0)};
 static const cli_table run_tables[] = {WHAT, CLI_TABLE(cost_options, 0), CLI_TABLE(run_options, 0),
                                        CLI_TABLE(figure_options, 0)};
+static const cli_table sweep_tables[] = {WHAT, CLI_TABLE(cost_options, 0),
+                                         CLI_TABLE(sweep_options, 0), CLI_TABLE(figure_options, 0)};
 static const cli_table compare_tables[] = {CLI_TABLE(compare_options, 0)};
 static const cli_table draw_tables[] = {CLI_TABLE(draw_options, 0), CLI_TABLE(figure_options, 0)};
 static const cli_table calibrate_tables[] = {CLI_TABLE(calibrate_options, 0)};
@@ -260,6 +279,19 @@ static const cli_verb verbs[] = {
      .tables = run_tables,
      .n_tables = COUNT(run_tables),
      .run = cmd_run_sim},
+    {.name = "sweep",
+     .summary = "simulate many schedules and settings, a row each",
+     .about = "Every option with a number or a choice takes a list, and so do --schedule, --model "
+              "and --cluster; each combination is a row. A schedule may bring settings of its own, "
+              "behind colons: 1f1b,interleaved-1f1b:chunks=4,chimera:f=2. Rows that cannot be say "
+              "why.",
+     .example = "psim sweep --schedule 1f1b,bitpipe,chimera --pp 8 --microbatches 8,16 "
+                "--times F=1,B=2",
+     .see = "psim run, psim draw",
+     .lists = true,
+     .tables = sweep_tables,
+     .n_tables = COUNT(sweep_tables),
+     .run = cmd_sweep},
     {.name = "compare",
      .summary = "how far off was a prediction?",
      .operands = "PREDICTED MEASURED",

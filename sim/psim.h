@@ -61,6 +61,9 @@ void psim_report_text(const psim_options *o, const psim_result *r, td_text *out)
 /* What to try next, a line each. */
 void psim_report_advice(const psim_options *o, const psim_result *r, td_text *out);
 
+/* Of the whole run, all replicas together; 0 without a model. */
+double psim_tokens_per_s(const psim_result *r);
+
 /* Writes text to stdout; fails when stdout cannot take it. */
 TD_MUST_USE td_status psim_print(td_text *t, td_err *err);
 
@@ -69,6 +72,7 @@ td_status cmd_schedule(td_arena *a, const cli_args *args, const void *options, t
 td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_plan(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_run_sim(td_arena *a, const cli_args *args, const void *options, td_err *err);
+td_status cmd_sweep(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_compare(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_draw(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_calibrate(td_arena *a, const cli_args *args, const void *options, td_err *err);

@@ -32,7 +32,7 @@ static void json_bool(td_text *t, const char *key, bool value)
     td_text_addf(t, ",\"%s\":%s", key, value ? "true" : "false");
 }
 
-static double tokens_per_s(const psim_result *r)
+double psim_tokens_per_s(const psim_result *r)
 {
     const plan_metrics *const m = &r->metrics;
     const plan *const p = &r->setup.plan;
@@ -125,7 +125,7 @@ void psim_report_json(const psim_options *o, const psim_result *r, td_text *t)
     json_int(t, "step_ns", m->step_ns);
     json_real(t, "bubble_frac", m->bubble_frac);
     json_real(t, "span_bubble_frac", m->span_bubble_frac);
-    if (r->setup.has_model) json_real(t, "tokens_per_s", tokens_per_s(r));
+    if (r->setup.has_model) json_real(t, "tokens_per_s", psim_tokens_per_s(r));
     json_int(t, "tasks", m->tasks);
     json_int(t, "messages", m->messages);
     json_int(t, "message_bytes", m->message_bytes);
@@ -206,7 +206,8 @@ void psim_report_text(const psim_options *o, const psim_result *r, td_text *t)
     }
     if (r->setup.has_model) {
         const uint32_t h = heaviest(r);
-        td_text_addf(t, "  tokens/s    %-12s", td_print_count(buf, sizeof buf, tokens_per_s(r)));
+        td_text_addf(t, "  tokens/s    %-12s",
+                     td_print_count(buf, sizeof buf, psim_tokens_per_s(r)));
         td_text_addf(t, "  peak    %s on rank %u",
                      td_print_bytes(buf, sizeof buf, r->metrics.ranks[h].peak_bytes), h);
         if (r->has_cluster)

@@ -90,6 +90,7 @@ static const cli_verb verbs[] = {
      .min_operands = 2,
      .max_operands = 2,
      .run = answer_no},
+    {.name = "sweep", .lists = true, .tables = tables, .n_tables = 2, .run = answer_no},
 };
 static const cli_program prog = {
     .name = "prog", .summary = "a program", .verbs = verbs, .n_verbs = 2};
@@ -104,7 +105,7 @@ typedef struct parsed {
 } parsed;
 
 /* Parses "prog run WORDS" where words are separated by blanks. */
-static td_status parse(td_arena *a, const char *words, parsed *p)
+static td_status parse_verb(td_arena *a, const cli_verb *verb, const char *words, parsed *p)
 {
     char **const argv = td_alloc(a, WORDS_MAX + 1, sizeof *argv);
     char *const text = td_sprintf(a, "prog run %s", words);
@@ -113,8 +114,13 @@ static td_status parse(td_arena *a, const char *words, parsed *p)
     for (char *w = strtok_r(text, " ", &rest); w != NULL; w = strtok_r(NULL, " ", &rest))
         argv[argc++] = w;
     *p = (parsed){0};
-    return cli_parse(a, &prog, &verbs[0], argc, argv, &p->o, sizeof p->o, &p->args, &p->wants_help,
+    return cli_parse(a, &prog, verb, argc, argv, &p->o, sizeof p->o, &p->args, &p->wants_help,
                      &p->err);
+}
+
+static td_status parse(td_arena *a, const char *words, parsed *p)
+{
+    return parse_verb(a, &verbs[0], words, p);
 }
 
 static void defaults(void **state)
@@ -179,6 +185,37 @@ static void refusals(void **state)
         T_FAILS(parse(*state, bad[i].words, &p), TD_EUSAGE, &p.err, bad[i].part);
         assert_null(strchr(p.err.msg, '\n'));
     }
+}
+
+/* Lists are for verbs that take them: each value is checked, texts are lists where asked for. */
+static void lists(void **state)
+{
+    static const char *const none[] = {NULL}, *const files[] = {"output", NULL};
+    cli_axis *axes = NULL;
+    size_t n = 0;
+    parsed p;
+    T_FAILS(parse(*state, "--pp 2,8", &p), TD_EUSAGE, &p.err, "--pp");
+    T_OK(parse_verb(*state, &verbs[2], "-p 2,8 --lr 1,2,3 -o a,b --protocol eager --opt x=1,2", &p),
+         &p.err);
+    assert_int_equal(p.o.shared.pp, 8);
+    assert_string_equal(p.o.out, "a,b");
+    T_OK(cli_axes(*state, &p.args, none, &axes, &n, &p.err), &p.err);
+    assert_int_equal(n, 2);
+    assert_string_equal(axes[0].name, "pp");
+    assert_int_equal(axes[0].n, 2);
+    assert_string_equal(axes[0].items[0], "2");
+    assert_string_equal(axes[0].items[1], "8");
+    assert_string_equal(axes[1].name, "lr");
+    assert_int_equal(axes[1].n, 3);
+    T_OK(cli_axes(*state, &p.args, files, &axes, &n, &p.err), &p.err);
+    assert_int_equal(n, 3);
+    T_OK(cli_set(*state, &verbs[2], "pp", axes[0].items[0], &p.o, &p.err), &p.err);
+    assert_int_equal(p.o.shared.pp, 2);
+    T_FAILS(cli_set(*state, &verbs[2], "pp", "0", &p.o, &p.err), TD_EUSAGE, &p.err, "--pp");
+    T_FAILS(parse_verb(*state, &verbs[2], "--pp 2,0", &p), TD_EUSAGE, &p.err, "--pp");
+    T_FAILS(parse_verb(*state, &verbs[2], "--pp 2,,4", &p), TD_EUSAGE, &p.err, "--pp");
+    assert_true(cli_has(&verbs[2], "lr"));
+    assert_false(cli_has(&verbs[2], "rl"));
 }
 
 static void help_wins(void **state)
@@ -267,15 +304,11 @@ static void bars(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T_TEST(defaults),
-        T_TEST(values),
-        T_TEST(refusals),
-        T_TEST(help_wins),
-        T_TEST(memory_fails),
-        T_TEST(line_is_quoted),
-        T_TEST(texts_know_every_option),
-        T_TEST(no_is_one),
-        T_TEST(bars),
+        T_TEST(defaults),       T_TEST(values),
+        T_TEST(refusals),       T_TEST(lists),
+        T_TEST(help_wins),      T_TEST(memory_fails),
+        T_TEST(line_is_quoted), T_TEST(texts_know_every_option),
+        T_TEST(no_is_one),      T_TEST(bars),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,7 +14,7 @@ expect 0 '' psim help --man
 says '.TH psim*'
 expect 0 '' psim help --completions bash
 bash -n "$work/.stdout" 2>/dev/null || complain "the completions are no bash"
-for verb in list schedule check plan run compare draw calibrate; do
+for verb in list schedule check plan run sweep compare draw calibrate; do
     expect 0 '' psim "$verb" --help
     says "Usage: psim $verb*Example:*psim *Exit codes:*"
     [ "$(awk 'length($0) > 80' "$work/.stdout" | grep -vc '^  psim')" -eq 0 ] ||
@@ -129,4 +129,31 @@ fi
 # --- memory: who is over the limit, and by how much ---
 expect 1 'psim: *rank 7 needs*over the limit of 80.0 GiB*8 of 8 ranks*' psim run --schedule gpipe --pp 8 --microbatches 64 --model gpt3-175b \
     --cluster a100-dgx --memory-limit 80GiB
+
+# --- sweep: a row each, rows that cannot be say why ---
+# shellcheck disable=SC2086
+{
+expect 0 '' psim sweep --schedule 1f1b,bitpipe,chimera:f=2,interleaved-1f1b:chunks=4 --pp 8 \
+    --microbatches 8,12 $unit
+says '*1f1b *8 *45.0 ms*bitpipe *8 *30.0 ms*chimera:f=2 *8 *28.0 ms*bitpipe *12 *legal: 8 or 16*'
+[ "$(wc -l <"$work/.stdout")" -eq 10 ] || complain "not a line each for 8 rows"
+expect 0 '' psim sweep --schedule 1f1b --pp 2,4 --microbatches 8 --recompute none,full $unit --json
+says '{*"pp":"2","recompute":"none"*"step_ns":27000000*"pp":"4","recompute":"full"*"step_ns":33000000*}'
+expect 0 '' psim sweep --schedule 1f1b,bitpipe --pp 4 --microbatches 4 $unit -o "$work/two.svg"
+grep -q 'bitpipe' "$work/two.svg" || complain "the figure does not name its panels"
+expect 2 'psim: *--pp: *' psim sweep --schedule 1f1b --pp 2,x --microbatches 8 $unit
+expect 2 'psim: *--schedule*' psim sweep --pp 2,4 --microbatches 8 $unit
+expect 2 'psim: *legal: 4 or 8*' psim sweep --schedule bitpipe --pp 4 --microbatches 5,6 $unit
+expect 2 'psim: *KEY=VALUE*' psim sweep --schedule bitpipe:sync --pp 4 --microbatches 4 $unit
+expect 2 'psim: *no such option*' psim sweep --schedule bitpipe:f=2 --pp 4 --microbatches 4 $unit
+expect 2 'psim: *--pp: *' psim run --schedule 1f1b --pp 2,4 --microbatches 8 $unit
+}
+
+# --- bidirectional schedules by name ---
+expect 0 '' psim run bitpipe --pp 4 --microbatches 4 --times F=1,B=2 --json
+says '*"pipes":2,*"step_ns":14000000,*"messages":48,*'
+expect 0 '' psim run dualpipev --pp 4 --microbatches 10 --times F=1,B=2,FB=2.5 --json
+says '*"step_ns":29500000,*'
+expect 0 '' psim run bitpipe --pp 8 --microbatches 8 --times F=2,B=4,coll=1 --opt sync=end --json
+says '*"step_ns":64000000,*'
 finish
