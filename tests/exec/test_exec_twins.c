@@ -160,13 +160,34 @@ static void test_random_schedules(void **state)
     assert_true(twins > 4);
 }
 
+/* The middle one of three ranks holds both ends, but adds each to that of another rank: it must not
+ * add its own two to each other as well. */
+static void test_ends_in_a_chain(void **state)
+{
+    (void)state;
+    int held = 0;
+    for (uint64_t seed = 1; held < 3; seed++) {
+        td_arena *const a = td_arena_new();
+        const schedule s = gen_schedule(a, seed);
+        const int32_t first = s.pipes[0].backward_row[0];
+        const bool chain = s.n_pipes == 2 && s.n_rows > 2 && first + 2 < s.n_rows &&
+                           s.pipes[0].backward_row[s.n_stages - 1] == first + 1;
+        if (chain && is_plain(&s)) {
+            const exec_law k = {.model = &law_gpt2, .steps = 2};
+            (void)exec_law_holds(&k, &s, a, NULL);
+            held++;
+        }
+        td_arena_free(a);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_two_directions),   cmocka_unit_test(test_waves),
         cmocka_unit_test(test_options),          cmocka_unit_test(test_recomputation_and_mappings),
         cmocka_unit_test(test_replicas),         cmocka_unit_test(test_tied_tables_stay_local),
-        cmocka_unit_test(test_random_schedules),
+        cmocka_unit_test(test_random_schedules), cmocka_unit_test(test_ends_in_a_chain),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
