@@ -186,7 +186,7 @@ td_status cost_optimizer(const cost_model *c, int32_t stage, int64_t *ns, td_err
     double params = 0;
     TD_TRY(stage_shard_params(c, stage, &params, err));
     const run_shape *const run = &c->sizes->run;
-    if (run->zero1 && run->dp > 1) params /= (double)run->dp;
+    params /= (double)sizes_optimizer_shards(c->sizes);
     /* AdamW reads the gradient and clears it; reads and writes both moments and the fp32 weight;
      * writes the weight of the run's type where that is not fp32 */
     const double grad = 2 * (double)data_type_bytes(run->grad_dtype);

@@ -237,11 +237,43 @@ static int64_t shard_elements(const sizes *z, const stage_desc *stage, bool grad
     return plus(n, 15) / 16 * 16;
 }
 
+int64_t sizes_optimizer_shards(const sizes *z)
+{
+    const int64_t twins = z->twins < 1 ? 1 : z->twins, dp = z->run.dp < 1 ? 1 : z->run.dp;
+    return z->run.zero1 ? mul(twins, dp) : 1;
+}
+
+int32_t stage_sync_parts(const sizes *z, int32_t stage, sync_part *out)
+{
+    const stage_desc *const s = &z->stages[stage];
+    const int64_t all = shard_elements(z, s, true), weights = shard_elements(z, s, false);
+    const int64_t table =
+        plus(per(mul(z->model->vocab, z->model->hidden), z->run.tp), SYNC_ALIGN - 1) / SYNC_ALIGN *
+        SYNC_ALIGN;
+    const bool sharded = sizes_optimizer_shards(z) > 1;
+    const bool apart = sharded && z->model->tied && z->vocab_shards <= 1;
+    /* the table is the first tensor of the first stage, and the last one of the last stage */
+    const int64_t begin = apart && s->embedding ? table : 0;
+    const int64_t end = apart && s->head ? all - table : sharded ? weights : all;
+    const sync_part parts[SYNC_PARTS_MAX] = {
+        {0, begin, true}, {begin, end - begin, true}, {end, all - end, end < weights}};
+    int32_t n = 0;
+    for (int32_t i = 0; i < SYNC_PARTS_MAX; i++)
+        if (parts[i].elements > 0) out[n++] = parts[i];
+    return n;
+}
+
 static int64_t optimizer_bytes(const sizes *z, const stage_desc *stage)
 {
     const int64_t per_element = z->run.dtype == TYPE_FP32 ? 8 : 12; /* m, v; fp32 master weights */
-    const int64_t n = mul(shard_elements(z, stage, false), per_element);
-    return z->run.zero1 ? per(n, z->run.dp) : n;
+    const int64_t shards = sizes_optimizer_shards(z);
+    sync_part parts[SYNC_PARTS_MAX];
+    int64_t n = 0;
+    if (shards == 1) return mul(shard_elements(z, stage, false), per_element);
+    for (int32_t i = 0, end = stage_sync_parts(z, (int32_t)(stage - z->stages), parts); i < end;
+         i++)
+        if (parts[i].weights) n = plus(n, per(parts[i].elements, shards));
+    return mul(n, per_element);
 }
 
 /* What I keeps for W: the gradient of each matrix product's output. */

@@ -40,6 +40,7 @@ typedef struct sizes {
     const stage_desc *stages; /* [n_stages]; NULL without a model */
     int32_t n_stages, chunks; /* chunks per rank and pipe, for unit activations */
     int32_t vocab_shards;     /* > 1: vocabulary layers sharded over so many ranks */
+    int32_t twins;            /* copies of a stage in one replica: pipes of the schedule; 0: 1 */
 } sizes;
 
 /* Bytes of one buffer of `kind` for `stage`, holding `slice_len` tokens of each of the micro_batch
@@ -47,6 +48,23 @@ typedef struct sizes {
  * Errors: TD_EUSAGE when the product does not fit 63 bits. */
 TD_MUST_USE td_status sizes_bytes(const sizes *z, size_kind kind, int32_t stage, int64_t slice_len,
                                   int64_t prefix, int64_t *bytes, td_err *err);
+
+/* How many ranks share one optimizer state of a stage: with ZeRO-1 all copies of the stage,
+ * replicas and twins alike (Rajbhandari et al. 2020, section 5.1); else 1. */
+int64_t sizes_optimizer_shards(const sizes *z);
+
+/* A run of a stage's gradient accumulators that one collective sums. Its copies' members own equal
+ * pieces of it, in member order, the first ones an element more where that does not come out. */
+typedef struct sync_part {
+    int64_t first, elements; /* first: a multiple of SYNC_ALIGN */
+    bool weights;            /* has weights too (a head's second accumulator has none) */
+} sync_part;
+enum { SYNC_PARTS_MAX = 3, SYNC_ALIGN = 16 };
+
+/* The parts of a stage's gradients, ascending; returns how many. There is one, unless the optimizer
+ * is sharded and the stage holds a tied table: then that is apart, so that the i-th members of the
+ * first stage's and of the last stage's group own the same piece of it. */
+int32_t stage_sync_parts(const sizes *z, int32_t stage, sync_part *out);
 
 /* One parameter tensor of a stage; offsets in elements from the start of the stage's weights. The
  * same offsets serve weights, gradients and each optimizer moment. */

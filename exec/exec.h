@@ -117,6 +117,20 @@ char *pass_buffer(const executor *x, const exec_rank *r, uint32_t use);
 
 /* --- optimizer.c --- */
 
+/* What of an instance's weights a rank updates: all of them, or its piece of each part that a
+ * reduce-scatter sums (ZeRO-1). Elements; `moment` is where a piece's first moments begin in the
+ * SIZE_OPTIMIZER buffer, its second moments lie `moments` behind them. */
+typedef struct optimizer_share {
+    struct {
+        int64_t first, count, moment;
+    } pieces[SYNC_PARTS_MAX];
+    int32_t n;
+    int64_t moments;
+    bool whole;
+} optimizer_share;
+
+optimizer_share optimizer_share_of(const executor *x, const exec_rank *r, uint32_t inst);
+
 /* Partial sums of squares of the rank's gradients, each weight counted once in the whole run;
  * before that a rank that holds both uses of a tied table adds their gradients. */
 void optimizer_norm(executor *x, exec_rank *r, uint32_t task);

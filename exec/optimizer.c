@@ -37,6 +37,47 @@ static held held_at(const executor *x, const exec_rank *r, uint32_t use)
                   .at = r->arena.base + (int64_t)b->offset * PLAN_ALIGN};
 }
 
+optimizer_share optimizer_share_of(const executor *x, const exec_rank *r, uint32_t inst)
+{
+    const plan *const p = x->p;
+    const int64_t elements = x->stages[p->insts[inst].stage].elements;
+    const int64_t word = (int64_t)sizeof(float);
+    optimizer_share s = {.whole = true};
+    for (uint32_t i = 0; i < r->n_posts; i++) { /* a group's stream has its parts in order */
+        const plan_task *const t = &p->tasks[r->posts[i].task];
+        const plan_class *const c = &p->classes[t->cls];
+        if (c->kind != TASK_COLL || c->purpose != PURPOSE_GRAD_SYNC || c->inst != inst ||
+            c->detail != COLL_REDUCE_SCATTER)
+            continue;
+        s.whole = false;
+        const int64_t begin = (int64_t)c->prefix * SYNC_ALIGN;
+        if (begin >= elements || s.n == SYNC_PARTS_MAX) continue;
+        const uint32_t n = p->groups[p->colls[t->link].group].n_members;
+        int64_t first = 0, count = 0, most = 0;
+        wire_piece(c->bytes, n, 0, &first, &most);
+        wire_piece(c->bytes, n, r->posts[i].channel, &first, &count);
+        s.pieces[s.n].first = begin + first / word;
+        s.pieces[s.n].count = count / word;
+        s.pieces[s.n++].moment = s.moments;
+        s.moments += most / word;
+    }
+    if (!s.whole) return s;
+    s.pieces[0].count = s.moments = elements;
+    s.n = 1;
+    return s;
+}
+
+/* Where a tensor and the i-th piece of a share meet: *first in elements of the stage, and how many.
+ */
+static int64_t meet(const param_tensor *t, const optimizer_share *s, int32_t i, int64_t *first)
+{
+    const int64_t begin = s->pieces[i].first, end = begin + s->pieces[i].count;
+    const int64_t tensor_end = t->offset + t->rows * t->cols;
+    *first = t->offset > begin ? t->offset : begin;
+    const int64_t last = tensor_end < end ? tensor_end : end;
+    return last > *first ? last - *first : 0;
+}
+
 /* Whether a collective adds the two uses' gradients of a tied table for this instance. */
 static bool tied_by_message(const executor *x, const exec_rank *r, uint32_t inst)
 {
@@ -92,13 +133,18 @@ void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
     memset(table, 0, (size_t)x->n_tensors * sizeof *table);
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held h = held_at(x, r, i);
-        if (h.role != ROLE_GRADS || p->insts[h.inst].pipe != 0 || p->ranks[r->index].replica != 0)
-            continue;
+        if (h.role != ROLE_GRADS) continue;
+        const optimizer_share s = optimizer_share_of(x, r, h.inst);
+        const bool counts = p->insts[h.inst].pipe == 0 && p->ranks[r->index].replica == 0;
+        if (s.whole && !counts) continue;
         const stage_code *const c = &x->stages[p->insts[h.inst].stage];
         const float *const g = (const float *)(void *)h.at;
         for (int64_t t = 0; t < c->n_params && c->first_tensor + t < x->n_tensors; t++)
-            table[c->first_tensor + t] =
-                k_sumsq_cpu(r->ctx, c->params[t].rows * c->params[t].cols, g + c->params[t].offset);
+            for (int32_t k = 0; k < s.n; k++) {
+                int64_t first = 0;
+                const int64_t n = meet(&c->params[t], &s, k, &first);
+                if (n > 0) table[c->first_tensor + t] += k_sumsq_cpu(r->ctx, n, g + first);
+            }
     }
 }
 
@@ -116,13 +162,29 @@ static td_status not_finite(const executor *x, const exec_rank *r, const double 
     return td_fail(err, TD_EMISMATCH, "step %ld: the gradient is not finite", x->step.number);
 }
 
+/* Copies the summed gradients to whoever asked: of every copy's its own, or, where the sum lies in
+ * pieces, each piece for all copies. */
+static void hand_out(const executor *x, const exec_rank *r, uint32_t inst,
+                     const optimizer_share *share, const float *g)
+{
+    const plan *const p = x->p;
+    float *const *const out = x->step.grads_out;
+    for (uint32_t i = 0; out != NULL && i < p->n_insts; i++) {
+        const bool mine = share->whole ? i == inst && p->ranks[r->index].replica == 0
+                                       : p->insts[i].stage == p->insts[inst].stage;
+        for (int32_t k = 0; mine && out[i] != NULL && k < share->n; k++)
+            memcpy(out[i] + share->pieces[k].first, g + share->pieces[k].first,
+                   (size_t)share->pieces[k].count * sizeof *g);
+    }
+}
+
 static void update(executor *x, exec_rank *r, uint32_t inst, float scale, float *w, float *g,
                    float *moments)
 {
     const exec_step *const s = &x->step;
     const stage_code *const c = &x->stages[x->p->insts[inst].stage];
-    if (s->grads_out != NULL && s->grads_out[inst] != NULL && x->p->ranks[r->index].replica == 0)
-        memcpy(s->grads_out[inst], g, (size_t)c->elements * sizeof *g);
+    const optimizer_share share = optimizer_share_of(x, r, inst);
+    hand_out(x, r, inst, &share, g);
     for (int64_t i = 0; i < c->n_params; i++) {
         const param_tensor *const t = &c->params[i];
         const k_adamw a = {.lr = s->lr,
@@ -133,9 +195,16 @@ static void update(executor *x, exec_rank *r, uint32_t inst, float scale, float 
                            .grad_scale = scale,
                            .step = s->number,
                            .clear_grad = true};
-        k_adamw_cpu(r->ctx, &a, t->rows * t->cols, w + t->offset, g + t->offset,
-                    moments + t->offset, moments + c->elements + t->offset);
+        for (int32_t k = 0; k < share.n; k++) {
+            int64_t first = 0;
+            const int64_t n = meet(t, &share, k, &first);
+            if (n == 0) continue;
+            float *const m = moments + share.pieces[k].moment + first - share.pieces[k].first;
+            k_adamw_cpu(r->ctx, &a, n, w + first, g + first, m, m + share.moments);
+        }
     }
+    /* what other members own still holds this rank's own sums */
+    if (!share.whole) k_fill_cpu(r->ctx, c->grad_elements, 0.0f, g);
 }
 
 td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)

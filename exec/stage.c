@@ -13,8 +13,6 @@ static td_status refuse_unsupported(const sizes *z, td_err *err)
     if (z->run.tp > 1)
         return td_fail(err, TD_EUSAGE, "--tp %lld: tensor parallelism is not executed yet; use 1",
                        (long long)z->run.tp);
-    if (z->run.zero1)
-        return td_fail(err, TD_EUSAGE, "ZeRO-1: sharded optimizers are not executed yet");
     if (z->run.dtype != TYPE_FP32 || z->run.grad_dtype != TYPE_FP32)
         return td_fail(err, TD_EUSAGE, "--dtype %s: the CPU backend computes in fp32",
                        data_type_name(z->run.dtype));

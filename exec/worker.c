@@ -52,9 +52,10 @@ void worker_post(executor *x, const exec_rank *r, exec_post *o)
         wire_recv(x->wire, o->channel, &o->op);
         return;
     }
-    if (c->purpose == PURPOSE_TIED)
-        o->op.data =
-            at + stage_tied_offset(&x->stages[p->insts[c->inst].stage]) * (int64_t)sizeof(float);
+    const int64_t first = c->purpose == PURPOSE_TIED
+                              ? stage_tied_offset(&x->stages[p->insts[c->inst].stage])
+                              : (int64_t)c->prefix * SYNC_ALIGN;
+    if (at != NULL) o->op.data = at + first * (int64_t)sizeof(float);
     wire_collective(x->wire, t->link, o->channel, &o->op);
 }
 

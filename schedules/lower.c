@@ -355,7 +355,14 @@ td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, pla
     td_status st = sched_index_build(s, scratch, &ix, err);
     if (st == TD_OK) st = sched_index_levels(&ix, scratch, err);
     /* what the passes leave behind goes with the scratch: the plan itself is copied out */
-    const lowering l = {.s = s, .o = o, .ix = &ix, .a = scratch, .replicas = o->fold ? 1 : o->dp};
+    sizes z = *o->sizes; /* what the plan is of rules, so that sizes cannot contradict it */
+    z.twins = s->n_pipes;
+    z.run.dp = o->dp;
+    z.run.zero1 = o->zero1;
+    lower_options options = *o;
+    options.sizes = &z;
+    const lowering l = {
+        .s = s, .o = &options, .ix = &ix, .a = scratch, .replicas = o->fold ? 1 : o->dp};
     plan lowered;
     if (st == TD_OK) st = run_passes(&l, &lowered, err);
     if (st == TD_OK) st = plan_copy(&lowered, a, out, err);

@@ -18,6 +18,7 @@ typedef struct collective {
     int64_t bytes;
     bool meet;      /* a barrier under every protocol */
     int32_t m, k;   /* -1, 0: not of a microbatch */
+    int32_t at;     /* plan_class.prefix */
     uint32_t first; /* gates[first + i], joins[first + i]: of member i; task ids */
 } collective;
 
@@ -52,6 +53,11 @@ typedef struct stage_holder {
 /* The copies of `stage` among its twins and replicas, by rank: the members of its gradient sync.
  * out: [n_pipes * replicas]; returns how many (lower_gradients.c). */
 uint32_t collect_holders(const collect *c, int32_t stage, stage_holder *out);
+/* A collective like `item` for each part of the stage's gradients (or weights) among these holders,
+ * each behind its gate; element_bytes: of what is moved (lower_gradients.c). */
+TD_MUST_USE td_status collect_parts(collect *c, collective item, int32_t stage,
+                                    const stage_holder *h, uint32_t n, int64_t element_bytes,
+                                    td_err *err);
 /* Gradients of a stage among its twins and replicas (lower_gradients.c). */
 TD_MUST_USE td_status collect_gradients(collect *c, td_err *err);
 /* The barriers of sharded vocabulary layers (lower_vocab.c). */

@@ -76,20 +76,36 @@ static td_status add_over(collect *c, collective item, const stage_holder *h, ui
     return TD_OK;
 }
 
-td_status collect_gradients(collect *c, td_err *err)
+td_status collect_parts(collect *c, collective item, int32_t stage, const stage_holder *h,
+                        uint32_t n, int64_t element_bytes, td_err *err)
 {
     const lowering *const l = c->l;
     const int32_t copies = l->s->n_pipes * l->o->dp;
-    if (copies == 1) return TD_OK;
+    sync_part parts[SYNC_PARTS_MAX] = {{0}};
+    const int32_t n_parts =
+        l->o->sizes->model == NULL ? 1 : stage_sync_parts(l->o->sizes, stage, parts);
+    for (int32_t i = 0; i < n_parts; i++) {
+        if (item.purpose == PURPOSE_WEIGHTS && !parts[i].weights) continue;
+        item.at = (int32_t)(parts[i].first / SYNC_ALIGN);
+        item.bytes = parts[i].elements * element_bytes;
+        TD_TRY(add_over(c, item, h, n, copies, err));
+    }
+    return TD_OK;
+}
+
+td_status collect_gradients(collect *c, td_err *err)
+{
+    const lowering *const l = c->l;
+    if (l->s->n_pipes * l->o->dp == 1) return TD_OK;
     stage_holder *const h = TD_NEW_N(l->a, stage_holder, l->s->n_pipes * l->replicas);
     if (h == NULL) return td_fail(err, TD_ENOMEM, "out of memory for collectives");
     for (int32_t stage = 0; stage < l->s->n_stages; stage++) {
         const uint32_t n = collect_holders(c, stage, h);
-        collective item = {.kind = l->o->zero1 ? COLL_REDUCE_SCATTER : COLL_ALL_REDUCE,
-                           .purpose = PURPOSE_GRAD_SYNC,
-                           .m = -1};
-        TD_TRY(sizes_bytes(l->o->sizes, SIZE_GRADS, stage, 0, 0, &item.bytes, err));
-        TD_TRY(add_over(c, item, h, n, copies, err));
+        const collective item = {.kind = l->o->zero1 ? COLL_REDUCE_SCATTER : COLL_ALL_REDUCE,
+                                 .purpose = PURPOSE_GRAD_SYNC,
+                                 .m = -1};
+        TD_TRY(
+            collect_parts(c, item, stage, h, n, data_type_bytes(l->o->sizes->run.grad_dtype), err));
     }
     return TD_OK;
 }

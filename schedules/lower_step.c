@@ -129,6 +129,24 @@ static td_status step_norm(collect *c, td_err *err)
     return TD_OK;
 }
 
+/* Each copy of a stage has updated its piece of the weights: all get all of them. */
+static td_status step_weights(collect *c, td_err *err)
+{
+    const lowering *const l = c->l;
+    const sizes *const z = l->o->sizes;
+    if (sizes_optimizer_shards(z) == 1 || z->model == NULL) return TD_OK;
+    stage_holder *const h = TD_NEW_N(l->a, stage_holder, l->s->n_pipes * l->replicas);
+    if (h == NULL) return td_fail(err, TD_ENOMEM, "out of memory for copies");
+    for (int32_t stage = 0; stage < l->s->n_stages; stage++) {
+        const uint32_t n = collect_holders(c, stage, h);
+        for (uint32_t i = 0; i < n; i++) h[i].gate = tail_task(c->in, h[i].rank, TAIL_OPTIMIZER);
+        const collective item = {
+            .when = UINT64_MAX, .kind = COLL_ALL_GATHER, .purpose = PURPOSE_WEIGHTS, .m = -1};
+        TD_TRY(collect_parts(c, item, stage, h, n, data_type_bytes(z->run.dtype), err));
+    }
+    return TD_OK;
+}
+
 /* Groups of an earlier pass are shared with the input: the copies may grow. */
 static td_status copy_groups(collect *c, td_err *err)
 {
@@ -157,5 +175,6 @@ td_status lower_step(const lowering *l, const plan *in, plan *out, td_err *err)
     TD_TRY(copy_groups(&c, err));
     TD_TRY(step_tied(&c, err));
     TD_TRY(step_norm(&c, err));
+    TD_TRY(step_weights(&c, err));
     return collect_emit(&c, err);
 }

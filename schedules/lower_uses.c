@@ -195,6 +195,8 @@ static td_status uses_of_collective(memory *mem, const plan *p, const plan_task 
     case PURPOSE_TIED:
         return use_run(mem, USE_ADD, ROLE_MESSAGE, SIZE_GRADS, (int32_t)c->inst, err);
     case PURPOSE_NORM: return use_run(mem, USE_ADD, ROLE_MESSAGE, SIZE_NORM, -1, err);
+    case PURPOSE_WEIGHTS:
+        return use_run(mem, USE_ADD, ROLE_MESSAGE, SIZE_WEIGHTS, (int32_t)c->inst, err);
     default: return TD_OK;
     }
 }

@@ -46,6 +46,7 @@ typedef enum coll_purpose {
     PURPOSE_EMBED_SUM,
     PURPOSE_EMBED_GRAD, /* sharded input layer */
     PURPOSE_LOSS,
+    PURPOSE_WEIGHTS, /* a sharded optimizer's new weights, to all copies of the stage */
     PURPOSE_COUNT
 } coll_purpose;
 
@@ -58,7 +59,8 @@ typedef enum stream_kind {
     STREAM_COLL
 } stream_kind;
 
-/* Tasks of one class have one shape and one price. */
+/* Tasks of one class have one shape and one price. Of collectives, prefix is where the payload
+ * begins in its buffer, in units of SYNC_ALIGN elements. */
 typedef struct plan_class {
     uint8_t kind;    /* task_kind */
     uint8_t detail;  /* messages: channel_class; collectives: coll_kind */

@@ -13,9 +13,9 @@ uint32_t plan_task_rank(const plan *p, uint32_t task)
 static const char *class_word(const plan_class *c)
 {
     static const char *const channels[] = {"activation", "gradient", "hand-off", "weights"};
-    static const char *const purposes[] = {"gradient sync", "tied gradients",     "gradient norm",
-                                           "vocabulary C0", "vocabulary C1",      "vocabulary C2",
-                                           "embedding sum", "embedding gradient", "loss"};
+    static const char *const purposes[] = {
+        "gradient sync", "tied gradients", "gradient norm",      "vocabulary C0", "vocabulary C1",
+        "vocabulary C2", "embedding sum",  "embedding gradient", "loss",          "weights"};
     if (c->kind == TASK_COLL) return purposes[c->purpose];
     return channels[c->detail];
 }

@@ -136,7 +136,7 @@ const cli_option request_options[REQUEST_OPTION_COUNT] = {
     {.kind = CLI_FLAG,
      .name = "zero1",
      .at = AT(zero1),
-     .help = "shard the optimizer state over the replicas"},
+     .help = "share each optimizer state among the replicas and twins of its stage"},
     {.kind = CLI_FLAG,
      .name = "sequence-parallel",
      .at = AT(sequence_parallel),
@@ -373,6 +373,7 @@ static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td
     out->sizes.n_stages = s->n_stages;
     out->sizes.chunks = (int32_t)(s->n_stages < rows ? 1 : s->n_stages / rows);
     out->sizes.vocab_shards = s->vocab == VOCAB_NONE ? 1 : s->n_rows;
+    out->sizes.twins = s->n_pipes;
     if (!out->has_model) {
         out->sizes.run.seq_len = unit_tokens(s);
         return TD_OK;
@@ -419,6 +420,7 @@ static td_status take_plan(const request *q, const char *text, const char *name,
     out->sizes.n_stages = p->n_stages;
     out->sizes.chunks = p->chunks;
     out->sizes.vocab_shards = 1;
+    out->sizes.twins = p->n_pipes;
     out->sizes.run.tp = p->tp;
     out->sizes.run.dp = p->dp;
     if (out->has_model) out->sizes.run.seq_len = p->seq_len;

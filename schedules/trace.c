@@ -52,6 +52,7 @@ const char *trace_purpose_name(uint8_t purpose)
         [PURPOSE_EMBED_SUM] = "embedding sum",
         [PURPOSE_EMBED_GRAD] = "embedding gradient",
         [PURPOSE_LOSS] = "loss",
+        [PURPOSE_WEIGHTS] = "weights",
     };
     return purpose < PURPOSE_COUNT ? names[purpose] : "collective";
 }

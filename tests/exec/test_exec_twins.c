@@ -104,6 +104,59 @@ static void test_replicas(void **state)
     hold(&k, "chimera", NULL, 2, 1, 2, false);
 }
 
+/* Bytes of a rank's optimizer state. */
+static int64_t optimizer_bytes(const plan *p, uint32_t rank)
+{
+    int64_t n = 0;
+    for (uint32_t i = 0; i < p->ranks[rank].n_buffers; i++) {
+        const plan_bclass *const c =
+            &p->bclasses[p->buffers[p->ranks[rank].first_buffer + i].bclass];
+        if (c->what == SIZE_OPTIMIZER) n += c->bytes;
+    }
+    return n;
+}
+
+/* ZeRO-1: gradients in pieces, each copy updates its own, all get the weights; one optimizer state
+ * a stage, however many copies it has. Copies that do not divide the pieces too. */
+static void test_shared_optimizer(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *option;
+        int32_t pp, chunks, m, dp;
+    } cases[] = {
+        {"1f1b", NULL, 2, 1, 4, 2},
+        {"1f1b", NULL, 1, 1, 2, 3},
+        {"interleaved-1f1b", NULL, 2, 2, 4, 2},
+        {"bitpipe", NULL, 2, 2, 4, 1},
+        {"bitpipe", "sync=end", 4, 2, 4, 2},
+        {"bitpipe", "vshape=0", 4, 2, 4, 1},
+        {"chimera", NULL, 4, 1, 4, 3},
+        {"chimera", "f=2", 4, 1, 4, 1},
+        {"hanayo", NULL, 2, 2, 2, 5},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (size_t j = 0; j < sizeof models / sizeof *models; j++) {
+            td_arena *const a = td_arena_new();
+            const exec_law k = {.model = models[j], .dp = cases[i].dp, .steps = 3, .zero1 = true};
+            exec_law whole = k;
+            whole.zero1 = false;
+            plan p, q;
+            (void)exec_law_named(&k, cases[i].name, cases[i].option, cases[i].pp, cases[i].chunks,
+                                 cases[i].m, a, &p);
+            (void)exec_law_named(&whole, cases[i].name, cases[i].option, cases[i].pp,
+                                 cases[i].chunks, cases[i].m, a, &q);
+            const int64_t copies = (int64_t)p.n_pipes * p.dp;
+            for (uint32_t r = 0; r < p.n_ranks; r++) {
+                const int64_t all = optimizer_bytes(&q, r), own = optimizer_bytes(&p, r);
+                /* an element of each moment more where a part (three a stage) does not divide */
+                assert_in_range(own, all / copies, all / copies + 3 * 8 * p.n_stages);
+                assert_true(p.ranks[r].arena_bytes < q.ranks[r].arena_bytes);
+            }
+            td_arena_free(a);
+        }
+}
+
 /* Who sends to whom for a tied table: nobody where a rank holds both ends, of whichever pipe. */
 static void test_tied_tables_stay_local(void **state)
 {
@@ -149,8 +202,10 @@ static void test_random_schedules(void **state)
         td_arena *const a = td_arena_new();
         const schedule s = gen_schedule(a, seed);
         if (is_plain(&s)) {
-            const exec_law k = {
-                .model = models[held % 3], .dp = 1 + (int32_t)(seed % 2), .steps = 2};
+            const exec_law k = {.model = models[held % 3],
+                                .dp = 1 + (int32_t)(seed % 2),
+                                .zero1 = seed / 2 % 2 == 0,
+                                .steps = 2};
             (void)exec_law_holds(&k, &s, a, NULL);
             held++;
             twins += s.n_pipes > 1;
@@ -173,7 +228,7 @@ static void test_ends_in_a_chain(void **state)
         const bool chain = s.n_pipes == 2 && s.n_rows > 2 && first + 2 < s.n_rows &&
                            s.pipes[0].backward_row[s.n_stages - 1] == first + 1;
         if (chain && is_plain(&s)) {
-            const exec_law k = {.model = &law_gpt2, .steps = 2};
+            const exec_law k = {.model = &law_gpt2, .steps = 2, .zero1 = held % 2 == 1};
             (void)exec_law_holds(&k, &s, a, NULL);
             held++;
         }
@@ -184,10 +239,15 @@ static void test_ends_in_a_chain(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_two_directions),   cmocka_unit_test(test_waves),
-        cmocka_unit_test(test_options),          cmocka_unit_test(test_recomputation_and_mappings),
-        cmocka_unit_test(test_replicas),         cmocka_unit_test(test_tied_tables_stay_local),
-        cmocka_unit_test(test_random_schedules), cmocka_unit_test(test_ends_in_a_chain),
+        cmocka_unit_test(test_two_directions),
+        cmocka_unit_test(test_waves),
+        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_recomputation_and_mappings),
+        cmocka_unit_test(test_replicas),
+        cmocka_unit_test(test_shared_optimizer),
+        cmocka_unit_test(test_tied_tables_stay_local),
+        cmocka_unit_test(test_random_schedules),
+        cmocka_unit_test(test_ends_in_a_chain),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
