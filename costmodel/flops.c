@@ -173,9 +173,12 @@ static void backward(work_list *out, const sizes *z, const shape *s, int halves,
 {
     const bool ends = ends_inside(z);
     if (again && (halves & HALF_I)) recompute(out, z, s);
-    if (ends && s->stage->head) head_backward(out, s, halves);
+    /* full recomputation makes the logits in pieces, each used at once by both halves */
+    const bool at_once = z->run.recompute == RECOMPUTE_FULL;
+    const int of_head = !at_once ? halves : halves & HALF_I ? HALF_I | HALF_W : 0;
+    if (ends && s->stage->head && of_head != 0) head_backward(out, s, of_head);
     layers_backward(out, s, halves);
-    if (ends && s->stage->embedding && (halves & HALF_W)) embedding(out, s, false);
+    if (ends && s->stage->embedding && (halves & HALF_I)) embedding(out, s, false);
     /* Megatron's f before QKV and MLP up; one before the split head */
     if (halves & HALF_I) out->sums += 2 * s->layers + (ends && s->stage->head ? 1 : 0);
 }

@@ -11,8 +11,10 @@
     X(SIZE_GRADS, "gradients")     /* accumulators of a stage */                                   \
     X(SIZE_OPTIMIZER, "optimizer") /* master weights where dtype is not fp32, m, v */              \
     X(SIZE_BOUNDARY, "boundary")   /* one activation or gradient tensor between stages */          \
-    X(SIZE_STASH, "stash")         /* what F keeps for B (or for I) */                             \
-    X(SIZE_WSTASH, "weight stash") /* what I keeps for W */                                        \
+    X(SIZE_STASH, "stash")         /* what F keeps for B */                                        \
+    X(SIZE_STASH_I, "stash for I") /* split backward: what F keeps for I alone, */                 \
+    X(SIZE_STASH_W, "stash for W") /* what it keeps for W, */                                      \
+    X(SIZE_WSTASH, "weight stash") /* what I adds for W */                                         \
     X(SIZE_KV, "keys and values")  /* of a slice; per layer K, then V: [b, slice_len, kv width] */ \
     X(SIZE_DKV, "dK and dV")       /* fp32, of a microbatch; per layer dK, dV: [b, L, kv width] */ \
     X(SIZE_SCRATCH, "scratch")     /* workspace of one pass, reused by all */                      \
@@ -136,10 +138,22 @@ typedef struct layer_layout {
     int64_t up;    /* before the activation [N, ffn], gated: [N, 2 ffn], columns gate, up */
     int64_t act;   /* after it [N, ffn] */
     int64_t sum2;  /* BERT: input of the layer's second norm [N, hidden]; else -1 */
+    int64_t dqkv;  /* gradients of q, k, v, where they have no room in qkv */
     int64_t bytes; /* of the block */
 } layer_layout;
 
-/* What F of a stage keeps for its B, in bytes from the start of the SIZE_STASH buffer. */
+/* The parts of what passes of a stage keep for each other, by their lives; one with a whole
+ * backward, three with a split one, in which I overwrites what only it needs with what W needs:
+ * sum1, sum2, up, qkv and the levels behind layers with the gradients there, and BERT's head_dense
+ * with its own. */
+typedef enum stash_part {
+    STASH_F_TO_B, /* SIZE_STASH */
+    STASH_F_TO_I, /* SIZE_STASH_I */
+    STASH_F_TO_W, /* SIZE_STASH_W */
+    STASH_I_TO_W  /* SIZE_WSTASH */
+} stash_part;
+
+/* One part, in bytes from the start of its buffer; -1: not in this part. */
 typedef struct stash_layout {
     int64_t embed_sum, embed_mean, embed_rstd; /* BERT's embedding norm; else -1 */
     int64_t inputs; /* residual stream at the borders of layers, input_stride apart */
@@ -148,7 +162,8 @@ typedef struct stash_layout {
                             INPUT buffer unless the stage embeds, the last level (n_layers) is the
                             OUTPUT buffer unless the stage has the head */
     int64_t layers;                /* first layer's block; blocks lie kept.bytes apart */
-    layer_layout kept;             /* full recomputation keeps none, selective drops o and lse */
+    layer_layout kept;             /* F keeps none under full recomputation; no o and lse under
+                                      selective */
     int64_t final_out, final_mean, final_rstd; /* final norm; BERT: of the head's transform */
     int64_t head_dense, head_act;              /* BERT's transform; else -1 */
     int64_t dlogits;   /* gradient of the logits [N, logits_ld]; -1 under full recomputation */
@@ -176,8 +191,12 @@ typedef struct scratch_layout {
 
 /* Layouts for one tensor-parallel shard. Errors: TD_EUSAGE without a model or on overflow. */
 TD_MUST_USE td_status stash_layout_of(const sizes *z, int32_t stage, int64_t slice_len,
-                                      stash_layout *out, td_err *err);
+                                      stash_part part, stash_layout *out, td_err *err);
 TD_MUST_USE td_status scratch_layout_of(const sizes *z, int32_t stage, int64_t slice_len,
                                         scratch_layout *out, td_err *err);
+
+/* Boundary tensors that W reads beside the stash: the stage's input, the gradient of its output. */
+bool weight_pass_reads_input(const model_desc *m, const stage_desc *stage);
+bool weight_pass_reads_doutput(const model_desc *m, const stage_desc *stage);
 
 #endif

@@ -33,7 +33,7 @@ static td_status open_layouts(const sizes *z, int32_t stage, int64_t seq, stage_
 {
     c->seq = seq;
     c->rows = c->batch * seq;
-    TD_TRY(stash_layout_of(z, stage, seq, &c->stash, err));
+    TD_TRY(stash_layout_of(z, stage, seq, STASH_F_TO_B, &c->stash, err));
     return scratch_layout_of(z, stage, seq, &c->scratch, err);
 }
 

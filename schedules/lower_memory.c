@@ -46,12 +46,17 @@ static td_status memory_new(memory *mem, uint32_t bclass, bool whole_run, uint32
     return TD_OK;
 }
 
+bool memory_is_split(const memory *mem, int32_t stage, int32_t m, int32_t k)
+{
+    return index_find(mem->l->ix, PASS_W, stage, m, k) != NODE_NONE;
+}
+
 td_status memory_tensor(memory *mem, memory_table table, int32_t stage, int32_t m, int32_t k,
                         uint32_t *out, td_err *err)
 {
     static const size_kind kinds[TABLE_COUNT] = {
         SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_STASH,
-        SIZE_WSTASH,   SIZE_TOKENS,   SIZE_KV,       SIZE_KV,       SIZE_DKV};
+        SIZE_STASH_W,  SIZE_WSTASH,   SIZE_TOKENS,   SIZE_KV,       SIZE_KV,       SIZE_DKV};
     const bool whole = table == TABLE_TOKENS || table == TABLE_DKV;
     const size_t slot = index_slot(mem->l->s, stage, m, whole ? 0 : k);
     uint32_t *const known = &mem->tables[table][slot];
@@ -63,8 +68,10 @@ td_status memory_tensor(memory *mem, memory_table table, int32_t stage, int32_t 
     const bool at_output = table == TABLE_ACT_OUT || table == TABLE_GRAD_IN;
     const int32_t border = at_output ? stage + 1 : stage;
     const int32_t inst = (int32_t)lower_inst(mem->l, m, border);
+    const bool for_i = table == TABLE_STASH && memory_is_split(mem, stage, m, k);
     uint32_t bclass = 0;
-    TD_TRY(memory_class(mem, kinds[table], inst, m, whole ? -1 : k, &bclass, err));
+    TD_TRY(memory_class(mem, for_i ? SIZE_STASH_I : kinds[table], inst, m, whole ? -1 : k, &bclass,
+                        err));
     TD_TRY(memory_new(mem, bclass, table == TABLE_TOKENS, out, err));
     *known = *out;
     return TD_OK;

@@ -16,6 +16,7 @@ typedef enum memory_table {
     TABLE_GRAD_IN,
     TABLE_GRAD_OUT,
     TABLE_STASH,
+    TABLE_STASH_W,
     TABLE_WSTASH,
     TABLE_TOKENS,   /* of a whole microbatch, as is DKV */
     TABLE_KV,       /* of a slice, written by F */
@@ -52,6 +53,9 @@ typedef struct memory {
     uint32_t scratch;            /* of the row at hand */
     uint32_t from, to; /* compute positions in which the task at hand touches its buffers */
 } memory;
+
+/* Whether the backward of (stage, m, k) is split into I and W. */
+bool memory_is_split(const memory *mem, int32_t stage, int32_t m, int32_t k);
 
 /* Each gives the index of a buffer within the row at hand, making it at first sight; PLAN_NONE when
  * it holds no bytes. */

@@ -7,6 +7,7 @@ typedef struct pass_at {
     int32_t pipe, stage, inst, m, k;
     bool first, last; /* of the stages */
     bool away;        /* forward and backward of the stage live on different rows */
+    bool split;       /* its backward is I and W */
 } pass_at;
 
 static pass_at pass_of(const memory *mem, const plan *p, uint32_t cls, uint8_t kind, uint32_t m,
@@ -21,7 +22,9 @@ static pass_at pass_of(const memory *mem, const plan *p, uint32_t cls, uint8_t k
                      .k = k,
                      .first = inst->stage == 0,
                      .last = inst->stage == mem->l->s->n_stages - 1,
-                     .away = inst->forward_row != inst->backward_row};
+                     .away = inst->forward_row != inst->backward_row,
+                     .split = kind < PASS_COUNT && !pass_is_sharded((pass_kind)kind) &&
+                              memory_is_split(mem, inst->stage, (int32_t)m, k)};
 }
 
 static td_status use_tensor(memory *mem, use_mode mode, use_role role, memory_table table,
@@ -107,13 +110,21 @@ static td_status use_cache(memory *mem, const pass_at *p, td_err *err)
     return use_tensor(mem, mode, ROLE_DKV, TABLE_DKV, p->stage, p, err);
 }
 
+/* What F keeps. I writes over the part that lives on. */
+static td_status use_stash(memory *mem, use_mode mode, use_mode of_w, const pass_at *p, td_err *err)
+{
+    TD_TRY(use_tensor(mem, mode, ROLE_STASH, TABLE_STASH, p->stage, p, err));
+    if (!p->split) return TD_OK;
+    return use_tensor(mem, of_w, ROLE_STASH_W, TABLE_STASH_W, p->stage, p, err);
+}
+
 static td_status uses_of_forward(memory *mem, const pass_at *p, td_err *err)
 {
     const bool keeps = p->kind == PASS_R || !p->away; /* a forward row keeps nothing */
     TD_TRY(use_input(mem, p, err));
     TD_TRY(use_tokens(mem, p, err));
     TD_TRY(use_run(mem, USE_READ, ROLE_WEIGHTS, SIZE_WEIGHTS, p->inst, err));
-    if (keeps) TD_TRY(use_tensor(mem, USE_WRITE, ROLE_STASH, TABLE_STASH, p->stage, p, err));
+    if (keeps) TD_TRY(use_stash(mem, USE_WRITE, USE_WRITE, p, err));
     if (!p->last && p->kind == PASS_F) TD_TRY(use_output(mem, p, err));
     TD_TRY(use_cache(mem, p, err));
     return use_scratch(mem, p, err);
@@ -124,25 +135,26 @@ static td_status uses_of_backward(memory *mem, const pass_at *p, td_err *err)
     TD_TRY(use_input(mem, p, err));
     TD_TRY(use_tokens(mem, p, err));
     TD_TRY(use_run(mem, USE_READ, ROLE_WEIGHTS, SIZE_WEIGHTS, p->inst, err));
-    TD_TRY(use_tensor(mem, USE_READ, ROLE_STASH, TABLE_STASH, p->stage, p, err));
+    TD_TRY(use_stash(mem, USE_READ, USE_ADD, p, err));
     if (!p->last) TD_TRY(use_tensor(mem, USE_READ, ROLE_DOUTPUT, TABLE_GRAD_IN, p->stage, p, err));
     if (!p->first) TD_TRY(use_dinput(mem, p, err));
-    if (p->kind == PASS_B)
-        TD_TRY(use_run(mem, USE_ADD, ROLE_GRADS, SIZE_GRADS, p->inst, err));
-    else
-        TD_TRY(use_tensor(mem, USE_WRITE, ROLE_WSTASH, TABLE_WSTASH, p->stage, p, err));
+    TD_TRY(use_run(mem, USE_ADD, ROLE_GRADS, SIZE_GRADS, p->inst, err));
+    if (p->split) TD_TRY(use_tensor(mem, USE_WRITE, ROLE_WSTASH, TABLE_WSTASH, p->stage, p, err));
     TD_TRY(use_cache(mem, p, err));
     return use_scratch(mem, p, err);
 }
 
+/* Only products have weights that wait for W; norms and embeddings are done in I. */
 static td_status uses_of_weight_gradient(memory *mem, const pass_at *p, td_err *err)
 {
-    TD_TRY(use_input(mem, p, err));
-    TD_TRY(use_tokens(mem, p, err));
-    TD_TRY(use_tensor(mem, USE_READ, ROLE_STASH, TABLE_STASH, p->stage, p, err));
-    TD_TRY(use_tensor(mem, USE_READ, ROLE_WSTASH, TABLE_WSTASH, p->stage, p, err));
+    const sizes *const z = mem->l->o->sizes;
+    const stage_desc *const s = z->model == NULL ? NULL : &z->stages[p->stage];
+    if (s != NULL && weight_pass_reads_input(z->model, s)) TD_TRY(use_input(mem, p, err));
+    TD_TRY(use_tensor(mem, USE_READ, ROLE_STASH_W, TABLE_STASH_W, p->stage, p, err));
+    if (s != NULL && weight_pass_reads_doutput(z->model, s))
+        TD_TRY(use_tensor(mem, USE_READ, ROLE_DOUTPUT, TABLE_GRAD_IN, p->stage, p, err));
     TD_TRY(use_run(mem, USE_ADD, ROLE_GRADS, SIZE_GRADS, p->inst, err));
-    return use_scratch(mem, p, err);
+    return use_tensor(mem, USE_READ, ROLE_WSTASH, TABLE_WSTASH, p->stage, p, err);
 }
 
 static td_status uses_of_pass(memory *mem, const pass_at *p, td_err *err)

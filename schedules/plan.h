@@ -120,10 +120,11 @@ typedef struct plan_bclass {
 /* A use packs mode, role and the buffer's index within its rank. */
 typedef enum use_mode { USE_READ, USE_WRITE, USE_ADD } use_mode;
 typedef enum use_role {
-    ROLE_INPUT,  /* activation into the stage */
-    ROLE_OUTPUT, /* activation out of it */
-    ROLE_STASH,
-    ROLE_WSTASH,
+    ROLE_INPUT,   /* activation into the stage */
+    ROLE_OUTPUT,  /* activation out of it */
+    ROLE_STASH,   /* what F keeps for B, or for I alone */
+    ROLE_STASH_W, /* what F keeps for W; I writes gradients over parts of it */
+    ROLE_WSTASH,  /* what I adds for W */
     ROLE_DOUTPUT, /* gradient of the output, from the next stage */
     ROLE_DINPUT,  /* gradient of the input, to the previous stage */
     ROLE_WEIGHTS,
