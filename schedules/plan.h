@@ -263,6 +263,10 @@ const char *const *plan_pass_names(void);
  * is printed as its cycle of waits. `a` holds scratch. */
 TD_MUST_USE td_status plan_check(const plan *p, td_arena *a, td_err *err);
 
+/* The most streams of a rank that may wait at once, posted and not yet joined; *position is the
+ * first compute position at which they do. `change` holds [compute tasks + 2]. */
+uint32_t plan_streams_waiting(const plan *p, uint32_t rank, int32_t *change, uint32_t *position);
+
 /* Every rank's arena fits `limit` bytes (0: any does); the error names the one that needs most. */
 TD_MUST_USE td_status plan_check_limit(const plan *p, int64_t limit, td_err *err);
 

@@ -278,6 +278,7 @@ td_status plan_check(const plan *p, td_arena *a, td_err *err)
     TD_TRY(check_structure(p, a, &m, err));
     TD_TRY(check_meetings(&m, a, err));
     TD_TRY(check_deadlock(&m, a, err));
+    TD_TRY(check_waiting(&m, a, err));
     const bool has_messages = p->stage_of_run == NULL || strcmp(p->stage_of_run, "place") != 0;
     if (has_messages) TD_TRY(check_flow(&m, a, err));
     return p->n_buffers > 0 ? check_buffers(&m, a, err) : TD_OK;

@@ -26,6 +26,8 @@ TD_MUST_USE td_status check_meetings(const plan_map *m, td_arena *a, td_err *err
 TD_MUST_USE td_status check_flow(const plan_map *m, td_arena *a, td_err *err);
 /* No deadlock under pure rendezvous; prints the cycle of waits. */
 TD_MUST_USE td_status check_deadlock(const plan_map *m, td_arena *a, td_err *err);
+/* No more streams of a rank wait at once than a device can hold. */
+TD_MUST_USE td_status check_waiting(const plan_map *m, td_arena *a, td_err *err);
 /* Accesses to a buffer are ordered and within its life; no two live buffers overlap. */
 TD_MUST_USE td_status check_buffers(const plan_map *m, td_arena *a, td_err *err);
 
