@@ -197,6 +197,12 @@ static td_status place_task(const lowering *l, class_table *classes, const sched
     return class_intern(classes, &pair, &t->cls, err);
 }
 
+/* The position of a row among the rows, in the order of devices. */
+static int32_t place_of(const lowering *l, int32_t row)
+{
+    return l->o->placement == PLACEMENT_FOLDED && row % 2 == 1 ? l->s->n_rows - row : row;
+}
+
 static td_status place_row(const lowering *l, class_table *classes, int32_t row, plan *p,
                            td_err *err)
 {
@@ -205,8 +211,11 @@ static td_status place_row(const lowering *l, class_table *classes, int32_t row,
     for (int32_t d = 0; d < l->replicas; d++) {
         const uint32_t rank = lower_rank(l, row, d);
         const uint32_t first = p->n_tasks;
-        p->ranks[rank] =
-            (plan_rank){.row = row, .replica = d, .first_stream = rank, .n_streams = 1};
+        p->ranks[rank] = (plan_rank){.row = row,
+                                     .replica = d,
+                                     .place = place_of(l, row),
+                                     .first_stream = rank,
+                                     .n_streams = 1};
         p->streams[rank] =
             (plan_stream){.kind = STREAM_COMPUTE, .rank = rank, .first_task = first, .n_tasks = n};
         for (uint32_t i = 0; i < n; i++)
@@ -334,6 +343,11 @@ static td_status check_options(const schedule *s, const lower_options *o, td_err
                        "bidirectional attention cannot be cut into slices: every "
                        "token needs every other; legal: --slices 1");
     TD_TRY(check_slices(s, o->sizes, err));
+    if (o->placement == PLACEMENT_FOLDED && s->n_rows % 2 != 0)
+        return td_fail(err, TD_EUSAGE,
+                       "--placement folded puts two rows beside each other; there are %d: legal: "
+                       "straight, or an even number of ranks",
+                       s->n_rows);
     for (const char *const *n = pass_names; o->after != NULL; n++) {
         if (*n == NULL)
             return td_fail(err, TD_EUSAGE,

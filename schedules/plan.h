@@ -156,8 +156,13 @@ typedef struct plan_stream {
     uint32_t channel;             /* SEND, RECV: index in channels; COLL: index in groups */
 } plan_stream;
 
+/* Where rows stand in the order of the cluster's devices: as they are numbered, or row r beside row
+ * P - 1 - r (even positions hold rows 0, 2, ..., odd ones P - 1, P - 3, ...). */
+typedef enum plan_placement { PLACEMENT_STRAIGHT, PLACEMENT_FOLDED } plan_placement;
+
 typedef struct plan_rank {
     int32_t row, replica, shard;
+    int32_t place;                    /* of the row among the rows, in the order of devices */
     uint32_t first_stream, n_streams; /* the first one is the compute stream */
     uint32_t first_buffer, n_buffers;
     int64_t arena_bytes;      /* predicted peak: highest offset + size */
@@ -233,18 +238,12 @@ static inline const plan_stream *plan_compute(const plan *p, uint32_t rank)
     return &p->streams[p->ranks[rank].first_stream];
 }
 
-/* The device of a rank in the whole cluster, folded replicas and shards included. */
-static inline int32_t plan_device(const plan *p, uint32_t rank)
-{
-    const plan_rank *const r = &p->ranks[rank];
-    return (r->row * p->dp + r->replica) * p->tp + r->shard;
-}
-
 typedef struct lower_options {
     const sizes *sizes;
     int32_t dp, tp;
     bool fold; /* one replica stands for all */
     plan_mapping mapping;
+    plan_placement placement;
     int32_t lookahead, send_window; /* 0: defaults, 1 and "never blocks" */
     bool zero1;
     bool no_step;         /* leave gradient sync, norm and optimizer out (closed forms) */

@@ -162,6 +162,9 @@ td_status check_flow(const plan_map *m, td_arena *a, td_err *err)
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         if (p->ranks[r].replica < 0 || p->ranks[r].replica >= p->dp)
             return td_fail(err, TD_EPLAN, "rank %u: no such replica", r);
+        if (p->ranks[r].place < 0 || p->ranks[r].place >= p->n_rows)
+            return td_fail(err, TD_EPLAN, "rank %u: place %d of %d rows", r, p->ranks[r].place,
+                           p->n_rows);
         if (p->ranks[r].replica >= replicas) replicas = p->ranks[r].replica + 1;
     }
     f.slots = slot_of(&f, replicas, 0, 0, 0);

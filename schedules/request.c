@@ -449,6 +449,7 @@ td_status request_plan(const request *q, data_type dtype, const char *after, td_
                                  .tp = (int32_t)q->tp,
                                  .fold = q->fold,
                                  .mapping = (plan_mapping)q->mapping,
+                                 .placement = (plan_placement)q->placement,
                                  .lookahead = (int32_t)q->lookahead,
                                  .send_window = (int32_t)q->send_window,
                                  .zero1 = q->zero1,

@@ -22,7 +22,8 @@ typedef struct request {
     bool zero1, sequence_parallel;
     const char *layout, *layers;
     bool account_embedding, account_loss;
-    int mapping; /* plan_mapping */
+    int mapping;   /* plan_mapping */
+    int placement; /* plan_placement; no option of its own here: only who has a cluster asks */
     int64_t lookahead, send_window;
     bool fold;
     int64_t memory_limit;

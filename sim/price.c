@@ -23,7 +23,7 @@ td_status sim_protocol_parse(const char *name, sim_protocol *out, td_err *err)
 int32_t sim_device_of(const plan *p, uint32_t rank)
 {
     const plan_rank *const r = &p->ranks[rank];
-    return (r->row * (p->dp < 1 ? 1 : p->dp) + r->replica) * (p->tp < 1 ? 1 : p->tp) + r->shard;
+    return (r->place * (p->dp < 1 ? 1 : p->dp) + r->replica) * (p->tp < 1 ? 1 : p->tp) + r->shard;
 }
 
 static pass_query query_of(const plan *p, const plan_class *c)

@@ -132,6 +132,7 @@ void psim_report_json(const psim_options *o, const psim_result *r, td_text *t)
     json_int(t, "shared_flows", (int64_t)r->stats.shared_flows);
     json_text(t, "protocol", sim_protocol_name(r->protocol));
     json_text(t, "mapping", plan_mapping_name(p->mapping));
+    json_text(t, "placement", o->what.placement == PLACEMENT_FOLDED ? "folded" : "straight");
     json_int(t, "lookahead", p->lookahead);
     json_int(t, "send_window", p->send_window);
     json_text(t, "times", o->what.times);

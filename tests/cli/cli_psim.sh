@@ -150,6 +150,9 @@ expect 2 'psim: *--pp: *' psim run --schedule 1f1b --pp 2,4 --microbatches 8 $un
 }
 
 # --- bidirectional schedules by name ---
+expect 0 '' psim run bitpipe --pp 8 --microbatches 8 --model bert-64 --cluster a100-dgx:4 --dp 4 \
+    --placement folded --json
+says '*"placement":"folded"*'
 expect 0 '' psim run bitpipe --pp 4 --microbatches 4 --times F=1,B=2 --json
 says '*"pipes":2,*"step_ns":14000000,*"messages":48,*'
 expect 0 '' psim run dualpipev --pp 4 --microbatches 10 --times F=1,B=2,FB=2.5 --json

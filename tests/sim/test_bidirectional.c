@@ -243,6 +243,35 @@ static void hidden_syncs(void **state)
     assert_int_equal(end.m.step_ns, 64000000); /* all four stages of ranks 0 and 7 */
 }
 
+/* --- placement --- */
+
+/* Folded, the positions hold rows 0 7 2 5 4 3 6 1: twins are neighbours. */
+static void folded_ranks(void **state)
+{
+    static const int32_t holds[8] = {0, 7, 2, 5, 4, 3, 6, 1};
+    const bidir_query q = {.family = "bitpipe", .pp = 8, .m = 8, .v = 2};
+    const sizes z = {.n_stages = 16, .chunks = 2};
+    lower_options o = {.sizes = &z, .dp = 4, .tp = 1, .no_step = true};
+    schedule s;
+    plan p;
+    td_err err = {0};
+    T_OK(bidir_generate(*state, &q, &s, &err), &err);
+    o.placement = PLACEMENT_FOLDED;
+    T_OK(plan_lower(&s, &o, *state, &p, &err), &err);
+    for (int32_t place = 0; place < 8; place++)
+        for (int32_t d = 0; d < 4; d++)
+            assert_int_equal(sim_device_of(&p, (uint32_t)(holds[place] * 4 + d)), place * 4 + d);
+    o.placement = PLACEMENT_STRAIGHT;
+    T_OK(plan_lower(&s, &o, *state, &p, &err), &err);
+    for (uint32_t r = 0; r < p.n_ranks; r++) assert_int_equal(sim_device_of(&p, r), r);
+    const sched_request odd = {.pp = 3, .microbatches = 3};
+    const sizes three = {.n_stages = 3, .chunks = 1};
+    o.sizes = &three;
+    o.placement = PLACEMENT_FOLDED;
+    T_OK(sched_generate("1f1b", &odd, *state, &s, &err), &err);
+    T_FAILS(plan_lower(&s, &o, *state, &p, &err), TD_EUSAGE, &err, "even number of ranks");
+}
+
 /* --- laws --- */
 
 /* A random legal case of a family. */
@@ -363,9 +392,9 @@ static void refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T_TEST(worked_examples),  T_TEST(figure_variant), T_TEST(eager_windows),
-        T_TEST(other_placements), T_TEST(hidden_syncs),   cmocka_unit_test(random_cases),
-        T_TEST(refusals),
+        T_TEST(worked_examples),        T_TEST(figure_variant), T_TEST(eager_windows),
+        T_TEST(other_placements),       T_TEST(hidden_syncs),   T_TEST(folded_ranks),
+        cmocka_unit_test(random_cases), T_TEST(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
