@@ -42,6 +42,8 @@ static void print_words(const check_result *r, const plan *p)
                  r->gradients.worst[0] != '\0' ? " in " : "", r->gradients.worst);
     (void)printf("weights     %s after three steps (%.3g)\n",
                  r->weights.bitwise ? "equal bit for bit" : "differ", r->weights.max_rel_err);
+    if (p->n_pipes > 1 || p->dp > 1)
+        (void)printf("copies      %s\n", r->copies ? "equal bit for bit" : "DIFFER");
     for (uint32_t i = 0; i < p->n_ranks; i++)
         (void)printf("rank %-6u predicted peak %lld bytes (%s), highest byte touched %lld\n", i,
                      (long long)r->ranks[i].peak_bytes,

@@ -129,7 +129,7 @@ typedef struct optimizer_share {
     bool whole;
 } optimizer_share;
 
-optimizer_share optimizer_share_of(const executor *x, const exec_rank *r, uint32_t inst);
+optimizer_share optimizer_share_of(const executor *x, uint32_t rank, uint32_t inst);
 
 /* Partial sums of squares of the rank's gradients, each weight counted once in the whole run;
  * before that a rank that holds both uses of a tied table adds their gradients. */

@@ -37,30 +37,41 @@ static held held_at(const executor *x, const exec_rank *r, uint32_t use)
                   .at = r->arena.base + (int64_t)b->offset * PLAN_ALIGN};
 }
 
-optimizer_share optimizer_share_of(const executor *x, const exec_rank *r, uint32_t inst)
+/* Adds what `rank` owns of the part that one reduce-scatter of its sums. */
+static void add_piece(const plan *p, uint32_t rank, const plan_task *t, int64_t elements,
+                      optimizer_share *s)
+{
+    const int64_t word = (int64_t)sizeof(float);
+    const plan_class *const c = &p->classes[t->cls];
+    const plan_group *const g = &p->groups[p->colls[t->link].group];
+    const int64_t begin = (int64_t)c->prefix * SYNC_ALIGN;
+    s->whole = false;
+    if (begin >= elements || s->n == SYNC_PARTS_MAX) return; /* accumulators without weights */
+    uint32_t member = 0;
+    while (p->group_members[g->first_member + member] != rank) member++;
+    int64_t first = 0, count = 0, most = 0;
+    wire_piece(c->bytes, g->n_members, 0, &first, &most);
+    wire_piece(c->bytes, g->n_members, member, &first, &count);
+    s->pieces[s->n].first = begin + first / word;
+    s->pieces[s->n].count = count / word;
+    s->pieces[s->n++].moment = s->moments;
+    s->moments += most / word;
+}
+
+optimizer_share optimizer_share_of(const executor *x, uint32_t rank, uint32_t inst)
 {
     const plan *const p = x->p;
+    const plan_rank *const r = &p->ranks[rank];
     const int64_t elements = x->stages[p->insts[inst].stage].elements;
-    const int64_t word = (int64_t)sizeof(float);
     optimizer_share s = {.whole = true};
-    for (uint32_t i = 0; i < r->n_posts; i++) { /* a group's stream has its parts in order */
-        const plan_task *const t = &p->tasks[r->posts[i].task];
-        const plan_class *const c = &p->classes[t->cls];
-        if (c->kind != TASK_COLL || c->purpose != PURPOSE_GRAD_SYNC || c->inst != inst ||
-            c->detail != COLL_REDUCE_SCATTER)
-            continue;
-        s.whole = false;
-        const int64_t begin = (int64_t)c->prefix * SYNC_ALIGN;
-        if (begin >= elements || s.n == SYNC_PARTS_MAX) continue;
-        const uint32_t n = p->groups[p->colls[t->link].group].n_members;
-        int64_t first = 0, count = 0, most = 0;
-        wire_piece(c->bytes, n, 0, &first, &most);
-        wire_piece(c->bytes, n, r->posts[i].channel, &first, &count);
-        s.pieces[s.n].first = begin + first / word;
-        s.pieces[s.n].count = count / word;
-        s.pieces[s.n++].moment = s.moments;
-        s.moments += most / word;
-    }
+    for (uint32_t i = r->first_stream; i < r->first_stream + r->n_streams; i++)
+        for (uint32_t k = 0; p->streams[i].kind == STREAM_COLL && k < p->streams[i].n_tasks; k++) {
+            const plan_task *const t = &p->tasks[p->streams[i].first_task + k];
+            const plan_class *const c = &p->classes[t->cls];
+            if (c->purpose == PURPOSE_GRAD_SYNC && c->detail == COLL_REDUCE_SCATTER &&
+                c->inst == inst)
+                add_piece(p, rank, t, elements, &s);
+        }
     if (!s.whole) return s;
     s.pieces[0].count = s.moments = elements;
     s.n = 1;
@@ -134,7 +145,7 @@ void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held h = held_at(x, r, i);
         if (h.role != ROLE_GRADS) continue;
-        const optimizer_share s = optimizer_share_of(x, r, h.inst);
+        const optimizer_share s = optimizer_share_of(x, r->index, h.inst);
         const bool counts = p->insts[h.inst].pipe == 0 && p->ranks[r->index].replica == 0;
         if (s.whole && !counts) continue;
         const stage_code *const c = &x->stages[p->insts[h.inst].stage];
@@ -183,7 +194,7 @@ static void update(executor *x, exec_rank *r, uint32_t inst, float scale, float 
 {
     const exec_step *const s = &x->step;
     const stage_code *const c = &x->stages[x->p->insts[inst].stage];
-    const optimizer_share share = optimizer_share_of(x, r, inst);
+    const optimizer_share share = optimizer_share_of(x, r->index, inst);
     hand_out(x, r, inst, &share, g);
     for (int64_t i = 0; i < c->n_params; i++) {
         const param_tensor *const t = &c->params[i];

@@ -168,7 +168,10 @@ static const cli_verb verbs[] = {
      .run = cmd_check,
      .about = "Trains three steps under the plan and in a plain loop on one rank, and compares "
               "loss, every gradient and the weights; bit for bit where the order of sums is the "
-              "same. Exit code 1 when they differ.",
+              "same, else within 1e-5 of each tensor's norm. Copies of one weight (twins, "
+              "replicas, tied tables) must be equal bit for bit, and the highest byte touched must "
+              "be the predicted one. BERT-style models hide tokens. Exit code 1 when a law is "
+              "broken.",
      .example = "pexec check --model tiny-gpt2 --schedule 1f1b --pp 4 --microbatches 8"},
     {.name = "bench",
      .summary = "measure this machine's passes, for psim calibrate",

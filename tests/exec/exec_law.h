@@ -17,6 +17,9 @@ typedef struct exec_law {
     int64_t jitter_ns;
 } exec_law;
 
+/* The sizes that a plan of such a case was lowered with. */
+void exec_law_sizes(const exec_law *k, const plan *p, sizes *out);
+
 /* Lowers the schedule with layers shared out evenly, and runs check_plan. Fails the test with one
  * line on errors, and when the check does not pass. `plan_out` may be NULL. */
 check_result exec_law_holds(const exec_law *k, const schedule *s, td_arena *a, plan *plan_out);

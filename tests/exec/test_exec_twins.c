@@ -1,5 +1,6 @@
 /* Schedules with several copies of the weights: loss and gradients are those of one rank, copies
  * stay equal bit for bit, memory is as predicted. */
+#include "exec/data.h"
 #include "exec_law.h"
 #include "schedule_gen.h"
 
@@ -185,6 +186,59 @@ static void test_tied_tables_stay_local(void **state)
     }
 }
 
+/* Three steps under delays of this seed; arenas[r]: what rank r keeps from step to step. */
+static void run_three(const char *name, bool zero1, uint64_t delays, td_arena *a, const plan *p,
+                      const sizes *z, char **arenas)
+{
+    td_err err = {0};
+    executor *x = NULL;
+    const exec_options o = {.threads_per_rank = 1 + (int)(delays % 2),
+                            .deadline_ns = 60000000000,
+                            .jitter_ns = 300000,
+                            .jitter_seed = delays};
+    if (exec_open(p, z, &o, a, &x, &err) != TD_OK) fail_msg("%s %d: %s", name, zero1, err.msg);
+    exec_init(x, 4);
+    int32_t ids[24], targets[24];
+    for (long step = 1; step <= 3; step++) {
+        for (int32_t i = 0; i < p->n_microbatches * p->dp; i++) {
+            corpus_random((uint64_t)(step * 100 + i), 61, 24, ids, targets);
+            exec_tokens(x, i / p->n_microbatches, i % p->n_microbatches, ids, targets);
+        }
+        const exec_step s = {
+            .lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .clip = 1.0, .number = step};
+        double loss = 0;
+        if (exec_run_step(x, &s, &loss, &err) != TD_OK) fail_msg("%s: %s", name, err.msg);
+    }
+    for (uint32_t r = 0; r < p->n_ranks; r++) {
+        const size_t bytes = (size_t)p->ranks[r].persistent_bytes;
+        arenas[r] = td_alloc(a, 1, bytes);
+        memcpy(arenas[r], x->ranks[r].arena.base, bytes);
+    }
+    exec_close(x);
+}
+
+/* Whoever comes first, sums are in member order: weights and moments are the same bits again. */
+static void test_same_bits_again(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"bitpipe", "chimera", "1f1b"};
+    for (int i = 0; i < 6; i++) {
+        td_arena *const a = td_arena_new();
+        const exec_law k = {.model = &law_gpt2, .dp = 2, .steps = 1, .zero1 = i >= 3};
+        plan p;
+        sizes z;
+        (void)exec_law_named(&k, names[i % 3], NULL, 2, 0, 4, a, &p);
+        exec_law_sizes(&k, &p, &z);
+        char *once[16], *again[16];
+        run_three(names[i % 3], i >= 3, 1, a, &p, &z, once);
+        run_three(names[i % 3], i >= 3, 2, a, &p, &z, again);
+        for (uint32_t r = 0; r < p.n_ranks; r++)
+            if (memcmp(once[r], again[r], (size_t)p.ranks[r].persistent_bytes) != 0)
+                fail_msg("%s: rank %u has other bits", names[i % 3], r);
+        td_arena_free(a);
+    }
+}
+
 static bool is_plain(const schedule *s)
 {
     for (int32_t r = 0; r < s->n_rows; r++)
@@ -248,6 +302,7 @@ int main(void)
         cmocka_unit_test(test_tied_tables_stay_local),
         cmocka_unit_test(test_random_schedules),
         cmocka_unit_test(test_ends_in_a_chain),
+        cmocka_unit_test(test_same_bits_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
