@@ -260,6 +260,49 @@ td_status slicing_best(const slicing_times *t, int32_t stages, td_arena *a, slic
     return st;
 }
 
+/* best[s * (units + 1) + i]: the first i units in s + 1 slices, none over the cap; the least
+ * longest slice, or the least sum. */
+static void slice_exactly(const slicing_times *t, int32_t b, int32_t n, double cap, bool sum,
+                          double *best, int32_t *last)
+{
+    const int32_t units = t->units;
+    for (int32_t s = 0; s < n; s++)
+        for (int32_t end = 0; end <= units; end++) {
+            const size_t at = (size_t)s * ((size_t)units + 1) + (size_t)end;
+            best[at] = INFINITY;
+            for (int32_t k = 1; k <= end; k++) {
+                const double x = *slicing_time(t, b, k, end);
+                if (s == 0 && k < end) continue; /* the first slice begins at the first unit */
+                const double before = s > 0 ? best[at - (size_t)units - 1 - (size_t)k] : 0;
+                const double all = sum ? before + x : fmax(before, x);
+                if (!(x <= cap) || !(all < best[at])) continue;
+                best[at] = all;
+                last[at] = k;
+            }
+        }
+}
+
+td_status slicing_balanced(const slicing_times *t, int32_t stages, int32_t b, int32_t n,
+                           td_arena *a, slicing *out, td_err *err)
+{
+    const size_t row = (size_t)t->units + 1, slots = (size_t)n * row;
+    if (b < 1 || b > t->batch || n < 1 || n > t->units)
+        return td_fail(err, TD_EUSAGE, "%d slices: a slice holds at least one of the %d steps", n,
+                       t->units);
+    double *const best = TD_NEW_N(a, double, slots);
+    int32_t *const last = TD_NEW_N(a, int32_t, slots);
+    if (best == NULL || last == NULL) return td_fail(err, TD_ENOMEM, "out of memory for slices");
+    slice_exactly(t, b, n, INFINITY, false, best, last);
+    slice_exactly(t, b, n, best[slots - 1], true, best, last);
+    TD_TRY(new_slicing(a, 1, n, out, err));
+    out->group_batch[0] = b;
+    out->group_first[1] = n;
+    for (int32_t s = n - 1, end = t->units; s >= 0; end -= out->length[s--])
+        out->length[s] = last[(size_t)s * row + (size_t)end];
+    finish(out, t, stages);
+    return TD_OK;
+}
+
 td_status slicing_uniform(const slicing_times *t, int32_t stages, int32_t group, int32_t n,
                           td_arena *a, slicing *out, td_err *err)
 {

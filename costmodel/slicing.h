@@ -60,6 +60,12 @@ typedef struct slicing {
 TD_MUST_USE td_status slicing_best(const slicing_times *t, int32_t stages, td_arena *a,
                                    slicing *out, td_err *err);
 
+/* Exactly n slices of a group of b sequences: the longest as short as can be, then the least sum.
+ * What a schedule wants that alternates forwards and backwards, since each step of it waits for the
+ * longest slice near by. */
+TD_MUST_USE td_status slicing_balanced(const slicing_times *t, int32_t stages, int32_t b, int32_t n,
+                                       td_arena *a, slicing *out, td_err *err);
+
 /* One group after the other of `group` sequences (the last one may be smaller), each in n slices
  * that differ by one unit at most; n <= units. */
 TD_MUST_USE td_status slicing_uniform(const slicing_times *t, int32_t stages, int32_t group,

@@ -245,6 +245,7 @@ static const cli_table sweep_tables[] = {WHAT, CLI_TABLE(cost_options, 0),
                                          CLI_TABLE(sweep_options, 0), CLI_TABLE(figure_options, 0)};
 static const cli_table compare_tables[] = {CLI_TABLE(compare_options, 0)};
 static const cli_table draw_tables[] = {CLI_TABLE(draw_options, 0), CLI_TABLE(figure_options, 0)};
+static const cli_table slices_tables[] = {{slices_options, SLICES_OPTION_COUNT, 0}};
 static const cli_table calibrate_tables[] = {CLI_TABLE(calibrate_options, 0)};
 
 static const cli_verb verbs[] = {
@@ -318,6 +319,13 @@ static const cli_verb verbs[] = {
      .tables = draw_tables,
      .n_tables = COUNT(draw_tables),
      .run = cmd_draw},
+    {.name = "slices",
+     .summary = "where to cut sequences",
+     .example = "psim slices --model gpt2 --cluster v100-dgx1 --pp 8",
+     .see = "psim run --schedule terapipe, psim run --schedule seq1f1b",
+     .tables = slices_tables,
+     .n_tables = COUNT(slices_tables),
+     .run = cmd_slices},
     {.name = "calibrate",
      .summary = "fit a profile to measurements",
      .operands = "SAMPLES",

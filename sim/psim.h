@@ -29,7 +29,15 @@ typedef struct psim_options {
     bool comms;
     /* compare, calibrate */
     int64_t worst;
+    /* slices */
+    int method; /* slices_method */
+    int64_t batch, granularity, pad_vocab, gpus;
+    const char *latency;
+    bool explain;
 } psim_options;
+
+enum { SLICES_OPTION_COUNT = 23 };
+extern const cli_option slices_options[SLICES_OPTION_COUNT]; /* cmd_slices.c */
 
 /* A plan that ran. */
 typedef struct psim_result {
@@ -75,6 +83,7 @@ td_status cmd_run_sim(td_arena *a, const cli_args *args, const void *options, td
 td_status cmd_sweep(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_compare(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_draw(td_arena *a, const cli_args *args, const void *options, td_err *err);
+td_status cmd_slices(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_calibrate(td_arena *a, const cli_args *args, const void *options, td_err *err);
 
 #endif

@@ -233,6 +233,44 @@ static void brute_force(void **state)
     }
 }
 
+/* The least longest slice, then the least sum, of all ways to cut into n. */
+static void try_exactly(const slicing_times *t, int32_t end, int32_t n, double most, double sum,
+                        double best[2])
+{
+    if (end == 0 && n == 0 && (most < best[0] || (most == best[0] && sum < best[1]))) {
+        best[0] = most;
+        best[1] = sum;
+    }
+    for (int32_t k = 1; n > 0 && k <= end; k++) {
+        const double x = *slicing_time(t, 1, k, end);
+        try_exactly(t, end - k, n - 1, fmax(most, x), sum + x, best);
+    }
+}
+
+static void balanced(void **state)
+{
+    (void)state;
+    td_rng rng = td_rng_seed(23);
+    for (int i = 0; i < 200; i++) {
+        td_arena *const a = td_arena_new();
+        const slicing_times t = new_times(a, 1, 1 + (int32_t)td_rng_below(&rng, 11));
+        const int32_t n = 1 + (int32_t)td_rng_below(&rng, t.units);
+        for (int32_t end = 1; end <= t.units; end++)
+            for (int32_t k = 1; k <= end; k++)
+                *slicing_time(&t, 1, k, end) = 1 + (double)td_rng_below(&rng, 40);
+        double want[2] = {INFINITY, INFINITY};
+        try_exactly(&t, t.units, n, 0, 0, want);
+        slicing s;
+        td_err err = {0};
+        T_OK(slicing_balanced(&t, 3, 1, n, a, &s, &err), &err);
+        assert_int_equal(s.n_slices, n);
+        T_CLOSE(s.max_ns, want[0], 0, 0);
+        T_CLOSE(s.sum_ns, want[1], 0, 1e-9);
+        T_FAILS(slicing_balanced(&t, 3, 1, t.units + 1, a, &s, &err), TD_EUSAGE, &err, "at least");
+        td_arena_free(a);
+    }
+}
+
 /* 2048 tokens at granularity 8 through 48 stages, with an efficiency that falls for short slices:
  * well under a second. */
 static void large_is_fast(void **state)
@@ -265,13 +303,9 @@ static void refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T_TEST(published_partitions),
-        T_TEST(imbalance),
-        T_TEST(equal_random),
-        T_TEST(published_optima),
-        T_TEST(brute_force),
-        T_TEST(large_is_fast),
-        T_TEST(refused),
+        T_TEST(published_partitions), T_TEST(imbalance),   T_TEST(equal_random),
+        T_TEST(published_optima),     T_TEST(brute_force), T_TEST(balanced),
+        T_TEST(large_is_fast),        T_TEST(refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
