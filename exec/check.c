@@ -78,6 +78,7 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
                          .grads_out = c->grads};
     double loss = 0;
     TD_TRY(exec_run_step(c->x, &s, &loss, err));
+    TD_TRY(exec_mirror(c->x, false, err));
     const double reference_loss = reference_gradients(&c->f, c->ids, c->targets);
     if (step == 1) {
         out->loss = loss;
@@ -121,6 +122,7 @@ static td_status run(check_run *c, const check_options *o, td_arena *a, check_re
     const plan *const p = c->x->p;
     TD_TRY(open_run(p, c->x->z, o, a, c, err));
     for (int64_t step = 1; step <= o->steps; step++) TD_TRY(one_step(c, o, step, out, err));
+    TD_TRY(exec_mirror(c->x, true, err));
     for (uint32_t i = 0; i < p->n_insts; i++)
         for (int32_t d = 0; d < p->dp; d++)
             reference_compare(&c->f, &c->x->stages[p->insts[i].stage],
@@ -149,7 +151,10 @@ td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_a
     out->ranks = TD_NEW_N(a, check_rank, p->n_ranks);
     if (out->ranks == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
     check_run c = {0};
-    TD_TRY(exec_open(p, z, &o->run, a, &c.x, err));
+    /* with a team every process compares everything */
+    exec_options open = o->run;
+    open.mirror = o->run.team != NULL;
+    TD_TRY(exec_open(p, z, &open, a, &c.x, err));
     const td_status st = run(&c, o, a, out, err);
     exec_close(c.x);
     if (st != TD_OK) return st;

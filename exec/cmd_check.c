@@ -55,21 +55,39 @@ static void print_words(const check_result *r, const plan *p)
                           : "within tolerance is what this order of sums allows");
 }
 
+static td_status check(const pexec_options *o, const cli_args *args, team *t, td_arena *a,
+                       bool *agreed, td_err *err)
+{
+    run_setup setup;
+    td_status st = request_plan(&o->what, TYPE_FP32, NULL, a, &setup, err);
+    *agreed = true;
+    TD_TRY(team_agree(t, st, err));
+    TD_TRY(pexec_same(t, &setup, args, err));
+    *agreed = false;
+    const check_options c = {.seed = (uint64_t)o->seed,
+                             .steps = 3,
+                             .run = {.threads_per_rank = (int)o->threads_per_rank,
+                                     .deadline_ns = o->timeout * 1000000000,
+                                     .team = t}};
+    check_result r;
+    TD_TRY(check_plan(&setup.plan, &setup.sizes, &c, a, &r, err));
+    if (team_index(t) == 0) {
+        if (o->json)
+            print_json(&r, &setup.plan);
+        else
+            print_words(&r, &setup.plan);
+    }
+    *agreed = true; /* every process compared everything */
+    return r.pass ? TD_OK : cli_answer_no(err);
+}
+
 td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
     const pexec_options *const o = options;
-    (void)args;
     TD_TRY(pexec_backend(o, err));
-    run_setup setup;
-    TD_TRY(request_plan(&o->what, TYPE_FP32, NULL, a, &setup, err));
-    const check_options c = {.seed = (uint64_t)o->seed,
-                             .steps = 3,
-                             .run = {.threads_per_rank = (int)o->threads_per_rank}};
-    check_result r;
-    TD_TRY(check_plan(&setup.plan, &setup.sizes, &c, a, &r, err));
-    if (o->json)
-        print_json(&r, &setup.plan);
-    else
-        print_words(&r, &setup.plan);
-    return r.pass ? TD_OK : cli_answer_no(err);
+    team *t = NULL;
+    TD_TRY(pexec_join(o, a, &t, err));
+    bool agreed = false;
+    const td_status st = check(o, args, t, a, &agreed, err);
+    return pexec_leave(t, agreed, st, err);
 }

@@ -23,6 +23,8 @@ enum { KEPT_STEPS = 5 };
 
 typedef struct training {
     const pexec_options *o;
+    team *team;
+    bool speaks; /* one process does */
     executor *x;
     corpus text;
     char *eval;
@@ -35,15 +37,18 @@ typedef struct training {
     int64_t kept_ns[KEPT_STEPS];
 } training;
 
-static double validate(training *t)
+static td_status validate(training *t, td_err *err)
 {
     const run_shape *const r = &t->x->z->run;
     double sum = 0;
     for (int64_t i = 0; i < t->o->val_batches; i++) {
+        double loss = 0;
         corpus_batch(&t->text, 0, 0, i, true, r->micro_batch, r->seq_len, t->ids, t->targets);
-        sum += exec_eval(t->x, t->eval, t->ids, t->targets);
+        TD_TRY(exec_eval(t->x, t->eval, t->ids, t->targets, &loss, err));
+        sum += loss;
     }
-    return sum / (double)t->o->val_batches;
+    t->val_loss = sum / (double)t->o->val_batches;
+    return TD_OK;
 }
 
 static void keep_times(training *t, int64_t step, int64_t ns)
@@ -57,7 +62,7 @@ static void keep_times(training *t, int64_t step, int64_t ns)
 }
 
 /* The trace is of the median of the last steps: warm, and not the one that something disturbed. */
-static const task_times *median_times(const training *t)
+static int64_t median_step(const training *t)
 {
     const int64_t n = t->done < KEPT_STEPS ? t->done : KEPT_STEPS;
     for (int64_t i = 1; i <= n; i++) {
@@ -67,9 +72,9 @@ static const task_times *median_times(const training *t)
             before += t->kept_ns[k % KEPT_STEPS] < mine;
             equal += t->kept_ns[k % KEPT_STEPS] == mine;
         }
-        if (before <= n / 2 && n / 2 < before + equal) return &t->kept[i % KEPT_STEPS];
+        if (before <= n / 2 && n / 2 < before + equal) return i % KEPT_STEPS;
     }
-    return &t->x->times;
+    return t->done % KEPT_STEPS;
 }
 
 static td_status train_step(training *t, int64_t step, td_err *err)
@@ -87,7 +92,8 @@ static td_status train_step(training *t, int64_t step, td_err *err)
                          .eps = 1e-8f,
                          .weight_decay = (float)t->o->weight_decay,
                          .clip = t->o->clip,
-                         .number = step};
+                         .number = step,
+                         .stop = interrupted != 0};
     const int64_t begin = td_now_ns();
     TD_TRY(exec_run_step(t->x, &s, &t->loss, err));
     const int64_t ns = td_now_ns() - begin;
@@ -122,22 +128,26 @@ static td_status loop(training *t, td_err *err)
         t->done = step;
         report(t, step);
         if (every > 0 && step % every == 0 && step != t->o->steps) {
-            t->val_loss = validate(t);
+            TD_TRY(validate(t, err));
             cli_progress_end(&t->progress);
-            if (!t->o->quiet)
+            if (!t->o->quiet && t->speaks)
                 (void)fprintf(stderr, "step %lld  loss %.4f  validation %.4f  %.0f tokens/s\n",
                               (long long)step, t->loss, t->val_loss, t->tokens_per_s);
         }
-        if (interrupted)
+        if (t->x->stop)
             return td_fail(err, TD_EINTR, "interrupted after step %lld", (long long)step);
     }
-    t->val_loss = validate(t);
-    return TD_OK;
+    return validate(t, err);
 }
 
-static td_status write_trace(const training *t, const cli_args *args, td_arena *a, td_err *err)
+static td_status write_trace(training *t, const cli_args *args, td_arena *a, td_err *err)
 {
     const plan *const p = t->x->p;
+    t->kept_ns[0] = t->done > 0 ? median_step(t) : 0;
+    TD_TRY(team_broadcast(t->team, 0, &t->kept_ns[0], sizeof t->kept_ns[0], err));
+    task_times *const times = &t->kept[t->kept_ns[0]];
+    TD_TRY(exec_gather_times(t->x, times, &t->x->times, err));
+    if (!t->speaks) return TD_OK;
     const trace_meta meta[] = {
         {"producer", "pexec train"},
         {"schedule", p->schedule_name == NULL ? "" : p->schedule_name},
@@ -147,7 +157,7 @@ static td_status write_trace(const training *t, const cli_args *args, td_arena *
         {"command", cli_line(a, args)},
     };
     trace tr;
-    TD_TRY(trace_build(p, median_times(t), true, meta, sizeof meta / sizeof *meta, a, &tr, err));
+    TD_TRY(trace_build(p, times, true, meta, sizeof meta / sizeof *meta, a, &tr, err));
     return trace_write(&tr, t->o->trace, err);
 }
 
@@ -216,9 +226,9 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
     const pexec_options *const o = t->o;
     const run_shape *const r = &s->sizes.run;
     const size_t tokens = (size_t)(r->micro_batch * r->seq_len);
-    TD_TRY(corpus_open(o->data, o->vocab, o->merges, s->model.vocab, !s->model.causal, r->seq_len,
-                       a, &t->text, err));
-    const exec_options run = {.threads_per_rank = (int)o->threads_per_rank};
+    const exec_options run = {.threads_per_rank = (int)o->threads_per_rank,
+                              .deadline_ns = o->timeout * 1000000000,
+                              .team = t->team};
     TD_TRY(exec_open(&s->plan, &s->sizes, &run, a, &t->x, err));
     t->ids = TD_NEW_N(a, int32_t, tokens);
     t->targets = TD_NEW_N(a, int32_t, tokens);
@@ -254,35 +264,60 @@ static td_status check_folder(const char *path, td_err *err)
     return TD_OK;
 }
 
-td_status cmd_train(td_arena *a, const cli_args *args, const void *options, td_err *err)
+/* What every process finds out for itself; all of them then agree on it. */
+static td_status find_inputs(training *t, td_arena *a, run_setup *s, td_err *err)
 {
-    training t = {.o = options};
-    TD_TRY(pexec_backend(t.o, err));
-    if (t.o->data == NULL)
+    const pexec_options *const o = t->o;
+    if (o->data == NULL)
         return td_fail(err, TD_EUSAGE,
                        "--data is missing: any text file, such as "
                        "/usr/share/common-licenses/GPL-3");
-    TD_TRY(check_folder(t.o->trace, err));
-    TD_TRY(check_folder(t.o->out, err));
+    TD_TRY(check_folder(o->trace, err));
+    TD_TRY(check_folder(o->out, err));
+    TD_TRY(request_plan(&o->what, TYPE_FP32, NULL, a, s, err));
+    return corpus_open(o->data, o->vocab, o->merges, s->model.vocab, !s->model.causal,
+                       s->sizes.run.seq_len, a, &t->text, err);
+}
+
+static td_status train(training *t, const cli_args *args, td_arena *a, bool *agreed, td_err *err)
+{
     run_setup setup;
-    TD_TRY(request_plan(&t.o->what, TYPE_FP32, NULL, a, &setup, err));
-    td_status st = prepare(&t, &setup, a, err);
-    struct sigaction now = {.sa_handler = on_interrupt}, before;
-    (void)sigaction(SIGINT, &now, &before);
-    if (st == TD_OK) {
-        t.progress = cli_progress_begin(t.o->quiet ? CLI_NEVER : CLI_AUTO);
-        if (!t.o->quiet)
-            (void)fprintf(stderr, "%s: %u ranks, %d microbatches of %lld x %lld tokens, %s\n",
-                          setup.model.name, setup.plan.n_ranks, setup.plan.n_microbatches,
-                          (long long)setup.sizes.run.micro_batch,
-                          (long long)setup.sizes.run.seq_len, k_blas_info(&t.x->blas));
-        st = loop(&t, err);
-        cli_progress_end(&t.progress);
-    }
-    if (st == TD_OK && t.o->trace != NULL) st = write_trace(&t, args, a, err);
-    if (st == TD_OK && t.o->out != NULL) st = write_weights(&t, err);
-    if (st == TD_OK) print_result(&t);
-    (void)sigaction(SIGINT, &before, NULL);
-    exec_close(t.x);
-    return st;
+    *agreed = true;
+    TD_TRY(team_agree(t->team, find_inputs(t, a, &setup, err), err));
+    TD_TRY(pexec_same(t->team, &setup, args, err));
+    TD_TRY(team_same(t->team, corpus_hash(&t->text), "text of --data", err));
+    *agreed = false;
+    TD_TRY(prepare(t, &setup, a, err));
+    t->progress = cli_progress_begin(t->o->quiet || !t->speaks ? CLI_NEVER : CLI_AUTO);
+    if (!t->o->quiet && t->speaks)
+        (void)fprintf(stderr, "%s: %u ranks, %d microbatches of %lld x %lld tokens, %s\n",
+                      setup.model.name, setup.plan.n_ranks, setup.plan.n_microbatches,
+                      (long long)setup.sizes.run.micro_batch, (long long)setup.sizes.run.seq_len,
+                      k_blas_info(&t->x->blas));
+    const td_status st = loop(t, err);
+    cli_progress_end(&t->progress);
+    TD_TRY(st);
+    if (t->o->trace != NULL) TD_TRY(write_trace(t, args, a, err));
+    if (t->o->out != NULL) TD_TRY(write_weights(t, err));
+    if (t->speaks) print_result(t);
+    return TD_OK;
+}
+
+td_status cmd_train(td_arena *a, const cli_args *args, const void *options, td_err *err)
+{
+    training *const t = TD_NEW(a, training);
+    if (t == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the training");
+    t->o = options;
+    TD_TRY(pexec_backend(t->o, err));
+    TD_TRY(pexec_join(t->o, a, &t->team, err));
+    t->speaks = team_index(t->team) == 0;
+    struct sigaction now = {.sa_handler = on_interrupt}, before[2];
+    (void)sigaction(SIGINT, &now, &before[0]);
+    (void)sigaction(SIGTERM, &now, &before[1]);
+    bool agreed = false;
+    const td_status st = train(t, args, a, &agreed, err);
+    exec_close(t->x);
+    (void)sigaction(SIGINT, &before[0], NULL);
+    (void)sigaction(SIGTERM, &before[1], NULL);
+    return pexec_leave(t->team, agreed, st, err);
 }

@@ -46,6 +46,13 @@ td_status corpus_open(const char *path, const char *vocab, const char *merges, i
     return TD_OK;
 }
 
+uint64_t corpus_hash(const corpus *c)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    for (int64_t i = 0; i < c->n; i++) h = (h ^ (uint32_t)c->tokens[i]) * 0x100000001b3u;
+    return h;
+}
+
 static uint64_t mix(uint64_t h, uint64_t v)
 {
     h = (h ^ v) * 0x9e3779b97f4a7c15u;

@@ -20,6 +20,9 @@ TD_MUST_USE td_status corpus_open(const char *path, const char *vocab, const cha
                                   int64_t model_vocab, bool masked, int64_t seq_len, td_arena *a,
                                   corpus *out, td_err *err);
 
+/* FNV-1a over the tokens: which text it is. */
+uint64_t corpus_hash(const corpus *c);
+
 /* One microbatch: `batch` sequences of seq_len tokens at places drawn from (seed, step, index);
  * targets are the next tokens, or those that corpus_mask asks for. validation: from the held-out
  * part. */

@@ -186,7 +186,13 @@ static td_status open_wire(executor *x, td_arena *a, td_err *err)
                               .groups = groups,
                               .colls = colls,
                               .deadline_ns = deadline};
-    return wire_open_threads(&shape, a, &x->wire, err);
+    return x->options.team == NULL ? wire_open_threads(&shape, a, &x->wire, err)
+                                   : wire_open_team(&shape, x->options.team, a, &x->wire, err);
+}
+
+bool exec_is_here(const executor *x, uint32_t rank)
+{
+    return x->options.team == NULL || team_index(x->options.team) == rank;
 }
 
 static td_status open_all(executor *x, td_arena *a, td_err *err)
@@ -202,10 +208,12 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
         r->jitter = td_rng_seed(x->options.jitter_seed + i);
         TD_TRY(open_order(p, r, a, err));
         TD_TRY(open_tokens(p, r, a, err));
-        TD_TRY(open_ctx(&x->blas, x->options.threads_per_rank, a, &r->ctx, err));
+        if (!exec_is_here(x, i) && !x->options.mirror) continue;
         TD_TRY(rank_arena_open(p->ranks[i].arena_bytes, &r->arena, err));
+        if (exec_is_here(x, i))
+            TD_TRY(open_ctx(&x->blas, x->options.threads_per_rank, a, &r->ctx, err));
     }
-    return TD_OK;
+    return exec_team_open(x, err);
 }
 
 td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_arena *a,
@@ -220,7 +228,7 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
     x->ranks = TD_NEW_N(a, exec_rank, p->n_ranks);
     x->times.begin_ns = TD_NEW_N(a, int64_t, p->n_tasks);
     x->times.end_ns = TD_NEW_N(a, int64_t, p->n_tasks);
-    x->losses = TD_NEW_N(a, double, p->n_microbatches * p->dp);
+    x->losses = TD_NEW_N(a, double, p->n_microbatches * p->dp + EXEC_STEP_WORDS);
     x->n_tensors = model_tensor_count(z->model);
     if (x->ranks == NULL || x->times.begin_ns == NULL || x->times.end_ns == NULL ||
         x->losses == NULL)
@@ -237,12 +245,13 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
 void exec_close(executor *x)
 {
     if (x == NULL) return;
+    wire_close(x->wire); /* first, because it may still write to the memory of ranks */
     for (uint32_t i = 0; i < x->p->n_ranks; i++) {
         k_ctx_stop(x->ranks[i].ctx);
-        rank_arena_close(&x->ranks[i].arena);
+        /* messages of a run that was given up may be under way until the process ends */
+        if (team_error(x->options.team).code == TD_OK) rank_arena_close(&x->ranks[i].arena);
     }
     k_ctx_stop(x->ctx);
-    wire_close(x->wire);
     k_blas_close(&x->blas);
 }
 
@@ -252,6 +261,7 @@ float *exec_buffer(const executor *x, uint32_t rank, size_kind what, uint32_t in
 {
     const plan *const p = x->p;
     const plan_rank *const r = &p->ranks[rank];
+    if (x->ranks[rank].arena.base == NULL) return NULL;
     for (uint32_t i = 0; i < r->n_buffers; i++) {
         const plan_buffer *const b = &p->buffers[r->first_buffer + i];
         const plan_bclass *const c = &p->bclasses[b->bclass];
@@ -294,7 +304,7 @@ void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t
     const size_t n = (size_t)(x->z->run.micro_batch * x->z->run.seq_len);
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         const uint32_t b = x->ranks[r].tokens[microbatch];
-        if (p->ranks[r].replica != replica || b == PLAN_NONE) continue;
+        if (p->ranks[r].replica != replica || b == PLAN_NONE || !exec_is_here(x, r)) continue;
         int32_t *const at =
             (int32_t *)(void *)(x->ranks[r].arena.base +
                                 (int64_t)p->buffers[p->ranks[r].first_buffer + b].offset *
@@ -319,7 +329,7 @@ static void *rank_main(void *arg)
 {
     rank_thread *const t = arg;
     if (t->init) {
-        init_rank(t->x, t->rank, t->seed);
+        if (t->x->ranks[t->rank].arena.base != NULL) init_rank(t->x, t->rank, t->seed);
         return NULL;
     }
     td_err err = {0};
@@ -339,11 +349,12 @@ static td_status all_ranks(executor *x, bool init, uint64_t seed, td_err *err)
     bool failed = false;
     for (uint32_t i = 0; i < n; i++) {
         threads[i] = (rank_thread){.x = x, .rank = i, .init = init, .seed = seed};
+        if (!init && !exec_is_here(x, i)) continue;
         threads[i].started =
             !failed && pthread_create(&threads[i].thread, NULL, rank_main, &threads[i]) == 0;
         failed = failed || !threads[i].started;
     }
-    td_err why;
+    td_err why = {0};
     if (failed) {
         (void)td_fail(&why, TD_EDEVICE, "a thread for each of %u ranks could not be started", n);
         wire_abort(x->wire, &why);
@@ -359,7 +370,8 @@ void exec_init(executor *x, uint64_t seed)
     td_err err = {0};
     /* without threads of their own the ranks are filled in turn: the weights are the same */
     if (all_ranks(x, true, seed, &err) != TD_OK)
-        for (uint32_t i = 0; i < x->p->n_ranks; i++) init_rank(x, i, seed);
+        for (uint32_t i = 0; i < x->p->n_ranks; i++)
+            if (x->ranks[i].arena.base != NULL) init_rank(x, i, seed);
 }
 
 double exec_loss(const executor *x)
@@ -375,46 +387,9 @@ td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *e
     x->step = *s;
     x->start_ns = td_now_ns();
     wire_next_step(x->wire);
+    memset(x->losses, 0, (size_t)(x->p->n_microbatches * x->p->dp) * sizeof *x->losses);
     TD_TRY(all_ranks(x, false, 0, err));
+    TD_TRY(exec_team_step(x, err));
     *loss = exec_loss(x);
     return TD_OK;
-}
-
-/* --- evaluation --- */
-
-static int64_t boundary_bytes(const executor *x)
-{
-    const int64_t n = x->stages[0].rows * x->z->model->hidden * (int64_t)sizeof(float);
-    return (n + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
-}
-
-int64_t exec_eval_bytes(const executor *x)
-{
-    int64_t stash = 0, scratch = 0;
-    for (int32_t s = 0; s < x->p->n_stages; s++) {
-        const stage_code *const c = &x->stages[s];
-        if (c->stash.bytes > stash) stash = c->stash.bytes;
-        if (c->scratch.bytes > scratch) scratch = c->scratch.bytes;
-    }
-    return stash + scratch + 2 * boundary_bytes(x);
-}
-
-double exec_eval(const executor *x, char *work, const int32_t *ids, const int32_t *targets)
-{
-    const int64_t border = boundary_bytes(x);
-    int64_t scratch = 0;
-    for (int32_t s = 0; s < x->p->n_stages; s++)
-        if (x->stages[s].scratch.bytes > scratch) scratch = x->stages[s].scratch.bytes;
-    stage_args a = {.ids = ids,
-                    .targets = targets,
-                    .grad_scale = 1.0f,
-                    .scratch = work + 2 * border,
-                    .stash = work + 2 * border + scratch};
-    for (int32_t s = 0; s < x->p->n_stages; s++) {
-        a.input = s == 0 ? NULL : (float *)(void *)(work + (s - 1) % 2 * border);
-        a.output = (float *)(void *)(work + s % 2 * border);
-        a.weights = exec_buffer(x, exec_rank_of(x, (uint32_t)s, 0), SIZE_WEIGHTS, (uint32_t)s);
-        stage_forward(x->ctx, &x->stages[s], &a);
-    }
-    return a.loss;
 }

@@ -1,4 +1,6 @@
-/* The executor: an interpreter of plans on the cores of this machine, one thread a rank. */
+/* The executor: an interpreter of plans on the cores of this machine, one thread a rank; with a
+ * team, each rank in a process of its own. All processes then make the calls below alike, except
+ * where the comment says otherwise. */
 #ifndef EXEC_EXEC_H
 #define EXEC_EXEC_H
 
@@ -6,6 +8,7 @@
 #include "costmodel/sizes.h"
 #include "exec/arena.h"
 #include "exec/stage.h"
+#include "exec/team.h"
 #include "exec/wire.h"
 #include "kernels/kernels.h"
 #include "schedules/plan.h"
@@ -16,6 +19,8 @@ typedef struct exec_options {
     int64_t deadline_ns; /* of one wait for another rank; 0: two minutes */
     int64_t jitter_ns;   /* tests: each task is preceded by a random delay of up to this */
     uint64_t jitter_seed;
+    team *team;  /* the processes, one a rank; NULL: all ranks are threads of this one */
+    bool mirror; /* with a team: room for the memory of all ranks, see exec_mirror */
 } exec_options;
 
 /* One task that runs beside compute, and when. */
@@ -46,7 +51,10 @@ typedef struct exec_step {
     double clip;             /* largest norm of the whole gradient; 0: no clipping */
     long number;             /* 1 for the first */
     float *const *grads_out; /* [n_insts of replica 0] copies of the summed gradients, or NULL */
+    bool stop;               /* this process was asked to stop after the step */
 } exec_step;
+
+enum { EXEC_STEP_WORDS = 3 }; /* behind the losses, for exec_team_step */
 
 typedef struct executor {
     const plan *p;
@@ -62,12 +70,18 @@ typedef struct executor {
     task_times times; /* of the last step, from its start */
     int64_t start_ns;
     double *losses;    /* [dp * n_microbatches] mean loss of each microbatch of the last step */
+    bool stop;         /* after the last step: some process was asked to */
+    int64_t clock_ns;  /* this process's clock less that of rank 0 */
     double grad_norm;  /* of the last step */
     int64_t n_tensors; /* entries of the norm table */
 } executor;
 
-/* Maps every rank's memory, lays canaries, starts the kernel threads. The plan must be lowered to
- * its end, unfolded, with a model. Errors: TD_EUSAGE for what is not executed yet, TD_EDEVICE. */
+/* Whether a rank runs in this process. */
+bool exec_is_here(const executor *x, uint32_t rank);
+
+/* Maps the memory of the ranks that run here, lays canaries, starts the kernel threads. The plan
+ * must be lowered to its end, unfolded, with a model. Errors: TD_EUSAGE for what is not executed
+ * yet, TD_EDEVICE. */
 TD_MUST_USE td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_arena *a,
                                 executor **out, td_err *err);
 void exec_close(executor *x);
@@ -91,10 +105,27 @@ float *exec_buffer(const executor *x, uint32_t rank, size_kind what, uint32_t in
 /* The rank that trains an instance, in a replica. */
 uint32_t exec_rank_of(const executor *x, uint32_t inst, int32_t replica);
 
+/* --- eval.c --- */
+
 /* Mean loss of one microbatch by the current weights, through the stages in order on the calling
- * thread; `work` holds exec_eval_bytes. */
+ * thread, of each process for its own stages; `work` holds exec_eval_bytes. */
 int64_t exec_eval_bytes(const executor *x);
-double exec_eval(const executor *x, char *work, const int32_t *ids, const int32_t *targets);
+TD_MUST_USE td_status exec_eval(const executor *x, char *work, const int32_t *ids,
+                                const int32_t *targets, double *loss, td_err *err);
+
+/* --- exec_team.c: what processes tell each other; nothing to do where there is one --- */
+
+/* After opening: how far the clocks are apart. */
+TD_MUST_USE td_status exec_team_open(executor *x, td_err *err);
+/* After a step: losses, gradients that were asked for, wishes to stop; and the times of this
+ * process's tasks from the start of rank 0's step. */
+TD_MUST_USE td_status exec_team_step(executor *x, td_err *err);
+/* Brings the memory of all ranks here (whole), or of it the weights. Needs options.mirror. */
+TD_MUST_USE td_status exec_mirror(executor *x, bool whole, td_err *err);
+/* On rank 0: completes the times of its own tasks with those of all others. Between processes a
+ * message begins when its later end was posted. room: as t. */
+TD_MUST_USE td_status exec_gather_times(const executor *x, task_times *t, const task_times *room,
+                                        td_err *err);
 
 /* --- worker.c --- */
 

@@ -54,13 +54,12 @@ static launcher find_launcher(variables v)
     return LAUNCHED_ALONE;
 }
 
-static td_status read_number(variables v, const char *launcher, const char *name, int64_t max,
+static td_status read_number(variables v, const char *by, const char *name, int64_t max,
                              uint32_t *out, td_err *err)
 {
     const char *const s = look_up(v, name);
     if (s == NULL)
-        return td_fail(err, TD_EUSAGE, "%s is not set, but other variables of %s are", name,
-                       launcher);
+        return td_fail(err, TD_EUSAGE, "%s is not set, but other variables of %s are", name, by);
     int64_t x = 0;
     td_err why;
     if (td_parse_i64(s, 0, max, name, &x, &why) != TD_OK)

@@ -231,7 +231,7 @@ td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
     for (int64_t i = 0; table != NULL && i < x->n_tensors; i++) sum += table[i];
     if (!isfinite(sum)) return not_finite(x, r, table, err);
     const double norm = sqrt(sum);
-    if (r->index == 0) x->grad_norm = norm;
+    if (r->index == 0 || x->options.team != NULL) x->grad_norm = norm; /* the same everywhere */
     const float scale = optimizer_clip(norm, x->step.clip);
     for (uint32_t i = first; i < end; i++) {
         const held w = held_at(x, r, i);

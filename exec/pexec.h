@@ -10,8 +10,8 @@ typedef struct pexec_options {
     request what;
     bool json;
     int backend; /* 0 cpu, 1 cuda */
-    int wire;    /* 0 threads */
-    int64_t threads_per_rank, seed;
+    int wire;    /* 0 auto, 1 threads, 2 mpi */
+    int64_t threads_per_rank, seed, timeout;
     /* train */
     const char *data, *vocab, *merges, *trace, *out;
     int64_t steps, warmup, val_every, val_batches;
@@ -28,5 +28,15 @@ td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td
 
 /* TD_EDEVICE when a backend is asked for that this build lacks. */
 TD_MUST_USE td_status pexec_backend(const pexec_options *o, td_err *err);
+
+/* --- cmd_team.c --- */
+
+/* Joins the processes of the run; *out is NULL when there is one. */
+TD_MUST_USE td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *err);
+/* The same version, command line, model and plan on all processes, and a process a rank. */
+TD_MUST_USE td_status pexec_same(team *t, const run_setup *s, const cli_args *args, td_err *err);
+/* Parts with the processes: with st, which is returned, others are told why unless all agreed on
+ * it. Only one process keeps a message to print. */
+TD_MUST_USE td_status pexec_leave(team *t, bool agreed, td_status st, td_err *err);
 
 #endif

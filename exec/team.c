@@ -6,7 +6,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { GOODBYE_S = 5 };
+enum { GOODBYE_S = 5, GONE = -1 }; /* the code of a process that said no last word */
 
 uint32_t team_index(const team *t) { return t == NULL ? 0 : t->t.index; }
 
@@ -88,9 +88,10 @@ void team_listen(team *t)
         if (i == t->t.index || r->done) continue;
         td_err err = {0};
         if (t->t.methods->test(&t->t, r, &err) != TD_OK) {
-            r->done = true; /* gone without a word */
+            r->done = true;
+            t->notices[i].code = GONE;
             team_fail(t, &err);
-        } else if (r->done && t->notices[i].code != TD_OK && t->why.code == TD_OK) {
+        } else if (r->done && t->notices[i].code > TD_OK && t->why.code == TD_OK) {
             t->why.code = (td_status)t->notices[i].code;
             (void)snprintf(t->why.msg, sizeof t->why.msg, "%.990s", t->notices[i].msg);
         }
@@ -113,10 +114,18 @@ static bool all_done(team *t, transport_request *r)
     for (uint32_t i = 0; i < t->t.size; i++) {
         td_err ignored;
         if (i == t->t.index || r[i].done) continue;
-        if (t->t.methods->test(&t->t, &r[i], &ignored) != TD_OK) r[i].done = true;
+        if (t->t.methods->test(&t->t, &r[i], &ignored) != TD_OK) {
+            r[i].done = true;
+            if (r == t->heard) t->notices[i].code = GONE;
+        }
         done = done && r[i].done;
     }
     return done;
+}
+
+bool team_was_heard(const team *t, uint32_t index)
+{
+    return index == t->t.index || (t->heard[index].done && t->notices[index].code != GONE);
 }
 
 void team_close(team *t)

@@ -58,6 +58,9 @@ TD_MUST_USE td_status team_agree(team *t, td_status st, td_err *err);
 /* All processes must bring the same number; the error says what differs, and on which rank. */
 TD_MUST_USE td_status team_same(team *t, uint64_t number, const char *what, td_err *err);
 
+/* Whether a process has said its last word, for itself; after team_close. */
+bool team_was_heard(const team *t, uint32_t index);
+
 void team_give_up(team *t, const td_err *why);
 td_err team_error(team *t);
 

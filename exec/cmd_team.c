@@ -1,0 +1,87 @@
+/* How the verbs of pexec become one run of many processes. */
+#include "exec/launch.h"
+#include "exec/pexec.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+extern char **environ;
+
+enum { WIRE_AUTO, WIRE_THREADS, WIRE_MPI }; /* the order of --wire */
+
+td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *err)
+{
+    *out = NULL;
+    if (o->wire == WIRE_THREADS) return TD_OK;
+    launch l;
+    TD_TRY(launch_read((const char *const *)environ, &l, err));
+    if (o->wire == WIRE_AUTO && l.size == 1) return TD_OK;
+    if (o->wire == WIRE_MPI && l.by == LAUNCHED_ALONE && getenv("PMIX_RANK") == NULL)
+        return td_fail(
+            err, TD_EUSAGE,
+            "--wire mpi: no launcher is seen; start one process a rank, as in mpirun -n 4 "
+            "pexec train --pp 4 ...");
+    if (o->wire == WIRE_AUTO && l.by != LAUNCHED_BY_OPENMPI && l.by != LAUNCHED_BY_MPICH)
+        return td_fail(err, TD_EUSAGE,
+                       "--wire auto: %s started %u processes, and only MPI joins them; use mpirun, "
+                       "or --wire threads in one process",
+                       launcher_name(l.by), l.size);
+    transport t;
+    TD_TRY(transport_open_mpi(a, &t, err));
+    if (l.by != LAUNCHED_ALONE && (t.size != l.size || t.index != l.rank))
+        return td_fail(err, TD_EUSAGE,
+                       "--wire mpi: MPI says rank %u of %u, but %s says %u of %u; this pexec was "
+                       "built with another MPI than the launcher's",
+                       t.index, t.size, launcher_name(l.by), l.rank, l.size);
+    return team_open(&t, o->timeout * 1000000000, a, out, err);
+}
+
+td_status pexec_leave(team *t, bool agreed, td_status st, td_err *err)
+{
+    if (t == NULL) return st;
+    if (st != TD_OK && !agreed) team_give_up(t, err);
+    /* before the first process ends, because the launcher then ends the others */
+    if (st != TD_OK && team_index(t) == 0 && err->msg[0] != '\0') {
+        (void)fprintf(stderr, "pexec: %s\n", err->msg);
+        err->msg[0] = '\0';
+    }
+    team_close(t);
+    /* one voice is enough where all know the reason */
+    if (team_was_heard(t, 0)) err->msg[0] = '\0';
+    return st;
+}
+
+static uint64_t add_bytes(uint64_t h, const void *data, size_t n)
+{
+    const unsigned char *const s = data;
+    for (size_t i = 0; i < n; i++) h = (h ^ s[i]) * 0x100000001b3u; /* FNV-1a */
+    return h;
+}
+
+static uint64_t hash_model(const model_desc *m)
+{
+    const int64_t numbers[] = {(int64_t)m->family, m->n_layers, m->hidden,   m->n_heads,
+                               m->n_kv_heads,      m->head_dim, m->ffn,      m->vocab,
+                               m->max_positions,   m->tied,     m->qkv_bias, m->out_bias,
+                               m->mlp_bias,        m->gated,    m->rms_norm, m->learned_positions,
+                               m->causal};
+    const double reals[] = {m->rope_theta, m->norm_eps};
+    return add_bytes(add_bytes(0xcbf29ce484222325u, numbers, sizeof numbers), reals, sizeof reals);
+}
+
+td_status pexec_same(team *t, const run_setup *s, const cli_args *args, td_err *err)
+{
+    if (t == NULL) return TD_OK;
+    uint64_t options = add_bytes(0xcbf29ce484222325u, TD_VERSION, sizeof TD_VERSION);
+    for (int i = 1; i < args->argc; i++)
+        options = add_bytes(options, args->argv[i], strlen(args->argv[i]) + 1);
+    TD_TRY(team_same(t, options, "version and command line", err));
+    TD_TRY(team_same(t, hash_model(&s->model), "model", err));
+    TD_TRY(team_same(t, plan_hash(&s->plan), "plan", err));
+    if (s->plan.n_ranks == team_size(t)) return TD_OK;
+    return td_fail(err, TD_EUSAGE,
+                   "%u processes were started, but the plan has %u ranks; start one process a rank",
+                   team_size(t), s->plan.n_ranks);
+}

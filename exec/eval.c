@@ -1,0 +1,55 @@
+/* The loss by the current weights, without a plan. */
+#include "exec/exec.h"
+
+static int64_t boundary_bytes(const executor *x)
+{
+    const int64_t n = x->stages[0].rows * x->z->model->hidden * (int64_t)sizeof(float);
+    return (n + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
+}
+
+static int64_t scratch_bytes(const executor *x)
+{
+    int64_t most = 0;
+    for (int32_t s = 0; s < x->p->n_stages; s++)
+        if (x->stages[s].scratch.bytes > most) most = x->stages[s].scratch.bytes;
+    return most;
+}
+
+int64_t exec_eval_bytes(const executor *x)
+{
+    int64_t stash = 0;
+    for (int32_t s = 0; s < x->p->n_stages; s++)
+        if (x->stages[s].stash.bytes > stash) stash = x->stages[s].stash.bytes;
+    return stash + scratch_bytes(x) + 2 * boundary_bytes(x) + PLAN_ALIGN;
+}
+
+td_status exec_eval(const executor *x, char *work, const int32_t *ids, const int32_t *targets,
+                    double *loss, td_err *err)
+{
+    team *const t = x->options.team;
+    const int64_t border = boundary_bytes(x);
+    double *const result = (double *)(void *)(work + exec_eval_bytes(x) - PLAN_ALIGN);
+    stage_args a = {.ids = ids,
+                    .targets = targets,
+                    .grad_scale = 1.0f,
+                    .scratch = work + 2 * border,
+                    .stash = work + 2 * border + scratch_bytes(x)};
+    uint32_t owner = 0;
+    for (int32_t s = 0; s < x->p->n_stages; s++) {
+        const uint32_t before = owner;
+        owner = exec_rank_of(x, (uint32_t)s, 0);
+        float *const input = (float *)(void *)(work + (s + 1) % 2 * border);
+        a.input = s == 0 ? NULL : input;
+        a.output = (float *)(void *)(work + s % 2 * border);
+        if (s > 0 && before != owner && exec_is_here(x, before))
+            TD_TRY(team_send(t, owner, input, border, err));
+        if (!exec_is_here(x, owner)) continue;
+        if (s > 0 && before != owner) TD_TRY(team_recv(t, before, input, border, err));
+        a.weights = exec_buffer(x, owner, SIZE_WEIGHTS, (uint32_t)s);
+        stage_forward(x->ctx, &x->stages[s], &a);
+    }
+    *result = a.loss;
+    TD_TRY(team_broadcast(t, owner, result, sizeof *result, err));
+    *loss = *result;
+    return TD_OK;
+}

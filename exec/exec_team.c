@@ -1,0 +1,141 @@
+/* What the processes of a run tell each other between its steps. */
+#include "exec/exec.h"
+
+#include <string.h>
+
+enum { CLOCK_ROUNDS = 20 };
+
+/* As in NTP: of a question and its answer the fastest round says most about the difference. */
+static td_status compare_clocks(executor *x, uint32_t with, double *stamp, td_err *err)
+{
+    team *const t = x->options.team;
+    int64_t fastest = INT64_MAX;
+    for (int i = 0; i < CLOCK_ROUNDS; i++) {
+        const int64_t asked = td_now_ns();
+        int64_t now = 0;
+        if (team_index(t) == 0) {
+            TD_TRY(team_recv(t, with, stamp, sizeof *stamp, err));
+            now = td_now_ns();
+            memcpy(stamp, &now, sizeof now);
+            TD_TRY(team_send(t, with, stamp, sizeof *stamp, err));
+            continue;
+        }
+        TD_TRY(team_send(t, 0, stamp, sizeof *stamp, err));
+        TD_TRY(team_recv(t, 0, stamp, sizeof *stamp, err));
+        const int64_t answered = td_now_ns(), took = answered - asked;
+        memcpy(&now, stamp, sizeof now);
+        if (took >= fastest) continue;
+        fastest = took;
+        x->clock_ns = asked + took / 2 - now;
+    }
+    return TD_OK;
+}
+
+td_status exec_team_open(executor *x, td_err *err)
+{
+    team *const t = x->options.team;
+    for (uint32_t i = 1; i < team_size(t); i++)
+        if (team_index(t) == 0 || team_index(t) == i) TD_TRY(compare_clocks(x, i, x->losses, err));
+    return TD_OK;
+}
+
+td_status exec_team_step(executor *x, td_err *err)
+{
+    team *const t = x->options.team;
+    const plan *const p = x->p;
+    x->stop = x->step.stop;
+    if (t == NULL) return TD_OK;
+    const int32_t n = p->n_microbatches * p->dp;
+    /* of every loss one process has the value and the others zero: sums are exact */
+    double *const words = x->losses + n;
+    const bool first = team_index(t) == 0;
+    words[0] = first ? (double)(x->start_ns / 1000000000) : 0.0;
+    words[1] = first ? (double)(x->start_ns % 1000000000) : 0.0;
+    words[2] = x->step.stop ? 1.0 : 0.0;
+    TD_TRY(team_sum(t, x->losses, n + EXEC_STEP_WORDS, err));
+    x->stop = words[2] > 0.0;
+    const int64_t origin = (int64_t)words[0] * 1000000000 + (int64_t)words[1];
+    const int64_t late = x->start_ns - x->clock_ns - origin;
+    const plan_rank *const r = &p->ranks[team_index(t)];
+    for (uint32_t s = r->first_stream; s < r->first_stream + r->n_streams; s++)
+        for (uint32_t i = 0; i < p->streams[s].n_tasks; i++) {
+            x->times.begin_ns[p->streams[s].first_task + i] += late;
+            x->times.end_ns[p->streams[s].first_task + i] += late;
+        }
+    for (uint32_t i = 0; x->step.grads_out != NULL && i < p->n_insts; i++) {
+        const int64_t bytes = x->stages[p->insts[i].stage].elements * (int64_t)sizeof(float);
+        if (x->step.grads_out[i] != NULL)
+            TD_TRY(team_broadcast(t, exec_rank_of(x, i, 0), x->step.grads_out[i], bytes, err));
+    }
+    return TD_OK;
+}
+
+td_status exec_mirror(executor *x, bool whole, td_err *err)
+{
+    team *const t = x->options.team;
+    const plan *const p = x->p;
+    for (uint32_t r = 0; t != NULL && r < p->n_ranks; r++) {
+        char *const base = x->ranks[r].arena.base;
+        if (whole) {
+            const int64_t bytes = (x->ranks[r].arena.bytes + PLAN_ALIGN - 1) / PLAN_ALIGN;
+            TD_TRY(team_broadcast(t, r, base, bytes * PLAN_ALIGN, err));
+            continue;
+        }
+        for (uint32_t i = 0; i < p->ranks[r].n_buffers; i++) {
+            const plan_buffer *const b = &p->buffers[p->ranks[r].first_buffer + i];
+            const plan_bclass *const c = &p->bclasses[b->bclass];
+            if (c->what == SIZE_WEIGHTS)
+                TD_TRY(team_broadcast(t, r, base + (int64_t)b->offset * PLAN_ALIGN, c->bytes, err));
+        }
+    }
+    return TD_OK;
+}
+
+/* --- times --- */
+
+static void take_times(const plan *p, uint32_t rank, const task_times *from, task_times *to)
+{
+    const plan_rank *const r = &p->ranks[rank];
+    for (uint32_t s = r->first_stream; s < r->first_stream + r->n_streams; s++) {
+        const uint32_t first = p->streams[s].first_task;
+        const size_t bytes = p->streams[s].n_tasks * sizeof *to->begin_ns;
+        memcpy(to->begin_ns + first, from->begin_ns + first, bytes);
+        memcpy(to->end_ns + first, from->end_ns + first, bytes);
+    }
+}
+
+static void meet(const task_times *t, uint32_t a, uint32_t b)
+{
+    const int64_t begin = t->begin_ns[a] > t->begin_ns[b] ? t->begin_ns[a] : t->begin_ns[b];
+    t->begin_ns[a] = t->begin_ns[b] = begin;
+    if (t->end_ns[a] < begin) t->end_ns[a] = begin;
+    if (t->end_ns[b] < begin) t->end_ns[b] = begin;
+}
+
+td_status exec_gather_times(const executor *x, task_times *times, const task_times *room,
+                            td_err *err)
+{
+    team *const t = x->options.team;
+    const plan *const p = x->p;
+    const int64_t bytes = (int64_t)(p->n_tasks * sizeof *times->begin_ns);
+    for (uint32_t i = 1; i < team_size(t); i++) {
+        if (team_index(t) == i) {
+            TD_TRY(team_send(t, 0, times->begin_ns, bytes, err));
+            TD_TRY(team_send(t, 0, times->end_ns, bytes, err));
+        } else if (team_index(t) == 0) {
+            TD_TRY(team_recv(t, i, room->begin_ns, bytes, err));
+            TD_TRY(team_recv(t, i, room->end_ns, bytes, err));
+            take_times(p, i, room, times);
+        }
+    }
+    if (t == NULL || team_index(t) != 0) return TD_OK;
+    for (uint32_t i = 0; i < p->n_tasks; i++)
+        if (p->tasks[i].kind == TASK_SEND) meet(times, i, p->tasks[i].link);
+    for (uint32_t c = 0; c < p->n_colls; c++) {
+        const uint32_t *const members = &p->coll_tasks[p->colls[c].first_task];
+        const uint32_t n = p->groups[p->colls[c].group].n_members;
+        for (uint32_t m = 1; m < n; m++) meet(times, members[m - 1], members[m]);
+        for (uint32_t m = n; m-- > 1;) meet(times, members[m - 1], members[m]);
+    }
+    return TD_OK;
+}
