@@ -4,24 +4,32 @@
 
 #include <string.h>
 
+/* Which accumulators of a stage a pass adds to: those that I and those that W adds to. */
+static unsigned adds_to(uint8_t kind)
+{
+    return kind == PASS_B ? 3 : kind == PASS_I ? 1 : kind == PASS_W ? 2 : 0;
+}
+
 /* Whether every stage adds the gradients of its microbatches in the order 0, 1, 2 ... and in one
- * accumulator. */
+ * accumulator for each tensor. */
 static bool order_is_plain(const plan *p, td_arena *a)
 {
     if (p->dp > 1 || p->n_pipes > 1 || p->n_slices > 1) return false;
-    uint32_t *const next = TD_NEW_N(a, uint32_t, p->n_insts);
+    uint32_t *const next = TD_NEW_N(a, uint32_t, 2 * p->n_insts);
     if (next == NULL) return false;
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         const plan_stream *const s = plan_compute(p, r);
         for (uint32_t i = s->first_task; i < s->first_task + s->n_tasks; i++) {
             const plan_task *const t = &p->tasks[i];
-            const uint32_t n = t->kind == TASK_PAIR ? 2 : t->kind == PASS_B ? 1 : 0;
+            const uint32_t n = t->kind == TASK_PAIR ? 2 : adds_to(t->kind) != 0 ? 1 : 0;
             for (uint32_t j = 0; j < n; j++) {
                 const plan_member one = {
                     .kind = t->kind, .microbatch = t->microbatch, .cls = t->cls};
                 const plan_member m = n == 2 ? p->members[t->link + j] : one;
-                if (m.kind == PASS_B && m.microbatch != next[p->classes[m.cls].inst]++)
-                    return false;
+                for (unsigned k = 0; k < 2; k++)
+                    if ((adds_to(m.kind) >> k & 1) != 0 &&
+                        m.microbatch != next[2 * p->classes[m.cls].inst + k]++)
+                        return false;
             }
         }
     }

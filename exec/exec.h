@@ -59,9 +59,9 @@ enum { EXEC_STEP_WORDS = 3 }; /* behind the losses, for exec_team_step */
 typedef struct executor {
     const plan *p;
     const sizes *z;
-    stage_code *stages;      /* [n_stages] of whole microbatches */
-    const stage_code **code; /* [n_classes] of the passes */
-    exec_rank *ranks;        /* [n_ranks] */
+    stage_code *stages;           /* [n_stages] of whole microbatches */
+    const stage_code *(*code)[2]; /* [n_classes] of the passes: whole and split backwards */
+    exec_rank *ranks;             /* [n_ranks] */
     wire *wire;
     k_blas blas;
     k_ctx *ctx; /* of the calling thread */

@@ -5,16 +5,19 @@
 
 /* --- the code of each class --- */
 
+/* out[0]: with a whole backward, out[1]: with a split one. */
 static td_status open_code(executor *x, const plan_class *k, td_arena *a, const stage_code **out,
                            td_err *err)
 {
     const int32_t stage = x->p->insts[k->inst].stage;
-    *out = &x->stages[stage];
-    if (k->slice_len == (*out)->whole) return TD_OK;
-    stage_code *const c = TD_NEW(a, stage_code);
-    if (c == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the slices' tables");
-    *out = c;
-    return stage_open_slice(x->z, stage, &x->stages[stage], k->slice_len, c, err);
+    const stage_code *const whole = &x->stages[stage];
+    stage_code *const c = TD_NEW_N(a, stage_code, 2);
+    if (c == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the passes");
+    for (int split = 0; split < 2; split++) {
+        TD_TRY(stage_open_as(x->z, stage, whole, k->slice_len, split == 1, &c[split], err));
+        out[split] = &c[split];
+    }
+    return TD_OK;
 }
 
 /* An earlier class with the same code, or `cls` itself. */
@@ -33,13 +36,13 @@ static uint32_t same_code(const plan *p, uint32_t cls)
 td_status pass_open(executor *x, td_arena *a, td_err *err)
 {
     const plan *const p = x->p;
-    x->code = TD_NEW_N(a, const stage_code *, p->n_classes);
+    x->code = td_alloc(a, p->n_classes, sizeof *x->code);
     if (x->code == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the passes");
     for (uint32_t i = 0; i < p->n_classes; i++) {
         if (p->classes[i].kind >= PASS_COUNT) continue;
         const uint32_t known = same_code(p, i);
-        x->code[i] = x->code[known];
-        if (known == i) TD_TRY(open_code(x, &p->classes[i], a, &x->code[i], err));
+        if (known == i) TD_TRY(open_code(x, &p->classes[i], a, x->code[i], err));
+        for (int split = 0; split < 2; split++) x->code[i][split] = x->code[known][split];
     }
     for (uint32_t i = 0; i < p->n_ranks; i++) {
         exec_rank *const r = &x->ranks[i];
@@ -68,6 +71,23 @@ static void bind_kv(const executor *x, const exec_rank *r, uint32_t use, float *
     r->kv[a->n_kv++] = (stage_kv){.at = at, .len = p->bclasses[b->bclass].slice_len};
 }
 
+/* Whether the pass belongs to a split backward; a forward is told by what it keeps, and without
+ * anything kept both forms are one. */
+static bool is_split(const executor *x, const exec_rank *r, const plan_member *m)
+{
+    const plan *const p = x->p;
+    if (m->kind == PASS_I || m->kind == PASS_W) return true;
+    for (uint32_t i = m->first_use; i < m->first_use + m->n_uses; i++) {
+        const uint32_t use = p->uses[i];
+        const plan_buffer *const b =
+            &p->buffers[p->ranks[r->index].first_buffer + use_buffer_of(use)];
+        if (use_role_of(use) == ROLE_STASH_W ||
+            (use_role_of(use) == ROLE_STASH && p->bclasses[b->bclass].what == SIZE_STASH_I))
+            return true;
+    }
+    return false;
+}
+
 static void bind(const executor *x, const exec_rank *r, const plan_member *m, stage_args *a)
 {
     for (uint32_t i = m->first_use; i < m->first_use + m->n_uses; i++) {
@@ -82,6 +102,8 @@ static void bind(const executor *x, const exec_rank *r, const plan_member *m, st
         case ROLE_WEIGHTS: a->weights = f; break;
         case ROLE_GRADS: a->grads = f; break;
         case ROLE_STASH: a->stash = at; break;
+        case ROLE_STASH_W: a->stash_w = at; break;
+        case ROLE_WSTASH: a->wstash = at; break;
         case ROLE_SCRATCH: a->scratch = at; break;
         case ROLE_KV: bind_kv(x, r, use, f, a); break;
         case ROLE_DKV: a->dkv = f; break;
@@ -115,20 +137,22 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
 {
     const plan *const p = x->p;
     const plan_class *const k = &p->classes[m->cls];
-    const stage_code *const c = x->code[m->cls];
+    const stage_code *const c = x->code[m->cls][is_split(x, r, m)];
     const int32_t microbatches = p->n_microbatches * p->dp;
     stage_args a = {.grad_scale = (float)(1.0 / (double)microbatches),
                     .prefix = k->prefix,
                     .kv = r->kv,
                     .keys = r->keys};
     bind(x, r, m, &a);
-    if (m->kind == PASS_F) {
-        stage_forward(r->ctx, c, &a);
-        double *const loss =
-            &x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch];
-        if (c->at.head) *loss = m->slice == 0 ? a.loss : *loss + a.loss;
-        return check_finite(x, r, c, p->insts[k->inst].stage, m->microbatch, &a, err);
+    switch (m->kind) {
+    case PASS_B: stage_backward(r->ctx, c, &a); return TD_OK;
+    case PASS_I: stage_input_gradient(r->ctx, c, &a); return TD_OK;
+    case PASS_W: stage_weight_gradient(r->ctx, c, &a); return TD_OK;
+    default: break;
     }
-    stage_backward(r->ctx, c, &a);
-    return TD_OK;
+    stage_forward(r->ctx, c, &a);
+    double *const loss =
+        &x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch];
+    if (c->at.head) *loss = m->slice == 0 ? a.loss : *loss + a.loss;
+    return check_finite(x, r, c, p->insts[k->inst].stage, m->microbatch, &a, err);
 }

@@ -2,6 +2,7 @@
 #include "exec/stage_inside.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 /* --- opening --- */
@@ -28,13 +29,16 @@ static td_status refuse_unsupported(const sizes *z, td_err *err)
     return TD_OK;
 }
 
-static td_status open_layouts(const sizes *z, int32_t stage, int64_t seq, stage_code *c,
+static td_status open_layouts(const sizes *z, int32_t stage, int64_t seq, bool split, stage_code *c,
                               td_err *err)
 {
     c->seq = seq;
     c->rows = c->batch * seq;
-    TD_TRY(stash_layout_of(z, stage, seq, STASH_F_TO_B, &c->stash, err));
-    return scratch_layout_of(z, stage, seq, &c->scratch, err);
+    c->split = split;
+    TD_TRY(scratch_layout_of(z, stage, seq, &c->scratch, err));
+    TD_TRY(stash_layout_of(z, stage, seq, split ? STASH_F_TO_I : STASH_F_TO_B, &c->stash, err));
+    TD_TRY(stash_layout_of(z, stage, seq, STASH_F_TO_W, &c->stash_w, err));
+    return stash_layout_of(z, stage, seq, STASH_I_TO_W, &c->wstash, err);
 }
 
 static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code *c, td_err *err)
@@ -44,7 +48,7 @@ static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code
     c->recompute = z->run.recompute;
     c->batch = z->run.micro_batch;
     c->whole = z->run.seq_len;
-    TD_TRY(open_layouts(z, stage, c->whole, c, err));
+    TD_TRY(open_layouts(z, stage, c->whole, false, c, err));
     c->n_params = stage_params(c->m, &c->at, NULL, 0);
     c->params = TD_NEW_N(a, param_tensor, c->n_params);
     c->layer = td_alloc(a, (size_t)c->at.n_layers, sizeof *c->layer);
@@ -87,11 +91,11 @@ td_status stage_open(const sizes *z, k_ctx *ctx, td_arena *a, stage_code **out, 
     return TD_OK;
 }
 
-td_status stage_open_slice(const sizes *z, int32_t stage, const stage_code *whole, int64_t seq,
-                           stage_code *out, td_err *err)
+td_status stage_open_as(const sizes *z, int32_t stage, const stage_code *whole, int64_t seq,
+                        bool split, stage_code *out, td_err *err)
 {
     *out = *whole;
-    return open_layouts(z, stage, seq, out, err);
+    return open_layouts(z, stage, seq, split, out, err);
 }
 
 int64_t stage_head_grad(const stage_code *c)
@@ -121,41 +125,75 @@ stage_dims stage_dims_of(const stage_code *c)
                         .up = (m->gated ? 2 : 1) * m->ffn};
 }
 
-/* A tensor that the stash keeps, or that is recomputed in the scratch. */
-static float *kept_or_scratch(char *block, int64_t kept, char *again, int64_t offset)
+/* A part of what is kept; without a base where the pass has no such buffer. */
+typedef struct kept_part {
+    const stash_layout *at;
+    char *base;
+} kept_part;
+
+enum { KEPT_PARTS = 3 };
+
+static void find_parts(const stage_code *c, const stage_args *p, kept_part out[KEPT_PARTS])
 {
-    if (kept >= 0) return at_bytes(block, kept);
-    return offset >= 0 ? at_bytes(again, offset) : NULL;
+    out[0] = (kept_part){&c->stash, p->stash};
+    out[1] = (kept_part){&c->stash_w, c->split ? p->stash_w : NULL};
+    out[2] = (kept_part){&c->wstash, c->split ? p->wstash : NULL};
+}
+
+static int64_t field_of(const void *layout, size_t field)
+{
+    return *(const int64_t *)(const void *)((const char *)layout + field);
+}
+
+float *stage_kept(const stage_code *c, const stage_args *p, size_t field)
+{
+    kept_part parts[KEPT_PARTS];
+    find_parts(c, p, parts);
+    for (int i = 0; i < KEPT_PARTS; i++)
+        if (parts[i].base != NULL && field_of(parts[i].at, field) >= 0)
+            return at_bytes(parts[i].base, field_of(parts[i].at, field));
+    return NULL;
+}
+
+/* A tensor of a layer: kept, or made again in the scratch. */
+static float *layer_tensor(const stage_code *c, const stage_args *p, int64_t layer, size_t field)
+{
+    kept_part parts[KEPT_PARTS];
+    find_parts(c, p, parts);
+    for (int i = 0; i < KEPT_PARTS; i++) {
+        const layer_layout *const k = &parts[i].at->kept;
+        if (parts[i].base != NULL && field_of(k, field) >= 0)
+            return at_bytes(parts[i].base,
+                            parts[i].at->layers + layer * k->bytes + field_of(k, field));
+    }
+    const int64_t again = field_of(&c->scratch.layer, field);
+    return p->scratch != NULL && again >= 0 ? at_bytes(p->scratch, c->scratch.recomputed + again)
+                                            : NULL;
 }
 
 layer_view stage_layer_view(const stage_code *c, const stage_args *p, int64_t layer)
 {
-    const layer_layout *const k = &c->stash.kept, *const s = &c->scratch.layer;
-    char *const b = p->stash + c->stash.layers + layer * k->bytes;
-    char *const r = c->scratch.recomputed < 0 ? NULL : p->scratch + c->scratch.recomputed;
-    return (layer_view){
-        .y1 = stage_post_norm(c) ? stage_level(c, p, layer) : kept_or_scratch(b, k->y1, r, s->y1),
-        .mean1 = kept_or_scratch(b, k->mean1, r, s->mean1),
-        .rstd1 = kept_or_scratch(b, k->rstd1, r, s->rstd1),
-        .qkv = kept_or_scratch(b, k->qkv, r, s->qkv),
-        .o = kept_or_scratch(b, k->o, r, s->o),
-        .lse = kept_or_scratch(b, k->lse, r, s->lse),
-        .sum1 = kept_or_scratch(b, k->sum1, r, s->sum1),
-        .y2 = kept_or_scratch(b, k->y2, r, s->y2),
-        .mean2 = kept_or_scratch(b, k->mean2, r, s->mean2),
-        .rstd2 = kept_or_scratch(b, k->rstd2, r, s->rstd2),
-        .up = kept_or_scratch(b, k->up, r, s->up),
-        .act = kept_or_scratch(b, k->act, r, s->act),
-        .sum2 = kept_or_scratch(b, k->sum2, r, s->sum2),
-    };
+#define AT(name) .name = layer_tensor(c, p, layer, offsetof(layer_layout, name))
+    layer_view v = {AT(y1), AT(mean1), AT(rstd1), AT(qkv), AT(o),   AT(lse),  AT(sum1),
+                    AT(y2), AT(mean2), AT(rstd2), AT(up),  AT(act), AT(sum2), AT(dqkv)};
+#undef AT
+    if (stage_post_norm(c)) v.y1 = stage_level(c, p, layer);
+    if (v.dqkv == NULL) v.dqkv = v.qkv;
+    return v;
 }
 
 float *stage_level(const stage_code *c, const stage_args *p, int64_t level)
 {
     if (level == c->at.n_layers && !c->at.head) return p->output;
-    if (level < c->stash.first_level) return (float *)(uintptr_t)p->input; /* read only */
-    return at_bytes(p->stash,
-                    c->stash.inputs + (level - c->stash.first_level) * c->stash.input_stride);
+    kept_part parts[KEPT_PARTS];
+    find_parts(c, p, parts);
+    for (int i = 0; i < KEPT_PARTS; i++) {
+        const stash_layout *const k = parts[i].at;
+        if (parts[i].base != NULL && level >= k->first_level &&
+            level < k->first_level + k->n_levels)
+            return at_bytes(parts[i].base, k->inputs + (level - k->first_level) * k->input_stride);
+    }
+    return (float *)(uintptr_t)p->input; /* read only */
 }
 
 bool stage_passes_on(const stage_code *c)

@@ -15,7 +15,8 @@ typedef struct stage_code {
     recompute_mode recompute;
     int64_t batch, seq, rows;
     int64_t whole; /* tokens of a sequence; more than seq where microbatches are cut in slices */
-    stash_layout stash;
+    bool split;    /* its backward is an input and a weight gradient */
+    stash_layout stash, stash_w, wstash; /* split: F to I, F to W, I to W; else the first: F to B */
     scratch_layout scratch;
     int64_t (*layer)[PARAM_KIND_COUNT]; /* [n_layers] offset of each tensor in elements, or -1 */
     int64_t own[PARAM_KIND_COUNT];      /* tensors outside layers */
@@ -30,9 +31,10 @@ typedef struct stage_code {
 TD_MUST_USE td_status stage_open(const sizes *z, k_ctx *ctx, td_arena *a, stage_code **out,
                                  td_err *err);
 
-/* The same stage for slices of `seq` tokens; shares the tables of `whole`. */
-TD_MUST_USE td_status stage_open_slice(const sizes *z, int32_t stage, const stage_code *whole,
-                                       int64_t seq, stage_code *out, td_err *err);
+/* The same stage for slices of `seq` tokens, for whole or split backwards; shares the tables of
+ * `whole`. */
+TD_MUST_USE td_status stage_open_as(const sizes *z, int32_t stage, const stage_code *whole,
+                                    int64_t seq, bool split, stage_code *out, td_err *err);
 
 static inline bool stage_is_sliced(const stage_code *c) { return c->seq < c->whole; }
 
@@ -50,7 +52,7 @@ typedef struct stage_args {
     float *dinput;        /* gradient of input */
     const float *weights;
     float *grads; /* += */
-    char *stash, *scratch;
+    char *stash, *stash_w, *wstash, *scratch;
     const int32_t *ids, *targets; /* [batch, whole]; target -1 is not counted */
     int64_t prefix;               /* tokens before the slice */
     const stage_kv *kv;           /* [n_kv] of the slices up to the pass's own; none when whole */
@@ -63,7 +65,12 @@ typedef struct stage_args {
 } stage_args;
 
 void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p);
+/* Input and weight gradients together: what the next two do, bit for bit. */
 void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p);
+/* Split backward: the input's gradient and those of norms and embeddings; then, any time later,
+ * those of the products' weights. */
+void stage_input_gradient(k_ctx *ctx, const stage_code *c, stage_args *p);
+void stage_weight_gradient(k_ctx *ctx, const stage_code *c, const stage_args *p);
 
 /* Where the head's use of the token table accumulates: in a stage that holds both uses of a tied
  * table behind the parameters, else in the stage's own copy. Elements from the start of grads. */

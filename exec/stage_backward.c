@@ -1,10 +1,11 @@
-/* The backward pass of a stage: input and weight gradients together. */
+/* The backward pass of a stage, whole or split. One walk over the layers makes the gradients of
+ * inputs; a whole backward makes the weights' gradients of each product beside it, out of
+ * workspace; a split one leaves the gradients of the products' outputs where the weights' pass
+ * finds them. */
 #include "exec/stage_inside.h"
 
-#include <string.h>
-
 /* One stage's backward at hand: `cur` is the gradient of the residual stream behind the layer at
- * hand, first the DOUTPUT buffer, then `grad`. */
+ * hand, first the DOUTPUT buffer. */
 typedef struct back {
     k_ctx *ctx;
     const stage_code *c;
@@ -13,6 +14,12 @@ typedef struct back {
     const float *cur;
     float *grad, *wide, *narrow, *act, *delta;
 } back;
+
+/* Where the gradients inside one layer go: of its sums, before the activation, of q, k and v, of
+ * its input. */
+typedef struct layer_slots {
+    float *sum1, *sum2, *up, *qkv, *in;
+} layer_slots;
 
 /* For y = x W^T: dW += dy^T x. dy: [rows, out] with ld; x: [rows, in]. */
 static void weight_gradient(const back *b, long in, long out, const float *dy, long ld,
@@ -34,48 +41,101 @@ static void bias_gradient(const back *b, int64_t l, param_kind k, long cols, con
     if (db != NULL) k_colsum_cpu(b->ctx, b->d.rows, cols, dy, cols, db);
 }
 
-/* grad = dres + the norm's backward of dy. */
+/* --- weights of the products, given the gradients of their outputs --- */
+
+static void down_weights(const back *b, int64_t l, const layer_view *v, const float *dy)
+{
+    bias_gradient(b, l, PARAM_DOWN_BIAS, b->d.hidden, dy);
+    weight_gradient(b, b->d.ffn, b->d.hidden, dy, b->d.hidden, v->act,
+                    stage_grad(b->c, b->p, l, PARAM_DOWN_WEIGHT));
+}
+
+/* dup: [rows, up], gated: columns of the gate first. */
+static void up_weights(const back *b, int64_t l, const layer_view *v, const float *dup)
+{
+    const stage_dims d = b->d;
+    const bool gated = b->c->m->gated;
+    if (!gated) bias_gradient(b, l, PARAM_UP_BIAS, d.ffn, dup);
+    if (gated)
+        weight_gradient(b, d.hidden, d.ffn, dup, d.up, v->y2,
+                        stage_grad(b->c, b->p, l, PARAM_GATE_WEIGHT));
+    weight_gradient(b, d.hidden, d.ffn, gated ? dup + d.ffn : dup, d.up, v->y2,
+                    stage_grad(b->c, b->p, l, PARAM_UP_WEIGHT));
+}
+
+static void out_weights(const back *b, int64_t l, const layer_view *v, const float *dsum)
+{
+    bias_gradient(b, l, PARAM_OUT_BIAS, b->d.hidden, dsum);
+    weight_gradient(b, b->d.attn, b->d.hidden, dsum, b->d.hidden, v->o,
+                    stage_grad(b->c, b->p, l, PARAM_OUT_WEIGHT));
+}
+
+static void qkv_weights(const back *b, int64_t l, const layer_view *v, const float *dqkv)
+{
+    bias_gradient(b, l, PARAM_QKV_BIAS, b->d.qkv, dqkv);
+    weight_gradient(b, b->d.hidden, b->d.qkv, dqkv, b->d.qkv, v->y1,
+                    stage_grad(b->c, b->p, l, PARAM_QKV_WEIGHT));
+}
+
+/* Rows [first, first + n) of the head's table. */
+static void head_weights(const back *b, long first, long n, const float *dlogits)
+{
+    const stage_code *const c = b->c;
+    const long hidden = b->d.hidden, vocab = c->m->vocab, ld = c->stash.logits_ld;
+    const float *const y = STAGE_KEPT(c, b->p, final_out) + first * hidden;
+    k_gemm_cpu(b->ctx, true, false, vocab, hidden, n, 1.0f, dlogits, ld, y, hidden, 1.0f,
+               b->p->grads + stage_head_grad(c), hidden);
+    float *const dbias = stage_grad(c, b->p, -1, PARAM_HEAD_BIAS);
+    if (dbias != NULL) k_colsum_cpu(b->ctx, n, vocab, dlogits, ld, dbias);
+}
+
+/* Whether the head's weights are left to a pass of their own: its logits are kept for it. */
+static bool head_is_split(const stage_code *c)
+{
+    return c->split && c->recompute != RECOMPUTE_FULL;
+}
+
+/* --- inputs --- */
+
+/* dx = dres + the norm's backward of dy. */
 static void norm_backward(const back *b, int64_t l, param_kind gamma, const float *dy,
-                          const float *s, const float *mean, const float *rstd, const float *dres)
+                          const float *s, const float *mean, const float *rstd, const float *dres,
+                          float *dx)
 {
     const stage_code *const c = b->c;
     const float *const w = stage_weight(c, b->p, l, gamma);
     float *const dw = stage_grad(c, b->p, l, gamma);
     if (c->m->rms_norm)
-        k_rmsnorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, dy, s, w, rstd, dres, b->grad, dw);
+        k_rmsnorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, dy, s, w, rstd, dres, dx, dw);
     else
-        k_layernorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, dy, s, w, mean, rstd, dres, b->grad, dw,
+        k_layernorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, dy, s, w, mean, rstd, dres, dx, dw,
                             stage_grad(c, b->p, l, gamma + 1));
 }
 
-static void mlp_backward(const back *b, int64_t l, const layer_view *v)
+/* From cur to narrow, the gradient of y2. */
+static void mlp_backward(const back *b, int64_t l, const layer_view *v, const layer_slots *s)
 {
     const stage_code *const c = b->c;
     const stage_dims d = b->d;
     const float *const w_up = stage_weight(c, b->p, l, PARAM_UP_WEIGHT);
-    float *const dw_up = stage_grad(c, b->p, l, PARAM_UP_WEIGHT);
-    bias_gradient(b, l, PARAM_DOWN_BIAS, d.hidden, b->cur);
-    weight_gradient(b, d.ffn, d.hidden, b->cur, d.hidden, v->act,
-                    stage_grad(c, b->p, l, PARAM_DOWN_WEIGHT));
     float *const dact = c->m->gated ? b->act : b->wide;
+    if (!c->split) down_weights(b, l, v, b->cur);
     input_gradient(b, d.ffn, d.hidden, b->cur, d.hidden,
                    stage_weight(c, b->p, l, PARAM_DOWN_WEIGHT), 0.0f, dact);
-    if (!c->m->gated) {
+    if (c->m->gated)
+        k_swiglu_bwd_cpu(b->ctx, d.rows, d.ffn, v->up, v->up + d.ffn, d.up, dact, s->up,
+                         s->up + d.ffn, d.up);
+    else
         k_gelu_bwd_cpu(b->ctx, stage_gelu(c), d.rows, d.ffn, v->up,
-                       stage_weight(c, b->p, l, PARAM_UP_BIAS), dact, b->wide);
-        bias_gradient(b, l, PARAM_UP_BIAS, d.ffn, b->wide);
-        weight_gradient(b, d.hidden, d.ffn, b->wide, d.up, v->y2, dw_up);
-        input_gradient(b, d.hidden, d.ffn, b->wide, d.up, w_up, 0.0f, b->narrow);
+                       stage_weight(c, b->p, l, PARAM_UP_BIAS), dact, s->up);
+    if (!c->split) up_weights(b, l, v, s->up);
+    if (!c->m->gated) {
+        input_gradient(b, d.hidden, d.ffn, s->up, d.up, w_up, 0.0f, b->narrow);
         return;
     }
-    float *const dgate = b->wide, *const dup = b->wide + d.ffn;
-    k_swiglu_bwd_cpu(b->ctx, d.rows, d.ffn, v->up, v->up + d.ffn, d.up, dact, dgate, dup, d.up);
-    weight_gradient(b, d.hidden, d.ffn, dgate, d.up, v->y2,
-                    stage_grad(c, b->p, l, PARAM_GATE_WEIGHT));
-    weight_gradient(b, d.hidden, d.ffn, dup, d.up, v->y2, dw_up);
-    input_gradient(b, d.hidden, d.ffn, dgate, d.up, stage_weight(c, b->p, l, PARAM_GATE_WEIGHT),
+    input_gradient(b, d.hidden, d.ffn, s->up, d.up, stage_weight(c, b->p, l, PARAM_GATE_WEIGHT),
                    0.0f, b->narrow);
-    input_gradient(b, d.hidden, d.ffn, dup, d.up, w_up, 1.0f, b->narrow);
+    input_gradient(b, d.hidden, d.ffn, s->up + d.ffn, d.up, w_up, 1.0f, b->narrow);
 }
 
 /* Where the gradients of a layer's keys are added up over the slices; those of its values follow.
@@ -86,73 +146,102 @@ static float *prefix_gradients(const back *b, int64_t l)
 }
 
 /* The rows of the slice at hand are complete: all later slices are done. Puts them beside dq. */
-static void take_own_gradients(const back *b, const float *dk, const float *dv)
+static void take_own_gradients(const back *b, const float *dk, const float *dv, float *dqkv)
 {
     const stage_code *const c = b->c;
     const long kv = b->d.kv;
     for (int64_t i = 0; i < c->rows; i++) {
         const int64_t from = (i / c->seq * c->whole + b->p->prefix + i % c->seq) * kv;
-        float *const to = b->wide + i * b->d.qkv + b->d.attn;
+        float *const to = dqkv + i * b->d.qkv + b->d.attn;
         memcpy(to, dk + from, (size_t)kv * sizeof *to);
         memcpy(to + kv, dv + from, (size_t)kv * sizeof *to);
     }
 }
 
-static void attention_backward(const back *b, int64_t l, const layer_view *v)
+/* dqkv, from the gradient of o in narrow. */
+static void scores_backward(const back *b, int64_t l, const layer_view *v, float *dqkv)
 {
     const stage_code *const c = b->c;
-    const model_desc *const m = c->m;
     const stage_dims d = b->d;
-    bias_gradient(b, l, PARAM_OUT_BIAS, d.hidden, b->grad);
-    weight_gradient(b, d.attn, d.hidden, b->grad, d.hidden, v->o,
-                    stage_grad(c, b->p, l, PARAM_OUT_WEIGHT));
-    input_gradient(b, d.attn, d.hidden, b->grad, d.hidden,
-                   stage_weight(c, b->p, l, PARAM_OUT_WEIGHT), 0.0f, b->narrow);
     const k_attn a = stage_attention(c, b->p, l);
-    const float *const k = v->qkv + d.attn;
     const bool sliced = stage_is_sliced(c);
-    float *const dk = sliced ? prefix_gradients(b, l) : b->wide + d.attn;
+    const float *const k = v->qkv + d.attn;
+    float *const dk = sliced ? prefix_gradients(b, l) : dqkv + d.attn;
     float *const dv = sliced ? dk + c->batch * c->whole * d.kv : dk + d.kv;
     k_attn_bwd_cpu(b->ctx, &a, sliced && b->p->prefix + c->seq < c->whole, v->qkv, k, k + d.kv,
-                   v->o, b->narrow, v->lse, b->delta, b->wide, dk, dv);
-    if (sliced) take_own_gradients(b, dk, dv);
+                   v->o, b->narrow, v->lse, b->delta, dqkv, dk, dv);
+    if (sliced) take_own_gradients(b, dk, dv, dqkv);
     if (c->rope != NULL)
-        k_rope_cpu(b->ctx, true, d.rows, c->seq, b->p->prefix, m->n_heads + m->n_kv_heads,
-                   m->head_dim, c->rope, b->wide, d.qkv);
-    bias_gradient(b, l, PARAM_QKV_BIAS, d.qkv, b->wide);
-    weight_gradient(b, d.hidden, d.qkv, b->wide, d.qkv, v->y1,
-                    stage_grad(c, b->p, l, PARAM_QKV_WEIGHT));
-    input_gradient(b, d.hidden, d.qkv, b->wide, d.qkv, stage_weight(c, b->p, l, PARAM_QKV_WEIGHT),
+        k_rope_cpu(b->ctx, true, d.rows, c->seq, b->p->prefix, c->m->n_heads + c->m->n_kv_heads,
+                   c->m->head_dim, c->rope, dqkv, d.qkv);
+}
+
+/* From slots.sum1 to narrow, the gradient of y1. */
+static void attention_backward(const back *b, int64_t l, const layer_view *v, const layer_slots *s)
+{
+    const stage_code *const c = b->c;
+    const stage_dims d = b->d;
+    if (!c->split) out_weights(b, l, v, s->sum1);
+    input_gradient(b, d.attn, d.hidden, s->sum1, d.hidden,
+                   stage_weight(c, b->p, l, PARAM_OUT_WEIGHT), 0.0f, b->narrow);
+    scores_backward(b, l, v, s->qkv);
+    if (!c->split)
+        qkv_weights(b, l, v, s->qkv);
+    else if (s->qkv != v->dqkv) /* q, k and v were needed until here */
+        memcpy(v->dqkv, s->qkv, (size_t)(d.rows * d.qkv) * sizeof *s->qkv);
+    input_gradient(b, d.hidden, d.qkv, s->qkv, d.qkv, stage_weight(c, b->p, l, PARAM_QKV_WEIGHT),
                    0.0f, b->narrow);
 }
 
 /* Norms before the products; the residual stream passes them by. */
-static void pre_norm_backward(back *b, int64_t l, const layer_view *v)
+static void pre_norm_backward(const back *b, int64_t l, const layer_view *v, const layer_slots *s)
 {
     const float *const x = stage_level(b->c, b->p, l);
-    mlp_backward(b, l, v);
-    norm_backward(b, l, PARAM_NORM2_WEIGHT, b->narrow, v->sum1, v->mean2, v->rstd2, b->cur);
-    attention_backward(b, l, v);
-    norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, x, v->mean1, v->rstd1, b->grad);
+    mlp_backward(b, l, v, s);
+    norm_backward(b, l, PARAM_NORM2_WEIGHT, b->narrow, v->sum1, v->mean2, v->rstd2, b->cur,
+                  s->sum1);
+    attention_backward(b, l, v, s);
+    norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, x, v->mean1, v->rstd1, s->sum1, s->in);
 }
 
 /* Norms behind the sums: the gradient of each sum goes to the product and past it. */
-static void post_norm_backward(back *b, int64_t l, const layer_view *v)
+static void post_norm_backward(back *b, int64_t l, const layer_view *v, const layer_slots *s)
 {
     const long n = b->d.rows * b->d.hidden;
-    norm_backward(b, l, PARAM_NORM2_WEIGHT, b->cur, v->sum2, v->mean2, v->rstd2, NULL);
-    b->cur = b->grad;
-    mlp_backward(b, l, v);
-    k_add_cpu(b->ctx, n, b->narrow, b->grad, b->narrow);
-    norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, v->sum1, v->mean1, v->rstd1, NULL);
-    attention_backward(b, l, v);
-    k_add_cpu(b->ctx, n, b->narrow, b->grad, b->grad);
+    norm_backward(b, l, PARAM_NORM2_WEIGHT, b->cur, v->sum2, v->mean2, v->rstd2, NULL, s->sum2);
+    b->cur = s->sum2;
+    mlp_backward(b, l, v, s);
+    k_add_cpu(b->ctx, n, b->narrow, s->sum2, b->narrow);
+    norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, v->sum1, v->mean1, v->rstd1, NULL, s->sum1);
+    attention_backward(b, l, v, s);
+    k_add_cpu(b->ctx, n, b->narrow, s->sum1, s->in);
+}
+
+/* The gradient of a level of the residual stream: over the level where W will need it. */
+static float *level_slot(const back *b, int64_t level)
+{
+    const bool kept = b->c->split && !stage_post_norm(b->c) && level > 0;
+    return kept ? stage_level(b->c, b->p, level) : b->grad;
+}
+
+static layer_slots slots_of(const back *b, int64_t l, const layer_view *v)
+{
+    float *const in = level_slot(b, l);
+    if (!b->c->split)
+        return (layer_slots){
+            .sum1 = b->grad, .sum2 = b->grad, .up = b->wide, .qkv = b->wide, .in = in};
+    return (layer_slots){.sum1 = v->sum1,
+                         .sum2 = v->sum2,
+                         .up = v->up,
+                         .qkv = v->dqkv == v->qkv ? b->wide : v->dqkv,
+                         .in = in};
 }
 
 static void layer_backward(back *b, int64_t l)
 {
     const stage_code *const c = b->c;
     const layer_view v = stage_layer_view(c, b->p, l);
+    const layer_slots s = slots_of(b, l, &v);
     if (c->recompute == RECOMPUTE_FULL) {
         stage_layer_inner(b->ctx, c, b->p, l, &v, stage_level(c, b->p, l), NULL, NULL, true);
         if (stage_post_norm(c)) bert_layer_end(b->ctx, c, b->p, l, &v, b->narrow);
@@ -160,57 +249,64 @@ static void layer_backward(back *b, int64_t l)
         stage_attend(b->ctx, c, b->p, l, &v);
     }
     if (stage_post_norm(c))
-        post_norm_backward(b, l, &v);
+        post_norm_backward(b, l, &v, &s);
     else
-        pre_norm_backward(b, l, &v);
-    b->cur = b->grad;
+        pre_norm_backward(b, l, &v, &s);
+    b->cur = s.in;
 }
 
-/* Rows [first, first + n) of the head: b->narrow and += the table's gradient. */
+/* Rows [first, first + n) of the head: b->narrow, and the table's gradient where it is due. */
 static void head_rows(const back *b, long first, long n, const float *dlogits)
 {
     const stage_code *const c = b->c;
-    const long hidden = b->d.hidden, vocab = c->m->vocab, ld = c->stash.logits_ld;
-    const float *const y = at_bytes(b->p->stash, c->stash.final_out) + first * hidden;
-    k_gemm_cpu(b->ctx, false, false, n, hidden, vocab, 1.0f, dlogits, ld,
+    const long hidden = b->d.hidden;
+    k_gemm_cpu(b->ctx, false, false, n, hidden, c->m->vocab, 1.0f, dlogits, c->stash.logits_ld,
                stage_head_weight(c, b->p), hidden, 0.0f, b->narrow + first * hidden, hidden);
-    k_gemm_cpu(b->ctx, true, false, vocab, hidden, n, 1.0f, dlogits, ld, y, hidden, 1.0f,
-               b->p->grads + stage_head_grad(c), hidden);
-    float *const dbias = stage_grad(c, b->p, -1, PARAM_HEAD_BIAS);
-    if (dbias != NULL) k_colsum_cpu(b->ctx, n, vocab, dlogits, ld, dbias);
+    if (!head_is_split(c)) head_weights(b, first, n, dlogits);
+}
+
+/* Logits made again in pieces, each used at once. */
+static void head_in_pieces(const back *b)
+{
+    const stage_code *const c = b->c;
+    const stage_args *const p = b->p;
+    const long counted = stage_targets(c, p);
+    const double scale = (double)p->grad_scale / (double)(counted > 0 ? counted : 1);
+    float *const logits = at_bytes(p->scratch, c->scratch.logits);
+    double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
+    for (long r = 0; r < b->d.rows; r += c->scratch.logits_rows) {
+        const long left = b->d.rows - r;
+        const long n = left < c->scratch.logits_rows ? left : c->scratch.logits_rows;
+        stage_logits(b->ctx, c, p, r, n, logits);
+        (void)k_xent_cpu(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld, p->row_targets + r,
+                         (float)scale, losses, NULL, logits);
+        head_rows(b, r, n, logits);
+    }
 }
 
 static void head_backward(back *b)
 {
     const stage_code *const c = b->c;
     const stage_args *const p = b->p;
-    if (c->stash.dlogits >= 0) {
-        head_rows(b, 0, b->d.rows, at_bytes(p->stash, c->stash.dlogits));
-    } else {
-        const long counted = stage_targets(c, p);
-        const double scale = (double)p->grad_scale / (double)(counted > 0 ? counted : 1);
-        float *const logits = at_bytes(p->scratch, c->scratch.logits);
-        double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
-        for (long r = 0; r < b->d.rows; r += c->scratch.logits_rows) {
-            const long left = b->d.rows - r;
-            const long n = left < c->scratch.logits_rows ? left : c->scratch.logits_rows;
-            stage_logits(b->ctx, c, p, r, n, logits);
-            (void)k_xent_cpu(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld, p->row_targets + r,
-                             (float)scale, losses, NULL, logits);
-            head_rows(b, r, n, logits);
-        }
-    }
-    const float *const x = stage_level(c, p, c->at.n_layers);
-    if (stage_post_norm(c))
-        bert_transform_backward(b->ctx, c, p, x, b->narrow, b->grad);
+    const float *const dlogits = STAGE_KEPT(c, p, dlogits);
+    float *const x = stage_level(c, p, c->at.n_layers), *const dx = level_slot(b, c->at.n_layers);
+    if (dlogits != NULL)
+        head_rows(b, 0, b->d.rows, dlogits);
     else
-        norm_backward(b, -1, PARAM_FINAL_NORM_WEIGHT, b->narrow, x,
-                      c->stash.final_mean < 0 ? NULL : at_bytes(p->stash, c->stash.final_mean),
-                      at_bytes(p->stash, c->stash.final_rstd), NULL);
-    b->cur = b->grad;
+        head_in_pieces(b);
+    if (stage_post_norm(c)) {
+        float *const ddense = head_is_split(c) ? STAGE_KEPT(c, p, head_dense) : b->narrow;
+        bert_transform_backward(b->ctx, c, p, b->narrow, ddense, dx);
+        if (!head_is_split(c)) bert_transform_weights(b->ctx, c, p, x, ddense);
+    } else {
+        norm_backward(b, -1, PARAM_FINAL_NORM_WEIGHT, b->narrow, x, STAGE_KEPT(c, p, final_mean),
+                      STAGE_KEPT(c, p, final_rstd), NULL, dx);
+    }
+    b->cur = dx;
 }
 
-void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p)
+/* All that is not left to the weights' pass. */
+static void walk_back(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
     back b = {.ctx = ctx, .c = c, .p = p, .d = stage_dims_of(c), .cur = p->doutput};
     if (stage_passes_on(c)) {
@@ -231,4 +327,32 @@ void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p)
         k_embed_bwd_cpu(ctx, b.d.rows, c->seq, p->prefix, b.d.hidden, p->row_ids, b.cur,
                         stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
                         stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING), NULL);
+}
+
+void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p) { walk_back(ctx, c, p); }
+
+void stage_input_gradient(k_ctx *ctx, const stage_code *c, stage_args *p)
+{
+    stage_touch_end(p->wstash, c->wstash.bytes);
+    walk_back(ctx, c, p);
+}
+
+void stage_weight_gradient(k_ctx *ctx, const stage_code *c, const stage_args *p)
+{
+    const back b = {.ctx = ctx, .c = c, .p = p, .d = stage_dims_of(c)};
+    const bool post = stage_post_norm(c);
+    if (c->at.head && head_is_split(c)) {
+        head_weights(&b, 0, b.d.rows, STAGE_KEPT(c, p, dlogits));
+        if (post)
+            bert_transform_weights(ctx, c, p, stage_level(c, p, c->at.n_layers),
+                                   STAGE_KEPT(c, p, head_dense));
+    }
+    for (int64_t l = c->at.n_layers; l-- > 0;) {
+        const layer_view v = stage_layer_view(c, p, l);
+        const bool ends = l + 1 == c->at.n_layers && !c->at.head;
+        down_weights(&b, l, &v, post ? v.sum2 : ends ? p->doutput : stage_level(c, p, l + 1));
+        up_weights(&b, l, &v, v.up);
+        out_weights(&b, l, &v, v.sum1);
+        qkv_weights(&b, l, &v, v.dqkv);
+    }
 }

@@ -5,7 +5,7 @@
 void bert_embed(k_ctx *ctx, const stage_code *c, const stage_args *p)
 {
     const stage_dims d = stage_dims_of(c);
-    float *const sum = at_bytes(p->stash, c->stash.embed_sum);
+    float *const sum = STAGE_KEPT(c, p, embed_sum);
     /* every token is of the first type: its row of the type table is the "extra" one */
     k_embed_fwd_cpu(ctx, d.rows, c->seq, 0, d.hidden, p->ids,
                     stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
@@ -13,17 +13,16 @@ void bert_embed(k_ctx *ctx, const stage_code *c, const stage_args *p)
                     stage_weight(c, p, -1, PARAM_TYPE_EMBEDDING), sum);
     stage_norm(ctx, c, sum, NULL, NULL, stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
                stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_BIAS), stage_level(c, p, 0),
-               at_bytes(p->stash, c->stash.embed_mean), at_bytes(p->stash, c->stash.embed_rstd));
+               STAGE_KEPT(c, p, embed_mean), STAGE_KEPT(c, p, embed_rstd));
 }
 
 void bert_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *dy,
                          float *dsum)
 {
     const stage_dims d = stage_dims_of(c);
-    k_layernorm_bwd_cpu(ctx, d.rows, d.hidden, dy, at_bytes(p->stash, c->stash.embed_sum),
+    k_layernorm_bwd_cpu(ctx, d.rows, d.hidden, dy, STAGE_KEPT(c, p, embed_sum),
                         stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
-                        at_bytes(p->stash, c->stash.embed_mean),
-                        at_bytes(p->stash, c->stash.embed_rstd), NULL, dsum,
+                        STAGE_KEPT(c, p, embed_mean), STAGE_KEPT(c, p, embed_rstd), NULL, dsum,
                         stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
                         stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_BIAS));
     k_embed_bwd_cpu(
@@ -45,8 +44,8 @@ void bert_layer_end(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_
 float *bert_transform(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x)
 {
     const stage_dims d = stage_dims_of(c);
-    float *const dense = at_bytes(p->stash, c->stash.head_dense);
-    float *const act = at_bytes(p->stash, c->stash.head_act);
+    float *const dense = STAGE_KEPT(c, p, head_dense);
+    float *const act = STAGE_KEPT(c, p, head_act);
     stage_project(ctx, d.rows, d.hidden, d.hidden, x,
                   stage_weight(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), dense, d.hidden);
     k_gelu_fwd_cpu(ctx, stage_gelu(c), d.rows, d.hidden, dense,
@@ -54,20 +53,27 @@ float *bert_transform(k_ctx *ctx, const stage_code *c, const stage_args *p, cons
     return act;
 }
 
-void bert_transform_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x,
-                             float *dy, float *dx)
+void bert_transform_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, float *dy,
+                             float *ddense, float *dx)
 {
     const stage_dims d = stage_dims_of(c);
-    k_layernorm_bwd_cpu(
-        ctx, d.rows, d.hidden, dy, at_bytes(p->stash, c->stash.head_act),
-        stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT), at_bytes(p->stash, c->stash.final_mean),
-        at_bytes(p->stash, c->stash.final_rstd), NULL, dy,
-        stage_grad(c, p, -1, PARAM_FINAL_NORM_WEIGHT), stage_grad(c, p, -1, PARAM_FINAL_NORM_BIAS));
-    k_gelu_bwd_cpu(ctx, stage_gelu(c), d.rows, d.hidden, at_bytes(p->stash, c->stash.head_dense),
-                   stage_weight(c, p, -1, PARAM_HEAD_DENSE_BIAS), dy, dy);
-    k_colsum_cpu(ctx, d.rows, d.hidden, dy, d.hidden, stage_grad(c, p, -1, PARAM_HEAD_DENSE_BIAS));
-    k_gemm_cpu(ctx, true, false, d.hidden, d.hidden, d.rows, 1.0f, dy, d.hidden, x, d.hidden, 1.0f,
-               stage_grad(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), d.hidden);
-    k_gemm_cpu(ctx, false, false, d.rows, d.hidden, d.hidden, 1.0f, dy, d.hidden,
+    k_layernorm_bwd_cpu(ctx, d.rows, d.hidden, dy, STAGE_KEPT(c, p, head_act),
+                        stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
+                        STAGE_KEPT(c, p, final_mean), STAGE_KEPT(c, p, final_rstd), NULL, dy,
+                        stage_grad(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
+                        stage_grad(c, p, -1, PARAM_FINAL_NORM_BIAS));
+    k_gelu_bwd_cpu(ctx, stage_gelu(c), d.rows, d.hidden, STAGE_KEPT(c, p, head_dense),
+                   stage_weight(c, p, -1, PARAM_HEAD_DENSE_BIAS), dy, ddense);
+    k_gemm_cpu(ctx, false, false, d.rows, d.hidden, d.hidden, 1.0f, ddense, d.hidden,
                stage_weight(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), d.hidden, 0.0f, dx, d.hidden);
+}
+
+void bert_transform_weights(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x,
+                            const float *ddense)
+{
+    const stage_dims d = stage_dims_of(c);
+    k_colsum_cpu(ctx, d.rows, d.hidden, ddense, d.hidden,
+                 stage_grad(c, p, -1, PARAM_HEAD_DENSE_BIAS));
+    k_gemm_cpu(ctx, true, false, d.hidden, d.hidden, d.rows, 1.0f, ddense, d.hidden, x, d.hidden,
+               1.0f, stage_grad(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), d.hidden);
 }

@@ -3,10 +3,6 @@
 
 #include <string.h>
 
-enum {
-    TAIL_BYTES = 64
-}; /* alignment gap at a buffer's end, written so that all of it is touched */
-
 void stage_norm(k_ctx *ctx, const stage_code *c, float *x, const float *bias, const float *res,
                 const float *gamma, const float *beta, float *y, float *mean, float *rstd)
 {
@@ -101,7 +97,7 @@ void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long fir
                   float *out)
 {
     const long hidden = c->m->hidden;
-    const float *const y = at_bytes(p->stash, c->stash.final_out) + first * hidden;
+    const float *const y = STAGE_KEPT(c, p, final_out) + first * hidden;
     const float *const bias = stage_weight(c, p, -1, PARAM_HEAD_BIAS);
     stage_project(ctx, n, hidden, c->m->vocab, y, stage_head_weight(c, p), out, c->stash.logits_ld);
     if (bias != NULL) k_bias_add_cpu(ctx, n, c->m->vocab, out, c->stash.logits_ld, bias);
@@ -114,19 +110,19 @@ static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *
     const long ld = c->stash.logits_ld, vocab = c->m->vocab, counted = stage_targets(c, p);
     float *const normed = stage_post_norm(c) ? bert_transform(ctx, c, p, x) : x;
     stage_norm(ctx, c, normed, bias, res, stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
-               stage_weight(c, p, -1, PARAM_FINAL_NORM_BIAS),
-               at_bytes(p->stash, c->stash.final_out),
-               c->stash.final_mean < 0 ? NULL : at_bytes(p->stash, c->stash.final_mean),
-               at_bytes(p->stash, c->stash.final_rstd));
+               stage_weight(c, p, -1, PARAM_FINAL_NORM_BIAS), STAGE_KEPT(c, p, final_out),
+               STAGE_KEPT(c, p, final_mean), STAGE_KEPT(c, p, final_rstd));
     double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
     const double per_row = 1.0 / (double)(counted > 0 ? counted : 1);
-    if (c->stash.dlogits >= 0) {
-        float *const logits = at_bytes(p->stash, c->stash.dlogits);
+    float *const kept = STAGE_KEPT(c, p, dlogits), *const logits =
+                                                       kept != NULL ? kept
+                                                                    : at_bytes(p->scratch,
+                                                                               c->scratch.logits);
+    if (kept != NULL) {
         stage_logits(ctx, c, p, 0, c->rows, logits);
         (void)k_xent_cpu(ctx, c->rows, vocab, logits, ld, p->row_targets,
                          (float)(per_row * (double)p->grad_scale), losses, NULL, logits);
     } else {
-        float *const logits = at_bytes(p->scratch, c->scratch.logits);
         for (long r = 0; r < c->rows; r += c->scratch.logits_rows) {
             const long left = c->rows - r;
             const long n = left < c->scratch.logits_rows ? left : c->scratch.logits_rows;
@@ -144,8 +140,9 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
     const stage_dims d = stage_dims_of(c);
     const float *bias = NULL, *res = NULL;
-    if (c->stash.bytes >= TAIL_BYTES) memset(p->stash + c->stash.bytes - TAIL_BYTES, 0, TAIL_BYTES);
-    memset(p->scratch + c->scratch.bytes - TAIL_BYTES, 0, TAIL_BYTES);
+    stage_touch_end(p->stash, c->stash.bytes);
+    if (c->split) stage_touch_end(p->stash_w, c->stash_w.bytes);
+    stage_touch_end(p->scratch, c->scratch.bytes);
     if (stage_passes_on(c)) {
         memcpy(p->output, p->input, (size_t)(d.rows * d.hidden) * sizeof *p->output);
         return;

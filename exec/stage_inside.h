@@ -4,10 +4,14 @@
 
 #include "exec/stage.h"
 
+#include <stddef.h>
+#include <string.h>
+
 /* The tensors of one layer, wherever they lie. */
 typedef struct layer_view {
     float *y1, *mean1, *rstd1, *qkv, *o, *lse, *sum1, *y2, *mean2, *rstd2, *up, *act;
     float *sum2; /* BERT: input of the layer's second norm */
+    float *dqkv; /* split backward: the gradient of qkv, which may lie over it */
 } layer_view;
 
 /* Widths of one stage's matrices. */
@@ -17,6 +21,10 @@ typedef struct stage_dims {
 
 stage_dims stage_dims_of(const stage_code *c);
 layer_view stage_layer_view(const stage_code *c, const stage_args *p, int64_t layer);
+/* A tensor outside layers by its place in stash_layout; NULL where the model or the pass lacks it.
+ */
+float *stage_kept(const stage_code *c, const stage_args *p, size_t field);
+#define STAGE_KEPT(c, p, name) stage_kept(c, p, offsetof(stash_layout, name))
 /* The residual stream at the input of layer `level`, or behind the last one. */
 float *stage_level(const stage_code *c, const stage_args *p, int64_t level);
 /* Whether the stage has neither layers nor ends: its output is its input. */
@@ -33,6 +41,13 @@ const float *stage_head_weight(const stage_code *c, const stage_args *p);
 static inline float *at_bytes(char *base, int64_t offset)
 {
     return (float *)(void *)(base + offset);
+}
+
+/* Writes the gap that alignment may leave at a buffer's end, so that all of it is touched. */
+static inline void stage_touch_end(char *buffer, int64_t bytes)
+{
+    enum { GAP_BYTES = 64 };
+    if (bytes >= GAP_BYTES) memset(buffer + bytes - GAP_BYTES, 0, GAP_BYTES);
 }
 
 /* Whether norms follow the sums (BERT) instead of preceding the products. */
@@ -75,9 +90,12 @@ void bert_layer_end(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_
 /* The head's transform of x: dense, activation; its norm is the final norm. Returns what that is
  * of. */
 float *bert_transform(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x);
-/* Backward of the transform and its norm: dy is overwritten, dx [N, hidden] assigned. */
-void bert_transform_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x,
-                             float *dy, float *dx);
+/* Backward of the transform and its norm, without the dense product's weights: ddense, the gradient
+ * of that product's output, and dx [N, hidden] are assigned; ddense may be dy or the output. */
+void bert_transform_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, float *dy,
+                             float *ddense, float *dx);
+void bert_transform_weights(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x,
+                            const float *ddense);
 /* dy: gradient of level 0; dsum: workspace [N, hidden], may be dy. */
 void bert_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *dy,
                          float *dsum);

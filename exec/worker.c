@@ -11,6 +11,8 @@ td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
     switch (t->kind) {
     case PASS_F:
     case PASS_B:
+    case PASS_I:
+    case PASS_W:
         return pass_run(x, r,
                         &(plan_member){.kind = t->kind,
                                        .slice = t->slice,
