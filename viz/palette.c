@@ -90,16 +90,28 @@ static int palette_row(uint8_t kind)
     return kind == TASK_COLL ? COLL : OTHER;
 }
 
+/* How far towards white. Chunks differ a lot where there is one pipe. With several, the second half
+ * of the pipes is the lighter half, and within a half chunks or pipes are grades of one tint. */
+static double tint_of(const trace *t, int32_t stage, int32_t pipe)
+{
+    double chunk = 0.0;
+    if (t->chunks > 1 && stage > 0 && t->n_stages > 0)
+        chunk = (double)((int64_t)stage * t->chunks / t->n_stages) / (double)(t->chunks - 1);
+    if (t->n_pipes < 2) return 0.55 * chunk;
+    const int32_t half = (t->n_pipes + 1) / 2;
+    const bool second = pipe >= half;
+    const double grade =
+        half > 1 && pipe >= 0 ? (double)(pipe - (second ? half : 0)) / (double)(half - 1) : 0.0;
+    return (second ? 0.5 : 0.0) + 0.16 * grade + (half > 1 ? 0.1 : 0.26) * chunk;
+}
+
 uint32_t viz_fill(viz_style style, const trace *t, uint8_t kind, int32_t stage, int32_t pipe,
                   uint16_t slice)
 {
     uint32_t color = palettes[style][palette_row(kind)];
     if (kind >= PASS_COUNT) return color;
-    if (t->chunks > 1 && stage > 0 && t->n_stages > 0) {
-        const int64_t chunk = (int64_t)stage * t->chunks / t->n_stages;
-        color = mix(color, 0.55 * (double)chunk / (double)(t->chunks - 1), 255.0);
-    }
-    if (t->n_pipes > 1 && pipe > 0) color = mix(color, 0.4, 255.0);
+    const double tint = tint_of(t, stage, pipe);
+    if (tint > 0.0) color = mix(color, tint, 255.0);
     if (t->n_slices > 1) color = mix(color, 0.28 * (double)slice / (double)(t->n_slices - 1), 0.0);
     return color;
 }

@@ -171,6 +171,17 @@ static td_status add_legend(viz_layout *l, const trace *traces, int n)
         }
         TD_TRY(legend_item(l, &x, fills, tints, text));
     }
+    for (int i = 0; i < n; i++) {
+        const trace *const t = &traces[i];
+        if (t->n_pipes < 2) continue;
+        const uint32_t fills[2] = {viz_fill(l->o->style, t, PASS_F, 0, 0, 0),
+                                   viz_fill(l->o->style, t, PASS_F, 0, t->n_pipes - 1, 0)};
+        char text[40];
+        (void)snprintf(text, sizeof text, "pipes 0%s%d", t->n_pipes > 2 ? " to " : ", ",
+                       t->n_pipes - 1);
+        TD_TRY(legend_item(l, &x, fills, 2, text));
+        break;
+    }
     const uint32_t white = 0xffffff;
     TD_TRY(legend_item(l, &x, &white, 1, "idle"));
     l->y += 9.5;

@@ -80,6 +80,37 @@ static void boxes_cover_the_busy_time(void **state)
     assert_int_equal(s.n_boxes, 4 * 8 * 2);
 }
 
+static int lightness(uint32_t fill)
+{
+    return (int)(fill & 255) + (int)(fill >> 8 & 255) + (int)(fill >> 16);
+}
+
+/* Every pass of the second direction is lighter than every one of the first, whatever its chunk;
+ * pipes and chunks of a direction differ. */
+static void directions_are_told_apart(void **state)
+{
+    trace t;
+    viz_sample(4, 8, 0, *state, &t);
+    t.n_slices = 1;
+    for (int pipes = 2; pipes <= 6; pipes += 2)
+        for (int chunks = 1; chunks <= 4; chunks++) {
+            t.n_pipes = pipes;
+            t.chunks = chunks;
+            t.n_stages = 4 * chunks;
+            int lightest = 0, darkest = 999, n = 0;
+            uint32_t seen[32];
+            for (int pipe = 0; pipe < pipes; pipe++)
+                for (int chunk = 0; chunk < (pipes == 2 ? chunks : 1); chunk++) {
+                    const uint32_t f = viz_fill(VIZ_DEFAULT, &t, PASS_F, 4 * chunk, pipe, 0);
+                    for (int i = 0; i < n; i++) assert_true(seen[i] != f);
+                    seen[n++] = f;
+                    if (pipe < pipes / 2 && lightness(f) > lightest) lightest = lightness(f);
+                    if (pipe >= pipes / 2 && lightness(f) < darkest) darkest = lightness(f);
+                }
+            assert_true(darkest > lightest + 60);
+        }
+}
+
 static void text_is_readable_on_every_fill(void **state)
 {
     trace t;
@@ -168,13 +199,10 @@ static void terminal_shows_the_schedule(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T_TEST(labels_never_collide_nor_shrink),
-        T_TEST(boxes_cover_the_busy_time),
-        T_TEST(text_is_readable_on_every_fill),
-        T_TEST(files_are_equal_and_whole),
-        T_TEST(bad_requests_are_refused),
-        T_TEST(terminal_shows_the_schedule),
-        T_TEST(boxes_never_overlap),
+        T_TEST(labels_never_collide_nor_shrink), T_TEST(boxes_cover_the_busy_time),
+        T_TEST(directions_are_told_apart),       T_TEST(text_is_readable_on_every_fill),
+        T_TEST(files_are_equal_and_whole),       T_TEST(bad_requests_are_refused),
+        T_TEST(terminal_shows_the_schedule),     T_TEST(boxes_never_overlap),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
