@@ -26,7 +26,7 @@ td_status sizes_dims(const sizes *z, int32_t stage, int64_t slice_len, shard_dim
     if (stage < 0 || stage >= z->n_stages)
         return td_fail(err, TD_EUSAGE, "stage %d: there are %d stages", stage, z->n_stages);
     const int64_t tp = z->run.tp < 1 ? 1 : z->run.tp;
-    const int64_t shards = z->vocab_shards > 1 ? z->vocab_shards : tp;
+    const int64_t words = z->vocab_shards > 0 ? sizes_vocab_rows(z) : per(m->vocab, tp);
     shard_dims d = {.m = m, .stage = &z->stages[stage], .bert = m->family == MODEL_BERT};
     d.e = data_type_bytes(z->run.dtype);
     d.rows = mul(z->run.micro_batch, slice_len);
@@ -37,7 +37,7 @@ td_status sizes_dims(const sizes *z, int32_t stage, int64_t slice_len, shard_dim
     d.sliced = slice_len < z->run.seq_len;
     d.ffn = per(m->ffn, tp);
     d.up = mul(m->gated ? 2 : 1, d.ffn);
-    d.vocab_ld = plus(per(m->vocab, shards), 15) / 16 * 16;
+    d.vocab_ld = plus(words, 15) / 16 * 16;
     *out = d;
     return TD_OK;
 }
@@ -149,10 +149,11 @@ static void keep_head(const shard_dims *d, bool full, stash_part part, stash_lay
     const bool for_w = part == STASH_F_TO_B || part == (full ? STASH_F_TO_I : STASH_F_TO_W);
     if (d->bert && for_w) s->head_dense = hidden_tensor(d, end);
     if (d->bert && for_i) s->head_act = hidden_tensor(d, end);
-    if (for_w) s->final_out = hidden_tensor(d, end);
+    const bool whole = d->stage->vocab_rows == 0; /* else final_out is the stage's OUTPUT */
+    if (for_w && whole) s->final_out = hidden_tensor(d, end);
     if (for_i && !d->m->rms_norm) s->final_mean = row_stats(d, end);
     if (for_i) s->final_rstd = row_stats(d, end);
-    if (for_w && !full) s->dlogits = tensor(d, end, d->vocab_ld);
+    if (for_w && !full && whole) s->dlogits = tensor(d, end, d->vocab_ld);
 }
 
 td_status stash_layout_of(const sizes *z, int32_t stage, int64_t slice_len, stash_part part,
@@ -207,7 +208,7 @@ td_status scratch_layout_of(const sizes *z, int32_t stage, int64_t slice_len, sc
     s.delta = region(&s.bytes, mul(mul(d.rows, d.heads), 4));
     s.layer = layer_block(&d, recomputed(mode));
     if (mode != RECOMPUTE_NONE) s.recomputed = region(&s.bytes, s.layer.bytes);
-    if (d.stage->head) {
+    if (d.stage->head && d.stage->vocab_rows == 0) {
         s.logits_rows = d.rows < LOGITS_ROWS ? d.rows : LOGITS_ROWS;
         if (mode == RECOMPUTE_FULL)
             s.logits = region(&s.bytes, mul(mul(s.logits_rows, d.vocab_ld), d.e));

@@ -152,19 +152,24 @@ td_status cost_pair(const cost_model *c, const pass_query *f, const pass_query *
 static td_status stage_shard_params(const cost_model *c, int32_t stage, double *params, td_err *err)
 {
     const sizes *const z = c->sizes;
-    if (z == NULL || z->model == NULL || z->stages == NULL || stage < 0 || stage >= z->n_stages)
+    if (z == NULL || z->model == NULL || z->stages == NULL || stage < 0 ||
+        stage >= z->n_stages + (z->vocab_shards > 0 ? 1 : 0))
         return td_fail(err, TD_EUSAGE, "optimizer: no stage %" PRId32 " of a model; give --model",
                        stage);
-    const stage_desc *const s = &z->stages[stage];
+    const stage_desc desc = sizes_stage(z, stage), *const s = &desc;
+    if (s->shard) {
+        *params = (double)stage_param_elements(z->model, s);
+        return TD_OK;
+    }
     const double tp = z->run.tp > 1 ? (double)z->run.tp : 1;
-    const double shards = z->vocab_shards > 1 ? z->vocab_shards : 1;
+    const double table = (double)z->model->vocab * (double)z->model->hidden;
+    const double bias = z->model->family == MODEL_BERT ? (double)z->model->vocab : 0;
+    const bool whole = z->vocab_shards < 1;
     double ends = 0;
-    /* a sharded table lies on every rank, so each stage holds its part */
-    if (s->embedding || shards > 1) ends += (double)model_embedding_params(z->model);
-    if (s->head || shards > 1) ends += (double)model_head_params(z->model);
-    if (z->model->tied && s->embedding && s->head)
-        ends -= (double)z->model->vocab * (double)z->model->hidden;
-    *params = ((double)s->n_layers * (double)model_layer_params(z->model) + ends / shards) / tp;
+    if (s->embedding) ends += (double)model_embedding_params(z->model) - (whole ? 0 : table);
+    if (s->head) ends += (double)model_head_params(z->model) - (whole ? 0 : table + bias);
+    if (z->model->tied && s->embedding && s->head && whole) ends -= table;
+    *params = ((double)s->n_layers * (double)model_layer_params(z->model) + ends) / tp;
     return TD_OK;
 }
 

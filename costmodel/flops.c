@@ -22,7 +22,8 @@ typedef struct shape {
     const stage_desc *stage;
     double tokens, context, h, q_width, kv_width, ffn, vocab; /* widths on one shard */
     double bytes, grad_bytes;                                 /* of one element */
-    double layers, tp, norm_tokens; /* norm_tokens: on one shard with sequence parallelism */
+    double layers, tp, shards,
+        norm_tokens; /* norm_tokens: on one shard with sequence parallelism */
 } shape;
 
 enum { HALF_I = 1, HALF_W = 2 };
@@ -103,6 +104,45 @@ static void embedding(work_list *out, const shape *s, bool forward)
         false);
 }
 
+/* What the last stage keeps of the head where the tables are sharded. */
+static void head_rest(work_list *out, const shape *s, bool forward, int halves)
+{
+    if (s->m->family == MODEL_BERT && forward)
+        product(out, s, "head dense", s->tokens, s->h, s->h, 1);
+    if (s->m->family == MODEL_BERT && !forward)
+        product_back(out, s, "head dense", s->tokens, s->h, s->h, 1, halves);
+    if (forward || (halves & HALF_I))
+        add(out, "norms", 1, 0, s->bytes * (forward ? 2 : 4) * s->norm_tokens * s->h, false);
+}
+
+/* What the first stage keeps of the embedding: positions, added to the sum of the shards' rows. */
+static void embedding_rest(work_list *out, const shape *s, bool forward)
+{
+    const double row = s->tokens * s->h;
+    if (s->m->learned_positions)
+        add(out, "positions", 1, 0,
+            forward ? 3 * s->bytes * row : row * (s->bytes + 2 * s->grad_bytes), false);
+}
+
+/* S and T of a shard (arXiv 2411.05288, section 4): logits and softmax of its words in fp32; the
+ * gradient of its rows; the product that gives the input's gradient is S's when fused, else T's. */
+static void vocab_pass(work_list *out, const shape *s, bool is_s, bool fused)
+{
+    add(out, "softmax", 1, 0, 4 * 2 * s->tokens * s->vocab, false);
+    if (is_s) product(out, s, "head", s->tokens, s->h, s->vocab, 1);
+    const int halves = (is_s ? 0 : HALF_W) | (is_s == fused ? HALF_I : 0);
+    product_back(out, s, "head", s->tokens, s->h, s->vocab, 1, halves);
+}
+
+/* E and G of a shard: all tokens' rows are written or read, but only its own looked up. */
+static void embedding_shard(work_list *out, const shape *s, bool forward, double shards)
+{
+    const double row = s->tokens * s->h;
+    add(out, "embedding", 1, 0,
+        forward ? s->bytes * row * (1 + 1 / shards) : row * (s->bytes + 2 * s->grad_bytes / shards),
+        false);
+}
+
 /* Final norm, products with the table, softmax and loss over `vocab` words of this shard. */
 static void head_forward(work_list *out, const shape *s)
 {
@@ -126,7 +166,6 @@ static shape shape_of(const sizes *z, const pass_query *q)
 {
     const model_desc *const m = z->model;
     const double tp = z->run.tp > 1 ? (double)z->run.tp : 1;
-    const double shards = z->vocab_shards > 1 ? z->vocab_shards * tp : tp;
     const double tokens = (double)z->run.micro_batch * (double)q->slice_len;
     const double kv = (double)(m->n_kv_heads * m->head_dim);
     return (shape){
@@ -139,24 +178,26 @@ static shape shape_of(const sizes *z, const pass_query *q)
         /* with more shards than key-value heads each shard keeps one */
         .kv_width = (double)m->n_kv_heads > tp ? kv / tp : (double)m->head_dim,
         .ffn = (double)m->ffn / tp,
-        .vocab = (double)m->vocab / shards,
+        .vocab = z->vocab_shards > 0 ? (double)sizes_vocab_rows(z) : (double)m->vocab / tp,
         .bytes = (double)data_type_bytes(z->run.dtype),
         .grad_bytes = (double)data_type_bytes(z->run.grad_dtype),
         .layers = (double)z->stages[q->stage].n_layers,
         .tp = tp,
+        .shards = z->vocab_shards > 1 ? z->vocab_shards * tp : tp,
         .norm_tokens = z->run.sequence_parallel ? tokens / tp : tokens,
     };
 }
 
 /* Whether embedding and head are inside F and B of their stages, and not passes of their own. */
-static bool ends_inside(const sizes *z) { return z->vocab_shards <= 1; }
+static bool ends_inside(const sizes *z) { return z->vocab_shards < 1; }
 
 static void forward(work_list *out, const sizes *z, const shape *s)
 {
     const bool ends = ends_inside(z);
-    if (ends && s->stage->embedding) embedding(out, s, true);
+    if (s->stage->embedding) (ends ? embedding : embedding_rest)(out, s, true);
     layers_forward(out, s);
     if (ends && s->stage->head) head_forward(out, s);
+    if (!ends && s->stage->head) head_rest(out, s, true, 0);
     /* Megatron's g after attention and MLP; one after the split table's rows */
     out->sums += 2 * s->layers + (ends && s->stage->embedding ? 1 : 0);
 }
@@ -204,10 +245,10 @@ td_status work_of(const sizes *z, const pass_query *q, bool with_recompute, work
         layers_forward(out, &s);
         out->sums += 2 * s.layers;
         break;
-    case PASS_S: head_forward(out, &s); break;
-    case PASS_T: head_backward(out, &s, HALF_I | HALF_W); break;
-    case PASS_E: embedding(out, &s, true); break;
-    case PASS_G: embedding(out, &s, false); break;
+    case PASS_S:
+    case PASS_T: vocab_pass(out, &s, q->pass == PASS_S, z->vocab_fused); break;
+    case PASS_E:
+    case PASS_G: embedding_shard(out, &s, q->pass == PASS_E, s.shards); break;
     default: return td_fail(err, TD_EUSAGE, "pass %d: no such pass", (int)q->pass);
     }
     out->sum_bytes = s.bytes * s.tokens * s.h;

@@ -38,6 +38,10 @@ typedef struct run_shape {
 typedef struct stage_desc {
     int64_t first_layer, n_layers;
     bool embedding, head; /* holds the input embedding; the final norm, output head and loss */
+    /* > 0: the tables of embedding and head lie in shards of so many rows on all ranks, and the
+     * stage holds the rest of its ends only */
+    int64_t vocab_rows;
+    bool shard; /* no stage of the pipeline but such a shard: rows of the tables, nothing else */
 } stage_desc;
 
 /* --- model.c, model_presets.c --- */

@@ -105,10 +105,19 @@ static void add_pair(param_list *l, const char *stem, bool bias, param_kind weig
     add(l, name, -1, weight + 1, rows, 1);
 }
 
-static void add_embedding(param_list *l, const model_desc *m)
+/* Whether a stage holds rows of the tables, and how many. */
+static bool has_tables(const stage_desc *s) { return s->vocab_rows == 0 || s->shard; }
+
+static int64_t table_rows(const model_desc *m, const stage_desc *s)
+{
+    return s->shard ? s->vocab_rows : m->vocab;
+}
+
+static void add_embedding(param_list *l, const model_desc *m, const stage_desc *s)
 {
     const family_names *const f = names_of(m);
-    add(l, f->token, -1, PARAM_TOKEN_EMBEDDING, m->vocab, m->hidden);
+    if (has_tables(s)) add(l, f->token, -1, PARAM_TOKEN_EMBEDDING, table_rows(m, s), m->hidden);
+    if (s->shard) return;
     if (m->learned_positions)
         add(l, f->position, -1, PARAM_POSITION_EMBEDDING, m->max_positions, m->hidden);
     if (m->family != MODEL_BERT) return;
@@ -147,26 +156,30 @@ static void add_layer(param_list *l, const model_desc *m, int64_t layer)
     }
 }
 
-static void add_head(param_list *l, const model_desc *m, bool own_table)
+static void add_head(param_list *l, const model_desc *m, const stage_desc *s)
 {
     const family_names *const f = names_of(m);
-    if (m->family == MODEL_BERT)
-        add_pair(l, f->head_dense, true, PARAM_HEAD_DENSE_WEIGHT, m->hidden, m->hidden);
-    add_pair(l, f->final_norm, !m->rms_norm, PARAM_FINAL_NORM_WEIGHT, m->hidden, 1);
+    if (!s->shard) {
+        if (m->family == MODEL_BERT)
+            add_pair(l, f->head_dense, true, PARAM_HEAD_DENSE_WEIGHT, m->hidden, m->hidden);
+        add_pair(l, f->final_norm, !m->rms_norm, PARAM_FINAL_NORM_WEIGHT, m->hidden, 1);
+    }
+    if (!has_tables(s)) return;
+    const int64_t rows = table_rows(m, s);
     if (m->family == MODEL_BERT) {
         char name[64];
         (void)snprintf(name, sizeof name, "%s.bias", f->head);
-        add(l, name, -1, PARAM_HEAD_BIAS, m->vocab, 1);
+        add(l, name, -1, PARAM_HEAD_BIAS, rows, 1);
     }
-    if (own_table) add_pair(l, f->head, false, PARAM_HEAD_WEIGHT, m->vocab, m->hidden);
+    if (!(m->tied && s->embedding)) add_pair(l, f->head, false, PARAM_HEAD_WEIGHT, rows, m->hidden);
 }
 
 static param_list list_of(const model_desc *m, const stage_desc *s, param_tensor *out, int64_t max)
 {
     param_list l = {.out = out, .max = max};
-    if (s->embedding) add_embedding(&l, m);
+    if (s->embedding) add_embedding(&l, m, s);
     for (int64_t i = 0; i < s->n_layers; i++) add_layer(&l, m, s->first_layer + i);
-    if (s->head) add_head(&l, m, !(m->tied && s->embedding));
+    if (s->head) add_head(&l, m, s);
     return l;
 }
 
@@ -183,8 +196,8 @@ int64_t stage_param_elements(const model_desc *m, const stage_desc *stage)
 int64_t stage_grad_elements(const model_desc *m, const stage_desc *stage)
 {
     param_list l = list_of(m, stage, NULL, 0);
-    if (m->tied && stage->embedding && stage->head)
-        add(&l, "", -1, PARAM_HEAD_WEIGHT, m->vocab, m->hidden);
+    if (m->tied && stage->embedding && stage->head && has_tables(stage))
+        add(&l, "", -1, PARAM_HEAD_WEIGHT, table_rows(m, stage), m->hidden);
     return l.elements;
 }
 
@@ -196,7 +209,7 @@ int64_t model_tensor_count(const model_desc *m)
 
 int64_t stage_first_tensor(const model_desc *m, const stage_desc *stage)
 {
-    if (stage->embedding) return 0;
+    if (stage->embedding) return has_tables(stage) ? 0 : 1; /* the token table is the first */
     const stage_desc before = {.n_layers = stage->first_layer, .embedding = true};
     return stage_params(m, &before, NULL, 0);
 }

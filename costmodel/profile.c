@@ -138,7 +138,7 @@ static td_status part_ns(const part_query *q, pass_kind kind, double *ns, td_err
 /* Which parts a pass of a stage runs through. */
 static bool has_part(const sizes *z, const stage_desc *s, pass_kind kind, stage_part part)
 {
-    const bool ends = z->vocab_shards <= 1;
+    const bool ends = z->vocab_shards < 1;
     switch (kind) {
     case PASS_S:
     case PASS_T: return part == PART_HEAD;

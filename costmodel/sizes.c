@@ -18,6 +18,20 @@ const char *size_kind_name(size_kind kind)
     return kind < SIZE_KIND_COUNT ? kind_names[kind] : "unknown";
 }
 
+int64_t sizes_vocab_rows(const sizes *z)
+{
+    if (z->vocab_shards < 1 || z->model == NULL) return 0;
+    const int64_t shards = mul(z->vocab_shards, z->run.tp < 1 ? 1 : z->run.tp);
+    return mul(2, per(z->model->vocab, mul(2, shards)));
+}
+
+stage_desc sizes_stage(const sizes *z, int32_t stage)
+{
+    if (stage < z->n_stages) return z->stages[stage];
+    return (stage_desc){
+        .embedding = true, .head = true, .vocab_rows = sizes_vocab_rows(z), .shard = true};
+}
+
 /* --- totals --- */
 
 /* Parameters of one shard: tensor parallelism divides matrices and the biases of divided outputs;
@@ -27,10 +41,11 @@ static int64_t shard_elements(const sizes *z, const stage_desc *stage, bool grad
     const model_desc *const m = z->model;
     const int64_t tp = z->run.tp < 1 ? 1 : z->run.tp;
     const int64_t all = grads ? stage_grad_elements(m, stage) : stage_param_elements(m, stage);
-    if (tp == 1 && z->vocab_shards <= 1) return all;
-    const int64_t shards = z->vocab_shards > 1 ? z->vocab_shards : tp;
+    if (tp == 1) return all;
+    const bool tables = stage->vocab_rows == 0 || stage->shard;
+    const int64_t words = stage->shard ? stage->vocab_rows : per(m->vocab, tp);
     const int64_t h = m->hidden, c = plus(h, 15) / 16 * 16;
-    const int64_t table = mul(per(m->vocab, shards), h);
+    const int64_t table = tables ? mul(words, h) : 0;
     const int64_t attn = mul(m->n_heads, m->head_dim);
     const int64_t qkv = plus(attn, mul(2 * m->n_kv_heads, m->head_dim));
     const int64_t norm = m->rms_norm ? c : 2 * c;
@@ -42,12 +57,13 @@ static int64_t shard_elements(const sizes *z, const stage_desc *stage, bool grad
     int64_t n = mul(stage->n_layers, layer);
     if (stage->embedding) {
         n = plus(n, table);
-        if (m->learned_positions) n = plus(n, mul(m->max_positions, h));
-        if (m->family == MODEL_BERT) n = plus(n, 2 * c + norm);
+        if (m->learned_positions && !stage->shard) n = plus(n, mul(m->max_positions, h));
+        if (m->family == MODEL_BERT && !stage->shard) n = plus(n, 2 * c + norm);
     }
     if (stage->head) {
-        n = plus(n, norm);
-        if (m->family == MODEL_BERT) n = plus(n, plus(mul(h, h) + c, per(m->vocab, shards)));
+        if (!stage->shard) n = plus(n, norm);
+        if (m->family == MODEL_BERT && !stage->shard) n = plus(n, mul(h, h) + c);
+        if (m->family == MODEL_BERT && tables) n = plus(n, words);
         if (!(m->tied && stage->embedding) || grads) n = plus(n, table);
     }
     return plus(n, 15) / 16 * 16;
@@ -61,13 +77,13 @@ int64_t sizes_optimizer_shards(const sizes *z)
 
 int32_t stage_sync_parts(const sizes *z, int32_t stage, sync_part *out)
 {
-    const stage_desc *const s = &z->stages[stage];
+    const stage_desc desc = sizes_stage(z, stage), *const s = &desc;
     const int64_t all = shard_elements(z, s, true), weights = shard_elements(z, s, false);
     const int64_t table =
         plus(per(mul(z->model->vocab, z->model->hidden), z->run.tp), SYNC_ALIGN - 1) / SYNC_ALIGN *
         SYNC_ALIGN;
     const bool sharded = sizes_optimizer_shards(z) > 1;
-    const bool apart = sharded && z->model->tied && z->vocab_shards <= 1;
+    const bool apart = sharded && z->model->tied && z->vocab_shards < 1;
     /* the table is the first tensor of the first stage, and the last one of the last stage */
     const int64_t begin = apart && s->embedding ? table : 0;
     const int64_t end = apart && s->head ? all - table : sharded ? weights : all;
@@ -79,15 +95,15 @@ int32_t stage_sync_parts(const sizes *z, int32_t stage, sync_part *out)
     return n;
 }
 
-static int64_t optimizer_bytes(const sizes *z, const stage_desc *stage)
+static int64_t optimizer_bytes(const sizes *z, int32_t stage)
 {
     const int64_t per_element = z->run.dtype == TYPE_FP32 ? 8 : 12; /* m, v; fp32 master weights */
     const int64_t shards = sizes_optimizer_shards(z);
     sync_part parts[SYNC_PARTS_MAX];
     int64_t n = 0;
-    if (shards == 1) return mul(shard_elements(z, stage, false), per_element);
-    for (int32_t i = 0, end = stage_sync_parts(z, (int32_t)(stage - z->stages), parts); i < end;
-         i++)
+    const stage_desc desc = sizes_stage(z, stage);
+    if (shards == 1) return mul(shard_elements(z, &desc, false), per_element);
+    for (int32_t i = 0, end = stage_sync_parts(z, stage, parts); i < end; i++)
         if (parts[i].weights) n = plus(n, per(parts[i].elements, shards));
     return mul(n, per_element);
 }
@@ -135,7 +151,7 @@ static td_status activation_bytes(const sizes *z, size_kind kind, int32_t stage,
         return TD_OK;
     case SIZE_TOKENS: *n = mul(d.rows, 2 * (int64_t)sizeof(int32_t)); return TD_OK;
     case SIZE_VOCAB_STATS: *n = mul(d.rows, 3 * 4); return TD_OK; /* max, sum, target's logit */
-    case SIZE_VOCAB_STASH: *n = mul(mul(d.rows, d.vocab_ld), d.e); return TD_OK;
+    case SIZE_VOCAB_STASH: *n = mul(mul(d.rows, d.vocab_ld), 4); return TD_OK; /* fp32 softmax */
     default: *n = 0; return TD_OK;
     }
 }
@@ -144,14 +160,14 @@ td_status sizes_bytes(const sizes *z, size_kind kind, int32_t stage, int64_t sli
                       int64_t prefix, int64_t *bytes, td_err *err)
 {
     if (z->model == NULL) return unit_bytes(z, kind, slice_len, bytes);
-    if (stage < 0 || stage >= z->n_stages)
+    if (stage < 0 || stage >= z->n_stages + (z->vocab_shards > 0 ? 1 : 0))
         return td_fail(err, TD_EUSAGE, "stage %d: there are %d stages", stage, z->n_stages);
-    const stage_desc *const s = &z->stages[stage];
+    const stage_desc desc = sizes_stage(z, stage), *const s = &desc;
     int64_t n = 0;
     switch (kind) {
     case SIZE_WEIGHTS: n = mul(shard_elements(z, s, false), data_type_bytes(z->run.dtype)); break;
     case SIZE_GRADS: n = mul(shard_elements(z, s, true), data_type_bytes(z->run.grad_dtype)); break;
-    case SIZE_OPTIMIZER: n = optimizer_bytes(z, s); break;
+    case SIZE_OPTIMIZER: n = optimizer_bytes(z, stage); break;
     case SIZE_NORM: n = mul(model_tensor_count(z->model), (int64_t)sizeof(double)); break;
     case SIZE_TIED_GRADS:
         n = z->model->tied

@@ -41,9 +41,16 @@ typedef struct sizes {
     run_shape run;
     const stage_desc *stages; /* [n_stages]; NULL without a model */
     int32_t n_stages, chunks; /* chunks per rank and pipe, for unit activations */
-    int32_t vocab_shards;     /* > 1: vocabulary layers sharded over so many ranks */
+    int32_t vocab_shards;     /* > 0: vocabulary layers sharded over so many ranks */
+    bool vocab_fused;         /* S makes the input gradient, not T (Vocab-2) */
     int32_t twins;            /* copies of a stage in one replica: pipes of the schedule; 0: 1 */
 } sizes;
+
+/* Rows of the tables that one shard holds: the vocabulary padded to a multiple of two for each
+ * shard (arXiv 2411.05288, section 6.1). 0 without shards. */
+int64_t sizes_vocab_rows(const sizes *z);
+/* A stage by its number; where the vocabulary is sharded, number n_stages is a rank's shard. */
+stage_desc sizes_stage(const sizes *z, int32_t stage);
 
 /* Bytes of one buffer of `kind` for `stage`, holding `slice_len` tokens of each of the micro_batch
  * sequences after a prefix of `prefix` tokens (both ignored by what does not depend on them).

@@ -143,7 +143,7 @@ td_status lower_add_streams(td_arena *a, const plan *in, const new_stream *strea
 static td_status place_insts(const lowering *l, plan *p, td_err *err)
 {
     const schedule *const s = l->s;
-    p->n_insts = (uint32_t)(s->n_pipes * s->n_stages);
+    p->n_insts = (uint32_t)(s->n_pipes * s->n_stages + lower_shards(l));
     p->insts = TD_NEW_N(l->a, plan_inst, p->n_insts);
     if (p->insts == NULL) return td_fail(err, TD_ENOMEM, "out of memory for stages");
     for (int32_t i = 0; i < s->n_pipes; i++)
@@ -153,6 +153,9 @@ static td_status place_insts(const lowering *l, plan *p, td_err *err)
                             .stage = st,
                             .forward_row = s->pipes[i].forward_row[st],
                             .backward_row = s->pipes[i].backward_row[st]};
+    for (int32_t row = 0; row < lower_shards(l); row++)
+        p->insts[lower_shard_inst(l, row)] =
+            (plan_inst){.stage = s->n_stages, .forward_row = row, .backward_row = row};
     return TD_OK;
 }
 

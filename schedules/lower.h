@@ -40,6 +40,17 @@ static inline uint32_t lower_inst(const lowering *l, int32_t m, int32_t stage)
     return (uint32_t)(l->s->microbatch_pipe[m] * l->s->n_stages + stage);
 }
 
+/* Shards of the tables where the vocabulary is sharded: one a row, behind the stages' instances. */
+static inline int32_t lower_shards(const lowering *l)
+{
+    return l->s->vocab == VOCAB_NONE ? 0 : l->s->n_rows;
+}
+
+static inline uint32_t lower_shard_inst(const lowering *l, int32_t row)
+{
+    return (uint32_t)(l->s->n_pipes * l->s->n_stages + row);
+}
+
 /* The total order in which everything can happen: levels first, rows break ties. A message or
  * collective that is placed right before its first consumer in this order, and streams that keep
  * this order, cannot deadlock (lower_comm.c says why). */

@@ -17,6 +17,15 @@ static uint32_t last_gradient(const lowering *l, int32_t pipe, int32_t stage)
     return last;
 }
 
+/* The last pass of a row that adds to its shard of the tables. */
+static uint32_t last_shard_gradient(const lowering *l, int32_t row)
+{
+    uint32_t last = l->ix->row_first[row];
+    for (uint32_t node = last; node < l->ix->row_first[row + 1]; node++)
+        if (l->ix->cell[node]->kind == PASS_T || l->ix->cell[node]->kind == PASS_G) last = node;
+    return last;
+}
+
 /* Where a stage's sync may start on a row: after its last gradient (eager), after the row's last
  * pass (end), or just before a given pass. */
 static uint32_t sync_gate(const lowering *l, int32_t row, int32_t pipe, int32_t stage)
@@ -45,6 +54,16 @@ uint32_t collect_holders(const collect *c, int32_t stage, stage_holder *out)
 {
     const lowering *const l = c->l;
     uint32_t n = 0;
+    const int32_t row_of_shard = stage - l->s->n_stages;
+    for (int32_t d = 0; row_of_shard >= 0 && d < l->replicas; d++) {
+        const uint32_t node = l->s->sync == SYNC_END ? l->ix->row_first[row_of_shard + 1] - 1
+                                                     : last_shard_gradient(l, row_of_shard);
+        out[n++] = (stage_holder){.rank = lower_rank(l, row_of_shard, d),
+                                  .gate = lower_task(l, c->in, node, row_of_shard, d),
+                                  .inst = lower_shard_inst(l, row_of_shard),
+                                  .when = lower_when(l, node, row_of_shard)};
+    }
+    if (row_of_shard >= 0) return n;
     for (int32_t pipe = 0; pipe < l->s->n_pipes; pipe++)
         for (int32_t d = 0; d < l->replicas; d++) {
             const int32_t row = l->s->pipes[pipe].backward_row[stage];
@@ -80,10 +99,13 @@ td_status collect_parts(collect *c, collective item, int32_t stage, const stage_
                         uint32_t n, int64_t element_bytes, td_err *err)
 {
     const lowering *const l = c->l;
-    const int32_t copies = l->s->n_pipes * l->o->dp;
+    const bool shard = stage >= l->s->n_stages;
+    const int32_t copies = (shard ? 1 : l->s->n_pipes) * l->o->dp;
     sync_part parts[SYNC_PARTS_MAX] = {{0}};
     const int32_t n_parts =
-        l->o->sizes->model == NULL ? 1 : stage_sync_parts(l->o->sizes, stage, parts);
+        l->o->sizes->model == NULL
+            ? 1
+            : stage_sync_parts(l->o->sizes, shard ? l->s->n_stages : stage, parts);
     for (int32_t i = 0; i < n_parts; i++) {
         if (item.purpose == PURPOSE_WEIGHTS && !parts[i].weights) continue;
         item.at = (int32_t)(parts[i].first / SYNC_ALIGN);
@@ -99,7 +121,7 @@ td_status collect_gradients(collect *c, td_err *err)
     if (l->s->n_pipes * l->o->dp == 1) return TD_OK;
     stage_holder *const h = TD_NEW_N(l->a, stage_holder, l->s->n_pipes * l->replicas);
     if (h == NULL) return td_fail(err, TD_ENOMEM, "out of memory for collectives");
-    for (int32_t stage = 0; stage < l->s->n_stages; stage++) {
+    for (int32_t stage = 0; stage < l->s->n_stages + lower_shards(l); stage++) {
         const uint32_t n = collect_holders(c, stage, h);
         const collective item = {.kind = l->o->zero1 ? COLL_REDUCE_SCATTER : COLL_ALL_REDUCE,
                                  .purpose = PURPOSE_GRAD_SYNC,

@@ -15,7 +15,9 @@
 static td_status memory_class(memory *mem, size_kind what, int32_t inst, int32_t m, int32_t k,
                               uint32_t *out, td_err *err)
 {
-    const int32_t stage = inst < 0 ? 0 : inst % mem->l->s->n_stages;
+    const schedule *const s = mem->l->s;
+    int32_t stage = inst < 0 ? 0 : inst % s->n_stages;
+    if (inst >= s->n_pipes * s->n_stages) stage = s->n_stages; /* a shard of the tables */
     plan_class key = {
         .kind = (uint8_t)what, .inst = inst < 0 ? PLAN_NONE : (uint32_t)inst, .second = PLAN_NONE};
     if (m >= 0 && k >= 0) lower_slice(mem->l, m, k, &key.slice_len, &key.prefix);
@@ -55,9 +57,12 @@ td_status memory_tensor(memory *mem, memory_table table, int32_t stage, int32_t 
                         uint32_t *out, td_err *err)
 {
     static const size_kind kinds[TABLE_COUNT] = {
-        SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_STASH,
-        SIZE_STASH_W,  SIZE_WSTASH,   SIZE_TOKENS,   SIZE_KV,       SIZE_KV,       SIZE_DKV};
-    const bool whole = table == TABLE_TOKENS || table == TABLE_DKV;
+        SIZE_BOUNDARY,    SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY,
+        SIZE_STASH,       SIZE_STASH_W,  SIZE_WSTASH,   SIZE_TOKENS,   SIZE_KV,
+        SIZE_KV,          SIZE_DKV,      SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_VOCAB_STATS,
+        SIZE_VOCAB_STASH, SIZE_TOKENS,   SIZE_BOUNDARY, SIZE_BOUNDARY};
+    const bool tokens = table == TABLE_TOKENS || table == TABLE_VOCAB_TOKENS;
+    const bool whole = tokens || table == TABLE_DKV;
     const size_t slot = index_slot(mem->l->s, stage, m, whole ? 0 : k);
     uint32_t *const known = &mem->tables[table][slot];
     if (*known != MEMORY_UNKNOWN) {
@@ -66,13 +71,14 @@ td_status memory_tensor(memory *mem, memory_table table, int32_t stage, int32_t 
     }
     /* the tensor at a border has the size of the later stage's input */
     const bool at_output = table == TABLE_ACT_OUT || table == TABLE_GRAD_IN;
-    const int32_t border = at_output ? stage + 1 : stage;
+    int32_t border = at_output ? stage + 1 : stage;
+    if (table >= TABLE_VOCAB_X) border = table < TABLE_VOCAB_TOKENS ? mem->l->s->n_stages - 1 : 0;
     const int32_t inst = (int32_t)lower_inst(mem->l, m, border);
     const bool for_i = table == TABLE_STASH && memory_is_split(mem, stage, m, k);
     uint32_t bclass = 0;
     TD_TRY(memory_class(mem, for_i ? SIZE_STASH_I : kinds[table], inst, m, whole ? -1 : k, &bclass,
                         err));
-    TD_TRY(memory_new(mem, bclass, table == TABLE_TOKENS, out, err));
+    TD_TRY(memory_new(mem, bclass, tokens, out, err));
     *known = *out;
     return TD_OK;
 }
@@ -141,8 +147,10 @@ static td_status open_memory(memory *mem, const lowering *l, const plan *in, td_
 {
     *mem = (memory){.l = l, .scratch = PLAN_NONE, .seq_len = (int32_t)in->seq_len};
     TD_TRY(class_table_open(&mem->classes, l->a, NULL, err));
-    const size_t slots = index_slot(l->s, l->s->n_stages, 0, 0);
-    for (int t = 0; t < TABLE_COUNT; t++) {
+    const int tables = l->s->vocab == VOCAB_NONE ? TABLE_VOCAB_X : TABLE_COUNT;
+    const int32_t most = l->s->n_stages > l->s->n_rows ? l->s->n_stages : l->s->n_rows;
+    const size_t slots = index_slot(l->s, most, 0, 0);
+    for (int t = 0; t < tables; t++) {
         mem->tables[t] = TD_NEW_N(l->a, uint32_t, slots);
         if (mem->tables[t] == NULL) return td_fail(err, TD_ENOMEM, "out of memory for buffers");
         for (size_t i = 0; i < slots; i++) mem->tables[t][i] = MEMORY_UNKNOWN;
@@ -150,10 +158,11 @@ static td_status open_memory(memory *mem, const lowering *l, const plan *in, td_
     const size_t cached = l->s->n_slices > 1 ? (size_t)l->s->n_slices + 1 : 0;
     size_t bound = 0;
     for (uint32_t i = 0; i < in->n_tasks; i++)
-        bound += in->tasks[i].kind < TASK_SEND ? 2 * (MEMORY_PASS_USES + cached)
-                                               : 2 + 3 * (size_t)in->n_insts *
-                                                         (in->tasks[i].kind == TASK_NORM ||
-                                                          in->tasks[i].kind == TASK_OPTIMIZER);
+        bound += in->tasks[i].kind < TASK_SEND
+                     ? 2 * (MEMORY_PASS_USES + cached)
+                     : MEMORY_MEETING_USES + 3 * (size_t)in->n_insts *
+                                                 (in->tasks[i].kind == TASK_NORM ||
+                                                  in->tasks[i].kind == TASK_OPTIMIZER);
     mem->row_first = TD_NEW_N(l->a, size_t, l->s->n_rows + 1);
     mem->uses = TD_NEW_N(l->a, uint32_t, bound);
     mem->run_first = TD_NEW_N(l->a, size_t, l->s->n_rows);

@@ -5,7 +5,11 @@
 #include "schedules/lower.h"
 
 #define MEMORY_UNKNOWN (UINT32_MAX - 1)
-enum { MEMORY_BUFFER_MAX = 0x1ffffff, MEMORY_PASS_USES = 12 }; /* and keys and values per slice */
+enum {
+    MEMORY_BUFFER_MAX = 0x1ffffff,
+    MEMORY_PASS_USES = 12, /* and keys and values per slice */
+    MEMORY_MEETING_USES = 4
+};
 
 /* Tensors of one (stage, microbatch, slice). Each lives on one row: inputs where they are consumed,
  * outputs where they are produced; a local hand-over is one buffer under two names. */
@@ -22,6 +26,13 @@ typedef enum memory_table {
     TABLE_KV,       /* of a slice, written by F */
     TABLE_KV_AGAIN, /* written by R on a row of its own */
     TABLE_DKV,
+    TABLE_VOCAB_X, /* from here on of every row, where its number stands for the stage's */
+    TABLE_VOCAB_DX,
+    TABLE_VOCAB_STATS,
+    TABLE_VOCAB_STASH,
+    TABLE_VOCAB_TOKENS,
+    TABLE_EMBED,
+    TABLE_EMBED_GRAD,
     TABLE_COUNT
 } memory_table;
 
@@ -71,6 +82,14 @@ void memory_use(memory *mem, use_mode mode, use_role role, uint32_t buffer);
 
 /* The uses of one task (lower_uses.c). */
 TD_MUST_USE td_status memory_task_uses(memory *mem, plan *p, uint32_t task, td_err *err);
+
+/* Sharded vocabulary layers (lower_uses_vocab.c): one use of a buffer of the row at hand; the uses
+ * of S, T, E, G; those of a barrier's member. */
+TD_MUST_USE td_status memory_vocab_use(memory *mem, use_mode mode, use_role role,
+                                       memory_table table, int32_t m, int32_t k, td_err *err);
+TD_MUST_USE td_status memory_vocab_pass(memory *mem, pass_kind kind, int32_t m, int32_t k,
+                                        td_err *err);
+TD_MUST_USE td_status memory_vocab_barrier(memory *mem, const plan *p, uint32_t task, td_err *err);
 
 /* Gives every buffer of a rank its offset: run-long ones at the bottom, the others first-fit in the
  * order of birth. Sets arena_bytes and persistent_bytes (lower_offsets.c). */

@@ -137,7 +137,7 @@ static td_status step_weights(collect *c, td_err *err)
     if (sizes_optimizer_shards(z) == 1 || z->model == NULL) return TD_OK;
     stage_holder *const h = TD_NEW_N(l->a, stage_holder, l->s->n_pipes * l->replicas);
     if (h == NULL) return td_fail(err, TD_ENOMEM, "out of memory for copies");
-    for (int32_t stage = 0; stage < l->s->n_stages; stage++) {
+    for (int32_t stage = 0; stage < l->s->n_stages + lower_shards(l); stage++) {
         const uint32_t n = collect_holders(c, stage, h);
         for (uint32_t i = 0; i < n; i++) h[i].gate = tail_task(c->in, h[i].rank, TAIL_OPTIMIZER);
         const collective item = {

@@ -5,9 +5,10 @@
 typedef struct pass_at {
     pass_kind kind;
     int32_t pipe, stage, inst, m, k;
-    bool first, last; /* of the stages */
-    bool away;        /* forward and backward of the stage live on different rows */
-    bool split;       /* its backward is I and W */
+    bool first, last;  /* of the stages */
+    bool away;         /* forward and backward of the stage live on different rows */
+    bool begins, ends; /* the first stage behind a sharded embedding, the last before such a head */
+    bool split;        /* its backward is I and W */
 } pass_at;
 
 static pass_at pass_of(const memory *mem, const plan *p, uint32_t cls, uint8_t kind, uint32_t m,
@@ -23,6 +24,9 @@ static pass_at pass_of(const memory *mem, const plan *p, uint32_t cls, uint8_t k
                      .first = inst->stage == 0,
                      .last = inst->stage == mem->l->s->n_stages - 1,
                      .away = inst->forward_row != inst->backward_row,
+                     .begins = inst->stage == 0 && mem->l->ix->pos[PASS_E] != NULL,
+                     .ends =
+                         inst->stage == mem->l->s->n_stages - 1 && mem->l->s->vocab != VOCAB_NONE,
                      .split = kind < PASS_COUNT && !pass_is_sharded((pass_kind)kind) &&
                               memory_is_split(mem, inst->stage, (int32_t)m, k)};
 }
@@ -56,14 +60,28 @@ static td_status use_scratch(memory *mem, const pass_at *p, td_err *err)
 /* The output of a stage: the next stage's input where that is on the same row. */
 static td_status use_output(memory *mem, const pass_at *p, td_err *err)
 {
+    if (p->last && !p->ends) return TD_OK;
+    if (p->last)
+        return memory_vocab_use(mem, USE_WRITE, ROLE_OUTPUT, TABLE_VOCAB_X, p->m, p->k, err);
     const sched_pipe *const pipe = &mem->l->s->pipes[p->pipe];
     if (pipe->forward_row[p->stage + 1] == pipe->forward_row[p->stage])
         return use_tensor(mem, USE_WRITE, ROLE_OUTPUT, TABLE_ACT_IN, p->stage + 1, p, err);
     return use_tensor(mem, USE_WRITE, ROLE_OUTPUT, TABLE_ACT_OUT, p->stage, p, err);
 }
 
+static td_status use_doutput(memory *mem, const pass_at *p, td_err *err)
+{
+    if (p->ends)
+        return memory_vocab_use(mem, USE_READ, ROLE_DOUTPUT, TABLE_VOCAB_DX, p->m, p->k, err);
+    if (p->last) return TD_OK;
+    return use_tensor(mem, USE_READ, ROLE_DOUTPUT, TABLE_GRAD_IN, p->stage, p, err);
+}
+
 static td_status use_dinput(memory *mem, const pass_at *p, td_err *err)
 {
+    if (p->begins)
+        return memory_vocab_use(mem, USE_WRITE, ROLE_DINPUT, TABLE_EMBED_GRAD, p->m, p->k, err);
+    if (p->first) return TD_OK;
     const sched_pipe *const pipe = &mem->l->s->pipes[p->pipe];
     if (pipe->backward_row[p->stage - 1] == pipe->backward_row[p->stage])
         return use_tensor(mem, USE_WRITE, ROLE_DINPUT, TABLE_GRAD_IN, p->stage - 1, p, err);
@@ -73,6 +91,8 @@ static td_status use_dinput(memory *mem, const pass_at *p, td_err *err)
 /* The stage's input, where this pass finds it. */
 static td_status use_input(memory *mem, const pass_at *p, td_err *err)
 {
+    if (p->begins && p->kind == PASS_F)
+        return memory_vocab_use(mem, USE_READ, ROLE_INPUT, TABLE_EMBED, p->m, p->k, err);
     if (p->first) return TD_OK;
     const memory_table table = p->away && p->kind != PASS_F ? TABLE_HANDOFF_IN : TABLE_ACT_IN;
     return use_tensor(mem, USE_READ, ROLE_INPUT, table, p->stage, p, err);
@@ -80,8 +100,8 @@ static td_status use_input(memory *mem, const pass_at *p, td_err *err)
 
 static td_status use_tokens(memory *mem, const pass_at *p, td_err *err)
 {
-    const bool head = p->last && mem->l->s->vocab == VOCAB_NONE;
-    if (!p->first && !head) return TD_OK;
+    const bool embeds = p->first && !p->begins, head = p->last && !p->ends;
+    if (!embeds && !head) return TD_OK;
     /* one row's first and last stage share the microbatch's tokens */
     const sched_pipe *const pipe = &mem->l->s->pipes[p->pipe];
     const int32_t last = mem->l->s->n_stages - 1;
@@ -125,7 +145,7 @@ static td_status uses_of_forward(memory *mem, const pass_at *p, td_err *err)
     TD_TRY(use_tokens(mem, p, err));
     TD_TRY(use_run(mem, USE_READ, ROLE_WEIGHTS, SIZE_WEIGHTS, p->inst, err));
     if (keeps) TD_TRY(use_stash(mem, USE_WRITE, USE_WRITE, p, err));
-    if (!p->last && p->kind == PASS_F) TD_TRY(use_output(mem, p, err));
+    if (p->kind == PASS_F) TD_TRY(use_output(mem, p, err));
     TD_TRY(use_cache(mem, p, err));
     return use_scratch(mem, p, err);
 }
@@ -136,8 +156,8 @@ static td_status uses_of_backward(memory *mem, const pass_at *p, td_err *err)
     TD_TRY(use_tokens(mem, p, err));
     TD_TRY(use_run(mem, USE_READ, ROLE_WEIGHTS, SIZE_WEIGHTS, p->inst, err));
     TD_TRY(use_stash(mem, USE_READ, USE_ADD, p, err));
-    if (!p->last) TD_TRY(use_tensor(mem, USE_READ, ROLE_DOUTPUT, TABLE_GRAD_IN, p->stage, p, err));
-    if (!p->first) TD_TRY(use_dinput(mem, p, err));
+    TD_TRY(use_doutput(mem, p, err));
+    TD_TRY(use_dinput(mem, p, err));
     TD_TRY(use_run(mem, USE_ADD, ROLE_GRADS, SIZE_GRADS, p->inst, err));
     if (p->split) TD_TRY(use_tensor(mem, USE_WRITE, ROLE_WSTASH, TABLE_WSTASH, p->stage, p, err));
     TD_TRY(use_cache(mem, p, err));
@@ -165,6 +185,10 @@ static td_status uses_of_pass(memory *mem, const pass_at *p, td_err *err)
     case PASS_B:
     case PASS_I: return uses_of_backward(mem, p, err);
     case PASS_W: return uses_of_weight_gradient(mem, p, err);
+    case PASS_S:
+    case PASS_T:
+    case PASS_E:
+    case PASS_G: return memory_vocab_pass(mem, p->kind, p->m, p->k, err);
     default: return TD_OK;
     }
 }
@@ -199,8 +223,9 @@ static td_status uses_of_message(memory *mem, const plan *p, const plan_task *t,
     return use_tensor(mem, mode, ROLE_MESSAGE, table, stage, &at, err);
 }
 
-static td_status uses_of_collective(memory *mem, const plan *p, const plan_task *t, td_err *err)
+static td_status uses_of_collective(memory *mem, const plan *p, uint32_t task, td_err *err)
 {
+    const plan_task *const t = &p->tasks[task];
     const plan_class *const c = &p->classes[t->cls];
     switch ((coll_purpose)c->purpose) {
     case PURPOSE_GRAD_SYNC:
@@ -209,7 +234,7 @@ static td_status uses_of_collective(memory *mem, const plan *p, const plan_task 
     case PURPOSE_NORM: return use_run(mem, USE_ADD, ROLE_MESSAGE, SIZE_NORM, -1, err);
     case PURPOSE_WEIGHTS:
         return use_run(mem, USE_ADD, ROLE_MESSAGE, SIZE_WEIGHTS, (int32_t)c->inst, err);
-    default: return TD_OK;
+    default: return memory_vocab_barrier(mem, p, task, err);
     }
 }
 
@@ -233,7 +258,7 @@ td_status memory_task_uses(memory *mem, plan *p, uint32_t task, td_err *err)
     switch ((task_kind)t->kind) {
     case TASK_SEND:
     case TASK_RECV: return uses_of_message(mem, p, t, err);
-    case TASK_COLL: return uses_of_collective(mem, p, t, err);
+    case TASK_COLL: return uses_of_collective(mem, p, task, err);
     case TASK_NORM:
     case TASK_OPTIMIZER: return uses_of_step(mem, p, t, err);
     case TASK_MARK:

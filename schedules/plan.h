@@ -184,7 +184,8 @@ typedef struct plan_coll {
     uint32_t root;              /* member index, for broadcast and reduce */
 } plan_coll;
 
-/* A stage instance: one stage of one pipe. Instances of one stage are twins. */
+/* A stage instance: one stage of one pipe. Instances of one stage are twins; those of "stage"
+ * n_stages are the shards of the tables, one a row, where the vocabulary is sharded. */
 typedef struct plan_inst {
     int32_t pipe, stage;
     int32_t forward_row, backward_row;

@@ -89,7 +89,7 @@ static td_status check_tables(const plan *p, td_err *err)
             p->streams[p->ranks[i].first_stream].kind != STREAM_COMPUTE)
             wrong = "a rank without a compute stream of its own, or with buffers out of range";
     for (uint32_t i = 0; i < p->n_insts; i++)
-        if (p->insts[i].stage < 0 || p->insts[i].stage >= p->n_stages || p->insts[i].pipe < 0 ||
+        if (p->insts[i].stage < 0 || p->insts[i].stage > p->n_stages || p->insts[i].pipe < 0 ||
             p->insts[i].pipe >= p->n_pipes)
             wrong = "a stage instance out of range";
     for (uint32_t i = 0; i < p->n_classes; i++) {

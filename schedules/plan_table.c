@@ -37,7 +37,8 @@ _Static_assert(COUNT(kind_words) == TASK_KIND_COUNT, "one word for each kind of 
 
 const plan_field plan_stage_fields[] = {
     SIGNED(stage_desc, first_layer), SIGNED(stage_desc, n_layers),
-    WORDS(stage_desc, embedding, bool_words), WORDS(stage_desc, head, bool_words)};
+    WORDS(stage_desc, embedding, bool_words), WORDS(stage_desc, head, bool_words),
+    SIGNED(stage_desc, vocab_rows)};
 const size_t plan_stage_n_fields = COUNT(plan_stage_fields);
 
 const plan_field plan_head_fields[] = {

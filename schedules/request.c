@@ -372,7 +372,8 @@ static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td
     const int64_t rows = q->pp != 0 ? q->pp : s->n_rows < s->n_stages ? s->n_rows : s->n_stages;
     out->sizes.n_stages = s->n_stages;
     out->sizes.chunks = (int32_t)(s->n_stages < rows ? 1 : s->n_stages / rows);
-    out->sizes.vocab_shards = s->vocab == VOCAB_NONE ? 1 : s->n_rows;
+    out->sizes.vocab_shards = s->vocab == VOCAB_NONE ? 0 : s->n_rows;
+    out->sizes.vocab_fused = s->vocab == VOCAB_2;
     out->sizes.twins = s->n_pipes;
     if (!out->has_model) {
         out->sizes.run.seq_len = unit_tokens(s);
@@ -396,6 +397,7 @@ static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td
     stage_desc *const stages = TD_NEW_N(a, stage_desc, s->n_stages);
     if (stages == NULL) return td_fail(err, TD_ENOMEM, "out of memory for stages");
     TD_TRY(layers_assign(&out->model, &lr, stages, err));
+    for (int32_t i = 0; i < s->n_stages; i++) stages[i].vocab_rows = sizes_vocab_rows(&out->sizes);
     out->sizes.stages = stages;
     return TD_OK;
 }
@@ -419,7 +421,13 @@ static td_status take_plan(const request *q, const char *text, const char *name,
     out->sizes.stages = out->has_model ? p->stages : NULL;
     out->sizes.n_stages = p->n_stages;
     out->sizes.chunks = p->chunks;
-    out->sizes.vocab_shards = 1;
+    bool c1 = false, c2 = false;
+    for (uint32_t i = 0; i < p->n_classes; i++) {
+        c1 |= p->classes[i].kind == TASK_COLL && p->classes[i].purpose == PURPOSE_C1;
+        c2 |= p->classes[i].kind == TASK_COLL && p->classes[i].purpose == PURPOSE_C2;
+    }
+    out->sizes.vocab_shards = c1 ? p->n_rows : 0;
+    out->sizes.vocab_fused = c1 && !c2;
     out->sizes.twins = p->n_pipes;
     out->sizes.run.tp = p->tp;
     out->sizes.run.dp = p->dp;
