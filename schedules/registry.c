@@ -25,6 +25,14 @@ static const sched_family *const table[] = {
     &family_vocab_2,
     &family_interlaced,
     &family_v_half_vocab,
+    &family_zb_h1,
+    &family_zb_h2,
+    &family_zb_v,
+    &family_zb_auto,
+    &family_v_half,
+    &family_v_min,
+    &family_1f1b_v,
+    &family_interleaved_zb,
 };
 /* clang-format on */
 

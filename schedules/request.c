@@ -244,7 +244,7 @@ static td_status generate(const request *q, td_arena *a, run_setup *out, td_err 
                        .microbatches = (int32_t)q->microbatches,
                        .chunks = (int32_t)q->chunks,
                        .slices = (int32_t)q->slices,
-                       .activation_limit = (int64_t)q->activation_limit};
+                       .activation_limit = q->activation_limit};
     if (q->pp == 0) return td_fail(err, TD_EUSAGE, "--pp is missing: how many stages wide; --pp 4");
     if (q->microbatches == 0)
         return td_fail(err, TD_EUSAGE, "--microbatches is missing; --microbatches 8");

@@ -126,6 +126,17 @@ typedef struct sched_times {
     int64_t comm_ns;
 } sched_times;
 
+/* What one stage costs. */
+typedef struct sched_stage_cost {
+    int64_t pass_ns[PASS_COUNT];             /* of a whole microbatch; -1: not known */
+    int64_t stash_bytes, weight_stash_bytes; /* kept from F to B or I, and from I to W */
+    int64_t fixed_bytes;                     /* everything else; 0 without a model */
+} sched_stage_cost;
+
+/* Prices the model cut into n_stages stages (a multiple of P), one entry of out for each. */
+typedef td_status (*sched_price)(const void *from, int32_t n_stages, sched_stage_cost *out,
+                                 td_err *err);
+
 /* What a generator is asked for. Zero fields take the family's default. */
 typedef struct sched_request {
     int32_t pp, microbatches, chunks, slices;
@@ -133,7 +144,12 @@ typedef struct sched_request {
     const sched_option_value *options;
     int32_t n_options;
     sched_times times;
-    int64_t activation_limit; /* microbatch activations of a rank's share; 0: none */
+    sched_price price; /* better than times where it is not NULL */
+    const void *price_from;
+    double activation_limit; /* microbatch activations of a rank's share; 0: none */
+    int64_t memory_limit;    /* bytes of a rank; 0: none */
+    uint64_t seed;
+    double search_s; /* seconds that a search may take; 0: its default number of trials */
 } sched_request;
 
 typedef struct sched_option {

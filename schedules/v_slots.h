@@ -1,0 +1,43 @@
+/* V-shaped schedules made of slots: a block of unit slots for one microbatch, repeated every six
+ * slots, then packed (arXiv 2405.15362). */
+#ifndef SCHEDULES_V_SLOTS_H
+#define SCHEDULES_V_SLOTS_H
+
+#include "schedules/zb_core.h"
+
+/* Rows of passes at slots. Kinds: F of chunk 0, F of chunk 1, I of chunk 1, I of chunk 0, in the
+ * order in which a microbatch meets them, then W of chunk 1 and W of chunk 0 (or, while `joint`,
+ * all W in one list: the first). */
+enum { V_FD, V_FU, V_ID, V_IU, V_WD, V_WU, V_KINDS };
+
+typedef struct v_slots {
+    int32_t p, m;
+    int32_t *slot[V_KINDS]; /* [p * m], joint W: [p * 2m] in V_WD; ascending in each row and kind */
+    int32_t n_weights[2];   /* passes a row of V_WD and V_WU: 0, m or 2m */
+} v_slots;
+
+/* One pass: sorting keys of a visit. */
+typedef struct v_pass {
+    int32_t slot, rank, kind, k;
+} v_pass;
+
+TD_MUST_USE td_status v_slots_new(td_arena *a, int32_t p, int32_t m, v_slots *out, td_err *err);
+
+static inline int32_t *v_row(const v_slots *v, int kind, int32_t rank)
+{
+    const int32_t width = kind >= V_WD ? 2 * v->m : v->m;
+    return v->slot[kind] + (size_t)rank * (size_t)width;
+}
+
+static inline int32_t v_count(const v_slots *v, int kind)
+{
+    return kind < V_WD ? v->m : v->n_weights[kind - V_WD];
+}
+
+/* All passes by (slot, rank, kind, microbatch); their number in *n. */
+TD_MUST_USE td_status v_visit(const v_slots *v, td_arena *a, v_pass **out, size_t *n, td_err *err);
+
+/* Sets each pass to the earliest unit slot that its data and its row's order allow. */
+TD_MUST_USE td_status v_squeeze(v_slots *v, td_arena *a, td_err *err);
+
+#endif

@@ -1,0 +1,163 @@
+/* zb-auto: an order of split passes found for given durations and limits of memory. */
+#include "schedules/families.h"
+#include "schedules/schedule_build.h"
+#include "schedules/zb_search.h"
+#include "schedules/zb_v.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { SEARCH_LOCAL, SEARCH_HEURISTIC, SEARCH_EXACT };
+
+/* The best order so far. */
+typedef struct best_order {
+    zb_order order;
+    zb_score score;
+    bool found;
+} best_order;
+
+static bool fits(const zb_problem *q, const zb_order *o)
+{
+    for (int32_t r = 0; r < q->p; r++)
+        if (zb_peak(q, o, r) > q->limit[r]) return false;
+    return true;
+}
+
+/* Takes an order that fits and is better than the best so far. */
+static void offer(const zb_problem *q, zb_objective objective, zb_replay *w, const zb_order *o,
+                  best_order *best)
+{
+    zb_score s;
+    if (!fits(q, o) || !zb_replay_run(q, o, w, &s)) return;
+    if (best->found && !zb_better(&s, &best->score, objective)) return;
+    best->found = true;
+    best->score = s;
+    zb_order_copy(&best->order, o);
+}
+
+/* One microbatch at a time: what every limit allows that allows one at all. */
+static td_status offer_frugal(const zb_problem *q, zb_objective objective, zb_replay *w,
+                              td_arena *a, best_order *best, td_err *err)
+{
+    zb_order o;
+    TD_TRY(zb_order_new(a, q->p, q->m, q->chunks, &o, err));
+    for (int32_t r = 0; r < q->p; r++)
+        for (int32_t k = 0; k < q->m; k++) {
+            for (int c = 0; c < q->chunks; c++) zb_push(&o, r, zb_code(ZB_F, c));
+            for (int c = q->chunks - 1; c >= 0; c--) {
+                zb_push(&o, r, zb_code(ZB_I, c));
+                zb_push(&o, r, zb_code(ZB_W, c));
+            }
+        }
+    offer(q, objective, w, &o, best);
+    return TD_OK;
+}
+
+/* The heuristic as if messages, forwards or memory were other than they are. */
+static td_status offer_variants(const zb_problem *q, zb_objective objective, zb_replay *w,
+                                td_arena *a, best_order *best, td_err *err)
+{
+    zb_order o;
+    zb_score s;
+    bool found = false;
+    for (int i = 0; i < 6; i++) {
+        static const double comm[] = {0, 0.5, 1.5, 2, 3, 4};
+        zb_problem like = *q;
+        like.comm_ns = (int64_t)((double)q->comm_ns * comm[i]);
+        TD_TRY(zb_heuristic(&like, objective, a, &o, &s, &found, err));
+        if (found) offer(q, objective, w, &o, best);
+    }
+    int64_t *const less = TD_NEW_N(a, int64_t, q->p);
+    if (less == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a search");
+    for (int32_t i = 1; i < 8; i++) {
+        zb_problem like = *q;
+        for (int32_t r = 0; r < q->p; r++) less[r] = q->limit[r] - i * q->delta[ZB_F][r] / 2;
+        like.limit = less;
+        TD_TRY(zb_heuristic(&like, objective, a, &o, &s, &found, err));
+        if (found) offer(q, objective, w, &o, best);
+    }
+    return TD_OK;
+}
+
+static td_status first_orders(const zb_problem *q, zb_objective objective, bool heuristic_only,
+                              td_arena *a, best_order *best, td_err *err)
+{
+    zb_replay w;
+    zb_order o;
+    zb_score s;
+    bool found = false;
+    TD_TRY(zb_replay_new(a, q, &w, err));
+    TD_TRY(zb_order_new(a, q->p, q->m, q->chunks, &best->order, err));
+    if (q->chunks == 1) {
+        TD_TRY(zb_heuristic(q, objective, a, &o, &s, &found, err));
+        if (found) offer(q, objective, &w, &o, best);
+        if (!heuristic_only) TD_TRY(offer_variants(q, objective, &w, a, best, err));
+    } else {
+        TD_TRY(zb_v_auto(q, a, &o, &found, err));
+        if (found) offer(q, objective, &w, &o, best);
+    }
+    if (!best->found || !heuristic_only) TD_TRY(offer_frugal(q, objective, &w, a, best, err));
+    return TD_OK;
+}
+
+/* The least limit that some order meets is one microbatch on every rank. */
+static td_status too_small(const sched_request *q, const zb_problem *z, td_err *err)
+{
+    int64_t most = 0;
+    int32_t worst = 0;
+    for (int32_t r = 0; r < z->p; r++) {
+        const int64_t one = z->delta[0][r] + (z->chunks == 2 ? z->delta[0][2 * z->p - 1 - r] : 0);
+        if (one - z->limit[r] > most) {
+            most = one - z->limit[r];
+            worst = r;
+        }
+    }
+    if (q->activation_limit > 0)
+        return td_fail(err, TD_EUSAGE,
+                       "--activation-limit %g: no schedule keeps less than one microbatch's "
+                       "activations; legal: 1 or more",
+                       q->activation_limit);
+    return td_fail(err, TD_EUSAGE,
+                   "--memory-limit: rank %d cannot hold one microbatch's activations besides its "
+                   "weights, gradients and optimizer; the least that works is %lld bytes",
+                   worst, (long long)(q->memory_limit + most));
+}
+
+static td_status generate(const sched_request *q, td_arena *a, schedule *out, td_err *err)
+{
+    static const char *const searches[] = {"local", "heuristic", "exact", NULL};
+    static const char *const objectives[] = {"span", "makespan", NULL};
+    static const char *const placements[] = {"linear", "v", NULL};
+    int64_t search = 0, objective = 0, placement = 0;
+    zb_problem z;
+    best_order best = {.found = false};
+    TD_TRY(sched_option_choice(q, "search", searches, &search, err));
+    TD_TRY(sched_option_choice(q, "objective", objectives, &objective, err));
+    TD_TRY(sched_option_choice(q, "placement", placements, &placement, err));
+    TD_TRY(zb_check_shape(q, "zb-auto", placement == 0 ? 1 : 2, err));
+    TD_TRY(zb_problem_of(q, placement == 0 ? 1 : 2, true, q->pp, a, &z, err));
+    zb_search_options o = {
+        .objective = (zb_objective)objective, .seed = q->seed, .search_s = q->search_s};
+    TD_TRY(first_orders(&z, o.objective, search == SEARCH_HEURISTIC, a, &best, err));
+    if (!best.found) return too_small(q, &z, err);
+    if (search != SEARCH_HEURISTIC) TD_TRY(zb_improve(&z, &o, a, &best.order, &best.score, err));
+    return zb_order_schedule(&best.order, a, out, err);
+}
+
+static const sched_option options[] = {
+    {"search", "local|heuristic|exact",
+     "our search, the papers' heuristic alone, or branch and bound (small cases)"},
+    {"objective", "span|makespan", "the longest span of a rank (the papers' cost), or the step"},
+    {"placement", "linear|v", "one stage a rank, or two in a V"},
+    {"deltas", "1,0,-1|F,I,W", "what passes add to the activations that a limit counts"},
+    {NULL, NULL, NULL},
+};
+
+const sched_family family_zb_auto = {
+    .name = "zb-auto",
+    .summary = "split backward in an order searched for the durations and a limit of memory",
+    .constraints = "P >= 1, M >= 1, durations of F, I and W; --activation-limit P is ZB-1p (the "
+                   "default), 2P is ZB-2p",
+    .options = options,
+    .generate = generate,
+};
