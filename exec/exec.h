@@ -161,6 +161,10 @@ typedef struct optimizer_share {
 } optimizer_share;
 
 optimizer_share optimizer_share_of(const executor *x, uint32_t rank, uint32_t inst);
+/* Whether the sums of an instance on a rank, which it has this share of, are what step.grads_out
+ * shows for the instance `to`: replica 0 shows its own, pieces are shown for all copies. */
+bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t rank, uint32_t inst,
+                         uint32_t to);
 
 /* Partial sums of squares of the rank's gradients, each weight counted once in the whole run;
  * before that a rank that holds both uses of a tied table adds their gradients. */

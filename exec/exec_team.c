@@ -39,6 +39,22 @@ td_status exec_team_open(executor *x, td_err *err)
     return TD_OK;
 }
 
+/* To all processes, what a rank handed out. */
+static td_status share_gradients(executor *x, uint32_t rank, td_err *err)
+{
+    const plan *const p = x->p;
+    for (uint32_t i = 0; i < p->n_insts; i++) {
+        if (p->insts[i].backward_row != p->ranks[rank].row) continue;
+        const optimizer_share s = optimizer_share_of(x, rank, i);
+        for (uint32_t to = 0; to < p->n_insts; to++)
+            for (int32_t k = 0; optimizer_hands_out(x, &s, rank, i, to) && k < s.n; k++)
+                TD_TRY(team_broadcast(x->options.team, rank,
+                                      x->step.grads_out[to] + s.pieces[k].first,
+                                      s.pieces[k].count * (int64_t)sizeof(float), err));
+    }
+    return TD_OK;
+}
+
 td_status exec_team_step(executor *x, td_err *err)
 {
     team *const t = x->options.team;
@@ -62,11 +78,8 @@ td_status exec_team_step(executor *x, td_err *err)
             x->times.begin_ns[p->streams[s].first_task + i] += late;
             x->times.end_ns[p->streams[s].first_task + i] += late;
         }
-    for (uint32_t i = 0; x->step.grads_out != NULL && i < p->n_insts; i++) {
-        const int64_t bytes = x->stages[p->insts[i].stage].elements * (int64_t)sizeof(float);
-        if (x->step.grads_out[i] != NULL)
-            TD_TRY(team_broadcast(t, exec_rank_of(x, i, 0), x->step.grads_out[i], bytes, err));
-    }
+    for (uint32_t k = 0; x->step.grads_out != NULL && k < p->n_ranks; k++)
+        TD_TRY(share_gradients(x, k, err));
     return TD_OK;
 }
 

@@ -173,20 +173,22 @@ static td_status not_finite(const executor *x, const exec_rank *r, const double 
     return td_fail(err, TD_EMISMATCH, "step %ld: the gradient is not finite", x->step.number);
 }
 
-/* Copies the summed gradients to whoever asked: of every copy's its own, or, where the sum lies in
- * pieces, each piece for all copies. */
+bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t rank, uint32_t inst,
+                         uint32_t to)
+{
+    const plan *const p = x->p;
+    if (x->step.grads_out == NULL || x->step.grads_out[to] == NULL) return false;
+    if (s->whole) return to == inst && p->ranks[rank].replica == 0;
+    return p->insts[to].stage == p->insts[inst].stage;
+}
+
 static void hand_out(const executor *x, const exec_rank *r, uint32_t inst,
                      const optimizer_share *share, const float *g)
 {
-    const plan *const p = x->p;
-    float *const *const out = x->step.grads_out;
-    for (uint32_t i = 0; out != NULL && i < p->n_insts; i++) {
-        const bool mine = share->whole ? i == inst && p->ranks[r->index].replica == 0
-                                       : p->insts[i].stage == p->insts[inst].stage;
-        for (int32_t k = 0; mine && out[i] != NULL && k < share->n; k++)
-            memcpy(out[i] + share->pieces[k].first, g + share->pieces[k].first,
+    for (uint32_t to = 0; to < x->p->n_insts; to++)
+        for (int32_t k = 0; optimizer_hands_out(x, share, r->index, inst, to) && k < share->n; k++)
+            memcpy(x->step.grads_out[to] + share->pieces[k].first, g + share->pieces[k].first,
                    (size_t)share->pieces[k].count * sizeof *g);
-    }
 }
 
 static void update(executor *x, exec_rank *r, uint32_t inst, float scale, float *w, float *g,

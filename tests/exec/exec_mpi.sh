@@ -31,6 +31,7 @@ same 4 --schedule 1f1b --pp 4 --microbatches 8
 same 2 --schedule interleaved-1f1b --pp 2 --chunks 2 --microbatches 4 --model tiny-llama
 same 4 --schedule 1f1b --pp 2 --dp 2 --microbatches 4 --mapping single
 same 4 --schedule bitpipe --pp 4 --microbatches 8
+same 4 --schedule bitpipe --pp 2 --dp 2 --microbatches 4 --zero1 --model tiny-bert
 
 # curve FILE: what a training leaves that does not depend on speed.
 curve() { sed 's/, "tokens_per_s".*//' "$1"; }
