@@ -23,6 +23,7 @@ enum { KEPT_STEPS = 5 };
 
 typedef struct training {
     const pexec_options *o;
+    train_engine *engine; /* or NULL */
     team *team;
     bool speaks; /* one process does */
     executor *x;
@@ -94,11 +95,9 @@ static td_status train_step(training *t, int64_t step, td_err *err)
                          .clip = t->o->clip,
                          .number = step,
                          .stop = interrupted != 0};
-    const int64_t begin = td_now_ns();
     TD_TRY(exec_run_step(t->x, &s, &t->loss, err));
-    const int64_t ns = td_now_ns() - begin;
-    if (t->best_ns == 0 || ns < t->best_ns) t->best_ns = ns;
-    keep_times(t, step, ns);
+    if (t->best_ns == 0 || t->x->step_ns < t->best_ns) t->best_ns = t->x->step_ns;
+    keep_times(t, step, t->x->step_ns);
     return TD_OK;
 }
 
@@ -149,9 +148,9 @@ static td_status write_trace(training *t, const cli_args *args, td_arena *a, td_
     TD_TRY(exec_gather_times(t->x, times, &t->x->times, err));
     if (!t->speaks) return TD_OK;
     const trace_meta meta[] = {
-        {"producer", "pexec train"},
+        {"producer", t->engine == NULL ? "pexec train" : t->engine->producer},
         {"schedule", p->schedule_name == NULL ? "" : p->schedule_name},
-        {"protocol", "rendezvous"},
+        {"protocol", t->engine == NULL ? "rendezvous" : t->engine->protocol},
         {"model", t->x->z->model->name},
         {"blas", k_blas_info(&t->x->blas)},
         {"command", cli_line(a, args)},
@@ -211,11 +210,19 @@ static void print_result(const training *t)
         (void)printf(
             "{\"schema\": 1, \"steps\": %lld, \"loss\": %.17g, \"validation_loss\": %.17g, "
             "\"validation_bits_per_byte\": %.9g, \"tokens_per_s\": %.6g, "
-            "\"seconds\": %.6g, \"best_step_s\": %.6g, \"rss_bytes\": %lld}\n",
+            "\"seconds\": %.6g, \"best_step_s\": %.6g, \"median_step_ns\": %lld, "
+            "\"emulated\": %s, \"rss_bytes\": %lld}\n",
             (long long)t->done, t->loss, t->val_loss, bits, t->tokens_per_s,
             (double)(td_now_ns() - t->began_ns) / 1e9, (double)t->best_ns / 1e9,
+            (long long)t->kept_ns[median_step(t)], t->engine == NULL ? "false" : "true",
             (long long)process_rss_bytes());
         return;
+    }
+    if (t->engine != NULL) {
+        char step[40];
+        (void)printf("emulated step %s (median of the last %d), %u ranks\n",
+                     td_print_ns(step, sizeof step, t->kept_ns[median_step(t)]),
+                     t->done < KEPT_STEPS ? (int)t->done : KEPT_STEPS, t->x->p->n_ranks);
     }
     (void)printf("step %lld  loss %.4f  validation %.4f (%.3f bits a byte)  %.0f tokens/s\n",
                  (long long)t->done, t->loss, t->val_loss, bits, t->tokens_per_s);
@@ -288,6 +295,7 @@ static td_status train(training *t, const cli_args *args, td_arena *a, bool *agr
     TD_TRY(team_same(t->team, corpus_hash(&t->text), "text of --data", err));
     *agreed = false;
     TD_TRY(prepare(t, &setup, a, err));
+    if (t->engine != NULL) TD_TRY(t->engine->open(t->engine->self, &setup, t->x, a, err));
     t->progress = cli_progress_begin(t->o->quiet || !t->speaks ? CLI_NEVER : CLI_AUTO);
     if (!t->o->quiet && t->speaks)
         (void)fprintf(stderr, "%s: %u ranks, %d microbatches of %lld x %lld tokens, %s\n",
@@ -305,12 +313,23 @@ static td_status train(training *t, const cli_args *args, td_arena *a, bool *agr
 
 td_status cmd_train(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
+    return pexec_train(a, args, options, NULL, err);
+}
+
+td_status pexec_train(td_arena *a, const cli_args *args, const pexec_options *o,
+                      train_engine *engine, td_err *err)
+{
     training *const t = TD_NEW(a, training);
     if (t == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the training");
-    t->o = options;
+    t->o = o;
+    t->engine = engine;
     TD_TRY(pexec_backend(t->o, err));
     TD_TRY(pexec_join(t->o, a, &t->team, err));
     t->speaks = team_index(t->team) == 0;
+    if (engine != NULL && team_size(t->team) > 1)
+        return td_fail(err, TD_EUSAGE,
+                       "%s: one process emulates all ranks; start it without a launcher",
+                       engine->producer);
     struct sigaction now = {.sa_handler = on_interrupt}, before[2];
     (void)sigaction(SIGINT, &now, &before[0]);
     (void)sigaction(SIGTERM, &now, &before[1]);

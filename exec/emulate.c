@@ -36,12 +36,12 @@ td_status emulation_open(executor *x, td_arena *a, emulation **out, td_err *err)
     return TD_OK;
 }
 
-void emulation_step(emulation *m, const exec_step *s)
+void emulation_begin(emulation *m)
 {
-    m->x->step = *s;
-    m->x->start_ns = td_now_ns();
-    wire_next_step(m->x->wire);
-    for (uint32_t i = 0; i < m->x->p->n_tasks; i++) m->wanted[i] = NULL;
+    for (uint32_t i = 0; i < m->x->p->n_tasks; i++) {
+        m->wanted[i] = NULL;
+        m->parcels[i].full = false;
+    }
 }
 
 td_status emulation_compute(void *self, uint32_t rank, uint32_t task, int64_t class_ns, int64_t *ns,

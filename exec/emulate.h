@@ -13,10 +13,8 @@ typedef struct emulation emulation;
  * caller's. */
 TD_MUST_USE td_status emulation_open(executor *x, td_arena *a, emulation **out, td_err *err);
 
-/* Before a period of the plan: the numbers of its optimizer step. exec_loss has its loss at the
- * end.
- */
-void emulation_step(emulation *m, const exec_step *s);
+/* Before each period: no message is under way. */
+void emulation_begin(emulation *m);
 
 /* Hooks of an engine (sim_live); self is the emulation. compute runs a task that all it waits for
  * precedes and measures it; marks take no time. post moves the data of a message once both its ends

@@ -388,7 +388,12 @@ td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *e
     x->start_ns = td_now_ns();
     wire_next_step(x->wire);
     memset(x->losses, 0, (size_t)(x->p->n_microbatches * x->p->dp) * sizeof *x->losses);
-    TD_TRY(all_ranks(x, false, 0, err));
+    if (x->period != NULL) {
+        TD_TRY(x->period(x->period_self, &x->step_ns, err));
+    } else {
+        TD_TRY(all_ranks(x, false, 0, err));
+        x->step_ns = td_now_ns() - x->start_ns;
+    }
     TD_TRY(exec_team_step(x, err));
     *loss = exec_loss(x);
     return TD_OK;

@@ -69,6 +69,10 @@ typedef struct executor {
     exec_step step;   /* at hand */
     task_times times; /* of the last step, from its start */
     int64_t start_ns;
+    int64_t step_ns; /* what the last period took */
+    /* Runs a period in place of the ranks' threads and fills times; NULL: the threads do. */
+    td_status (*period)(void *self, int64_t *step_ns, td_err *err);
+    void *period_self;
     double *losses;    /* [dp * n_microbatches] mean loss of each microbatch of the last step */
     bool stop;         /* after the last step: some process was asked to */
     int64_t clock_ns;  /* this process's clock less that of rank 0 */

@@ -128,6 +128,23 @@ static const cli_option train_options[] = {
     {.kind = CLI_FLAG, .name = "quiet", .at = AT(quiet), .help = "no progress line"},
 };
 
+static const cli_option emulate_options[] = {
+    {.kind = CLI_HEADING, .help = "Emulated devices"},
+    {.kind = CLI_TEXT,
+     .name = "cluster",
+     .letter = 'c',
+     .arg = "PRESET|FILE",
+     .at = AT(cluster),
+     .help = "what lies between the devices: a preset of psim list (h100-dgx:2 is two nodes), or a "
+             "JSON file; default: this machine"},
+    {.kind = CLI_CHOICE,
+     .name = "protocol",
+     .arg = "HOW",
+     .at = AT(protocol),
+     .choices = "eager|rendezvous",
+     .help = "when messages leave; default: eager with --times, else rendezvous"},
+};
+
 static const cli_option bench_options[] = {
     {.kind = CLI_HEADING, .help = "Bench"},
     {.kind = CLI_INT,
@@ -151,6 +168,12 @@ static const cli_table run_tables[] = {
     CLI_TABLE(train_options, 0),
     CLI_TABLE(machine_options, 0),
 };
+static const cli_table emulate_tables[] = {
+    {request_options, REQUEST_OPTION_COUNT, AT(what)},
+    CLI_TABLE(emulate_options, 0),
+    CLI_TABLE(train_options, 0),
+    CLI_TABLE(machine_options, 0),
+};
 static const cli_table check_tables[] = {
     {request_options, REQUEST_OPTION_COUNT, AT(what)},
     CLI_TABLE(machine_options, 0),
@@ -170,6 +193,18 @@ static const cli_verb verbs[] = {
      .run = cmd_train,
      .example = "pexec train --model tiny-gpt2 --schedule 1f1b --pp 4 --microbatches 8 --data "
                 "/usr/share/common-licenses/GPL-3 --steps 50"},
+    {.name = "emulate",
+     .summary = "train a plan of many ranks on the one device there is",
+     .tables = emulate_tables,
+     .n_tables = sizeof emulate_tables / sizeof *emulate_tables,
+     .run = cmd_emulate,
+     .about = "Runs the passes of all ranks one after the other, in the order of simulated time. "
+              "Each pass takes the time that it took here; messages and collectives take what the "
+              "cluster, or --times comm=,coll=, says. Losses are those of pexec train, bit for "
+              "bit; --trace is the timeline that so many devices would show.",
+     .example =
+         "pexec emulate --model tiny-gpt2 --schedule 1f1b --pp 8 --microbatches 16 --cluster "
+         "h100-dgx --data /usr/share/common-licenses/GPL-3 --steps 10 --trace emulated.json"},
     {.name = "check",
      .summary = "prove a plan: the same numbers as one rank without a pipeline",
      .tables = check_tables,

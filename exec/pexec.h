@@ -17,10 +17,26 @@ typedef struct pexec_options {
     int64_t steps, warmup, val_every, val_batches;
     double lr, clip, weight_decay;
     bool quiet;
+    /* emulate */
+    const char *cluster;
+    int protocol; /* sim_protocol, -1: by kind of times */
     /* bench */
     int64_t repeats;
 } pexec_options;
 
+/* How to train where no thread of a rank does: sets the executor's period. */
+typedef struct train_engine {
+    const char *producer;
+    td_status (*open)(void *self, const run_setup *s, executor *x, td_arena *a, td_err *err);
+    void *self;
+    const char *protocol; /* known once it is open */
+} train_engine;
+
+/* Trains as the options say; engine NULL: on threads. */
+TD_MUST_USE td_status pexec_train(td_arena *a, const cli_args *args, const pexec_options *o,
+                                  train_engine *engine, td_err *err);
+
+td_status cmd_emulate(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_train(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_bench(td_arena *a, const cli_args *args, const void *options, td_err *err);

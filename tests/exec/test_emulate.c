@@ -57,6 +57,25 @@ static void train(const run_setup *s, td_arena *a, double *loss, executor **x)
     }
 }
 
+typedef struct engine {
+    const run_setup *s;
+    const int64_t *ns;
+    const sim_options *o;
+    emulation *m;
+    td_arena *a;
+    task_times t;
+} engine;
+
+static td_status run_period(void *self, int64_t *step_ns, td_err *err)
+{
+    engine *const e = self;
+    sim_stats stats = {0};
+    emulation_begin(e->m);
+    const td_status st = sim_run(&e->s->plan, e->ns, e->o, e->a, &e->t, &stats, err);
+    *step_ns = stats.end_ns;
+    return st;
+}
+
 /* Trains under the engine's clock. */
 static void emulate(const run_setup *s, const emulate_case *k, td_arena *a, double *loss,
                     executor **x)
@@ -73,16 +92,18 @@ static void emulate(const run_setup *s, const emulate_case *k, td_arena *a, doub
         ns[c] = s->plan.classes[c].kind < TASK_SEND ? 0 : (int64_t)k->comm_ns;
     const sim_live live = {.self = m, .compute = emulation_compute, .post = emulation_post};
     const sim_options o = {.protocol = k->protocol, .live = &live};
-    task_times t = {0};
+    engine *const e = TD_NEW(a, engine);
+    *e = (engine){.s = s, .ns = ns, .o = &o, .m = m, .a = a};
+    (*x)->period = run_period;
+    (*x)->period_self = e;
     for (int64_t i = 1; i <= STEPS; i++) {
         const exec_step step = step_of(i);
         fill(*x, i);
-        emulation_step(m, &step);
-        if (sim_run(&s->plan, ns, &o, a, &t, NULL, &err) != TD_OK) fail_msg("%s", err.msg);
-        loss[i - 1] = exec_loss(*x);
+        if (exec_run_step(*x, &step, &loss[i - 1], &err) != TD_OK) fail_msg("%s", err.msg);
+        assert_true((*x)->step_ns > 0);
     }
     for (uint32_t i = 0; i < s->plan.n_tasks; i++)
-        if (s->plan.tasks[i].kind < PASS_COUNT) assert_true(t.end_ns[i] > t.begin_ns[i]);
+        if (s->plan.tasks[i].kind < PASS_COUNT) assert_true(e->t.end_ns[i] > e->t.begin_ns[i]);
 }
 
 static void run_case(const emulate_case *k)
