@@ -144,7 +144,8 @@ td_status cost_pair(const cost_model *c, const pass_query *f, const pass_query *
     }
     TD_TRY(pass_ns(c, f, &x, err));
     TD_TRY(pass_ns(c, b, &y, err));
-    return round_ns(x + y, "overlapped pair", ns, err);
+    const double part = c->pair_frac > 0 ? c->pair_frac : 1;
+    return round_ns((x + y) * part, "overlapped pair", ns, err);
 }
 
 /* --- the step --- */

@@ -53,6 +53,8 @@ typedef struct cost_model {
     /* With a profile: passes are priced as if alone and optimizer and norm by as much as they slow
      * down more than passes, for whoever shares out the cores while ranks come and go (sim_run). */
     bool alone;
+    /* An overlapped pair takes this part of its F + B, unless unit times give FB; 0: all of it. */
+    double pair_frac;
     bool recompute_placed; /* the schedule has R passes, so backward passes hold no recompute */
 } cost_model;
 

@@ -11,7 +11,8 @@
 typedef struct psim_options {
     request what;
     const char *cluster, *profile;
-    int protocol; /* sim_protocol, -1: by kind of times */
+    int protocol;     /* sim_protocol, -1: by kind of times */
+    double pair_frac; /* of F + B, what an overlapped pair takes */
     int64_t seed;
     bool noise;
     double spread; /* of passes, relative; below 0: what the profile measured */

@@ -74,6 +74,7 @@ static void json_options(const psim_options *o, const psim_result *r, td_text *t
         json_bool(t, "zero1", run->zero1);
         json_bool(t, "sequence_parallel", run->sequence_parallel);
     }
+    json_real(t, "pair_frac", r->cost.pair_frac);
     json_bool(t, "fold", r->setup.plan.folded_dp);
     td_text_add(t, ",\"schedule\":{");
     for (size_t i = 0; i < o->what.opts.n; i++) {

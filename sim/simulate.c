@@ -115,6 +115,10 @@ static td_status load_cost(td_arena *a, const psim_options *o, psim_result *r, t
         r->cost.busy = ranks_of_node(r);
     }
     if (s->has_units) r->cost.units = &s->units;
+    if (o->pair_frac <= 0)
+        return td_fail(err, TD_EUSAGE, "--pair-frac %g: a pair takes some time; legal: above 0",
+                       o->pair_frac);
+    r->cost.pair_frac = o->pair_frac;
     return TD_OK;
 }
 

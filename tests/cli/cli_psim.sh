@@ -150,6 +150,9 @@ expect 2 'psim: *--pp: *' psim run --schedule 1f1b --pp 2,4 --microbatches 8 $un
 }
 
 # --- bidirectional schedules by name ---
+expect 0 '' psim run dualpipe --pp 8 --microbatches 16 --times F=2,B=4 --pair-frac 0.75 --json
+says '*"step_ns":93000000,*"pair_frac":0.75,*'
+expect 2 'psim: *--pair-frac*' psim run dualpipe --pp 2 --microbatches 4 --times F=2,B=4 --pair-frac 0
 expect 0 '' psim run bitpipe --pp 8 --microbatches 8 --model bert-64 --cluster a100-dgx:4 --dp 4 \
     --placement folded --json
 says '*"placement":"folded"*'
