@@ -168,7 +168,7 @@ td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_a
     if (st != TD_OK) return st;
     const bool equal = out->losses_equal && out->gradients.bitwise && out->weights.bitwise;
     const bool near = out->gradients.max_rel_err <= CHECK_TOLERANCE &&
-                      out->weights.max_rel_err <= CHECK_TOLERANCE;
+                      out->weights.max_rel_err <= CHECK_WEIGHTS_TOLERANCE;
     out->pass = out->memory && out->copies && (out->exact ? equal : near);
     return TD_OK;
 }

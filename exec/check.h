@@ -30,6 +30,9 @@ typedef struct check_result {
 
 /* Tolerance where the order of sums differs (DESIGN section 9). */
 #define CHECK_TOLERANCE 1e-5
+/* The same for weights: biases start at 0, so that a few steps are all they are, and AdamW's
+ * division makes small and uncertain gradients large. */
+#define CHECK_WEIGHTS_TOLERANCE 1e-4
 /* AdamW's epsilon. Where a true gradient is 0 (a key's bias) what comes out is the noise of the
  * sums' order; a tiny epsilon would make a whole step of it, and then the runs part. */
 #define CHECK_EPSILON 1e-4f

@@ -279,9 +279,9 @@ void stage_find_rows(const stage_code *c, stage_args *p)
     p->row_targets = ids + c->rows;
 }
 
-long stage_targets(const stage_code *c, const stage_args *p)
+double stage_row_weight(const stage_code *c, const stage_args *p)
 {
     long n = 0;
     for (int64_t i = 0; i < c->batch * c->whole; i++) n += p->targets[i] >= 0;
-    return n;
+    return 1.0 / (double)(n > 0 ? n : 1);
 }

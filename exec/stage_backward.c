@@ -77,15 +77,16 @@ static void qkv_weights(const back *b, int64_t l, const layer_view *v, const flo
                     stage_grad(b->c, b->p, l, PARAM_QKV_WEIGHT));
 }
 
-/* Rows [first, first + n) of the head's table. */
-static void head_weights(const back *b, long first, long n, const float *dlogits)
+/* The piece of the head's table from row `first`. */
+static void head_weights(const back *b, long first, const float *dlogits)
 {
     const stage_code *const c = b->c;
     const long hidden = b->d.hidden, vocab = c->m->vocab, ld = c->stash.logits_ld;
+    const long n = stage_piece(c, first);
     const float *const y = STAGE_KEPT(c, b->p, final_out) + first * hidden;
+    float *const dbias = stage_grad(c, b->p, -1, PARAM_HEAD_BIAS);
     k_gemm_cpu(b->ctx, true, false, vocab, hidden, n, 1.0f, dlogits, ld, y, hidden, 1.0f,
                b->p->grads + stage_head_grad(c), hidden);
-    float *const dbias = stage_grad(c, b->p, -1, PARAM_HEAD_BIAS);
     if (dbias != NULL) k_colsum_cpu(b->ctx, n, vocab, dlogits, ld, dbias);
 }
 
@@ -255,45 +256,35 @@ static void layer_backward(back *b, int64_t l)
     b->cur = s.in;
 }
 
-/* Rows [first, first + n) of the head: b->narrow, and the table's gradient where it is due. */
-static void head_rows(const back *b, long first, long n, const float *dlogits)
-{
-    const stage_code *const c = b->c;
-    const long hidden = b->d.hidden;
-    k_gemm_cpu(b->ctx, false, false, n, hidden, c->m->vocab, 1.0f, dlogits, c->stash.logits_ld,
-               stage_head_weight(c, b->p), hidden, 0.0f, b->narrow + first * hidden, hidden);
-    if (!head_is_split(c)) head_weights(b, first, n, dlogits);
-}
-
-/* Logits made again in pieces, each used at once. */
-static void head_in_pieces(const back *b)
+/* The gradient of the logits from row `first`: kept, or made again. */
+static const float *logits_gradient(const back *b, long first)
 {
     const stage_code *const c = b->c;
     const stage_args *const p = b->p;
-    const long counted = stage_targets(c, p);
-    const double scale = (double)p->grad_scale / (double)(counted > 0 ? counted : 1);
+    const float *const kept = STAGE_KEPT(c, p, dlogits);
+    if (kept != NULL) return kept + first * c->stash.logits_ld;
+    const long n = stage_piece(c, first);
     float *const logits = at_bytes(p->scratch, c->scratch.logits);
     double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
-    for (long r = 0; r < b->d.rows; r += c->scratch.logits_rows) {
-        const long left = b->d.rows - r;
-        const long n = left < c->scratch.logits_rows ? left : c->scratch.logits_rows;
-        stage_logits(b->ctx, c, p, r, n, logits);
-        (void)k_xent_cpu(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld, p->row_targets + r,
-                         (float)scale, losses, NULL, logits);
-        head_rows(b, r, n, logits);
-    }
+    stage_logits(b->ctx, c, p, first, n, logits);
+    (void)k_xent_cpu(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld, p->row_targets + first,
+                     stage_loss_scale(c, p), losses, NULL, logits);
+    return logits;
 }
 
 static void head_backward(back *b)
 {
     const stage_code *const c = b->c;
     const stage_args *const p = b->p;
-    const float *const dlogits = STAGE_KEPT(c, p, dlogits);
+    const long hidden = b->d.hidden;
     float *const x = stage_level(c, p, c->at.n_layers), *const dx = level_slot(b, c->at.n_layers);
-    if (dlogits != NULL)
-        head_rows(b, 0, b->d.rows, dlogits);
-    else
-        head_in_pieces(b);
+    for (long r = 0; r < c->rows; r += c->scratch.logits_rows) {
+        const float *const dlogits = logits_gradient(b, r);
+        k_gemm_cpu(b->ctx, false, false, stage_piece(c, r), hidden, c->m->vocab, 1.0f, dlogits,
+                   c->stash.logits_ld, stage_head_weight(c, p), hidden, 0.0f,
+                   b->narrow + r * hidden, hidden);
+        if (!head_is_split(c)) head_weights(b, r, dlogits);
+    }
     if (stage_post_norm(c)) {
         float *const ddense = head_is_split(c) ? STAGE_KEPT(c, p, head_dense) : b->narrow;
         bert_transform_backward(b->ctx, c, p, b->narrow, ddense, dx);
@@ -342,7 +333,8 @@ void stage_weight_gradient(k_ctx *ctx, const stage_code *c, const stage_args *p)
     const back b = {.ctx = ctx, .c = c, .p = p, .d = stage_dims_of(c)};
     const bool post = stage_post_norm(c);
     if (c->at.head && head_is_split(c)) {
-        head_weights(&b, 0, b.d.rows, STAGE_KEPT(c, p, dlogits));
+        for (long r = 0; r < c->rows; r += c->scratch.logits_rows)
+            head_weights(&b, r, STAGE_KEPT(c, p, dlogits) + r * c->stash.logits_ld);
         if (post)
             bert_transform_weights(ctx, c, p, stage_level(c, p, c->at.n_layers),
                                    STAGE_KEPT(c, p, head_dense));

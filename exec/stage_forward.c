@@ -107,33 +107,26 @@ void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long fir
 static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *x,
                          const float *bias, const float *res)
 {
-    const long ld = c->stash.logits_ld, vocab = c->m->vocab, counted = stage_targets(c, p);
+    const long ld = c->stash.logits_ld, vocab = c->m->vocab;
     float *const normed = stage_post_norm(c) ? bert_transform(ctx, c, p, x) : x;
     stage_norm(ctx, c, normed, bias, res, stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
                stage_weight(c, p, -1, PARAM_FINAL_NORM_BIAS), STAGE_KEPT(c, p, final_out),
                STAGE_KEPT(c, p, final_mean), STAGE_KEPT(c, p, final_rstd));
     double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
-    const double per_row = 1.0 / (double)(counted > 0 ? counted : 1);
-    float *const kept = STAGE_KEPT(c, p, dlogits), *const logits =
-                                                       kept != NULL ? kept
-                                                                    : at_bytes(p->scratch,
-                                                                               c->scratch.logits);
-    if (kept != NULL) {
-        stage_logits(ctx, c, p, 0, c->rows, logits);
-        (void)k_xent_cpu(ctx, c->rows, vocab, logits, ld, p->row_targets,
-                         (float)(per_row * (double)p->grad_scale), losses, NULL, logits);
-    } else {
-        for (long r = 0; r < c->rows; r += c->scratch.logits_rows) {
-            const long left = c->rows - r;
-            const long n = left < c->scratch.logits_rows ? left : c->scratch.logits_rows;
-            stage_logits(ctx, c, p, r, n, logits);
-            (void)k_xent_cpu(ctx, n, vocab, logits, ld, p->row_targets + r, 0.0f, losses + r, NULL,
-                             NULL);
-        }
+    const float scale = stage_loss_scale(c, p);
+    float *const kept = STAGE_KEPT(c, p, dlogits);
+    /* in the pieces of full recomputation, whose shapes give the same bits */
+    for (long r = 0; r < c->rows; r += c->scratch.logits_rows) {
+        const long n = stage_piece(c, r);
+        float *const logits =
+            kept != NULL ? kept + r * ld : at_bytes(p->scratch, c->scratch.logits);
+        stage_logits(ctx, c, p, r, n, logits);
+        (void)k_xent_cpu(ctx, n, vocab, logits, ld, p->row_targets + r, scale, losses + r, NULL,
+                         kept != NULL ? logits : NULL);
     }
     double sum = 0;
     for (int64_t r = 0; r < c->rows; r++) sum += losses[r];
-    p->loss = sum * per_row;
+    p->loss = sum * stage_row_weight(c, p);
 }
 
 void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)

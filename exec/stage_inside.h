@@ -74,11 +74,21 @@ void stage_attend(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t 
                   const layer_view *v);
 /* Finds the tokens of the pass's rows. */
 void stage_find_rows(const stage_code *c, stage_args *p);
+/* Rows of the head's piece that starts at row `first`: the head works in pieces. */
+static inline long stage_piece(const stage_code *c, long first)
+{
+    const long left = c->rows - first;
+    return left < c->scratch.logits_rows ? left : c->scratch.logits_rows;
+}
 /* Logits of rows [first, first + n) into out (ld = logits_ld). */
 void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long first, long n,
                   float *out);
-/* Counted targets of the microbatch. */
-long stage_targets(const stage_code *c, const stage_args *p);
+/* What a counted row weighs in the mean loss of its microbatch, and in what is differentiated. */
+double stage_row_weight(const stage_code *c, const stage_args *p);
+static inline float stage_loss_scale(const stage_code *c, const stage_args *p)
+{
+    return (float)(stage_row_weight(c, p) * (double)p->grad_scale);
+}
 
 /* --- stage_bert.c: what only BERT has --- */
 
