@@ -20,8 +20,10 @@
 typedef struct shape {
     const model_desc *m;
     const stage_desc *stage;
-    double tokens, context, h, q_width, kv_width, ffn, vocab; /* widths on one shard */
-    double bytes, grad_bytes;                                 /* of one element */
+    double tokens, seen; /* seen: those whose keys and values are there, the slice's included */
+    bool sliced;         /* gradients of keys and values are summed up over slices */
+    double context, h, q_width, kv_width, ffn, vocab; /* widths on one shard */
+    double bytes, grad_bytes;                         /* of one element */
     double layers, tp, shards,
         norm_tokens; /* norm_tokens: on one shard with sequence parallelism */
 } shape;
@@ -57,7 +59,7 @@ static void product_back(work_list *out, const shape *s, const char *what, doubl
 static void attention(work_list *out, const shape *s, double count)
 {
     add(out, "attention", count, 4 * s->tokens * s->context * s->q_width,
-        s->bytes * s->tokens * (2 * s->q_width + 2 * s->kv_width), true);
+        s->bytes * 2 * (s->tokens * s->q_width + s->seen * s->kv_width), true);
 }
 
 static void layers_forward(work_list *out, const shape *s)
@@ -85,9 +87,11 @@ static void layers_backward(work_list *out, const shape *s, int halves)
     product_back(out, s, "attention output", t, s->q_width, s->h, n, halves);
     product_back(out, s, "qkv", t, s->h, s->q_width + 2 * s->kv_width, n, halves);
     if (!(halves & HALF_I)) return;
+    /* a slice adds to fp32 sums, those of all tokens before it included */
+    const double sums = s->sliced ? 16 * s->seen * s->kv_width : 0;
     /* each of the two products of attention comes back twice, all of it for inputs */
     add(out, "attention", n, 8 * t * s->context * s->q_width,
-        e * t * (4 * s->q_width + 4 * s->kv_width), true);
+        e * (4 * t * s->q_width + 2 * (s->seen + t) * s->kv_width) + sums, true);
     if (!s->m->learned_positions)
         add(out, "rotary", n, 0, e * 2 * t * (s->q_width + s->kv_width), false);
     add(out, "activation", n, 0, e * (2 * gates + 1) * t * s->ffn, false);
@@ -168,10 +172,14 @@ static shape shape_of(const sizes *z, const pass_query *q)
     const double tp = z->run.tp > 1 ? (double)z->run.tp : 1;
     const double tokens = (double)z->run.micro_batch * (double)q->slice_len;
     const double kv = (double)(m->n_kv_heads * m->head_dim);
+    const double seen = (double)z->run.micro_batch * (double)(q->prefix + q->slice_len);
+    const bool sliced = q->slice_len < z->run.seq_len;
     return (shape){
         .m = m,
         .stage = &z->stages[q->stage],
         .tokens = tokens,
+        .seen = seen,
+        .sliced = sliced,
         .context = profile_context(m->causal, q->slice_len, q->prefix),
         .h = (double)m->hidden,
         .q_width = (double)(m->n_heads * m->head_dim) / tp,

@@ -218,6 +218,52 @@ static void slices_add_up(void **state)
     }
 }
 
+static double slice_flops(gpt3_run *r, pass_kind pass, int64_t len, int64_t prefix)
+{
+    td_err err = {0};
+    pass_work w;
+    const pass_query q = {pass, 0, len, prefix, 2048};
+    T_OK(pass_work_of(&r->z, &q, &w, &err), &err);
+    return w.flops;
+}
+
+/* A prefix of o tokens adds 4 b n o h FLOPs a layer to the forward of a slice of n tokens, twice
+ * that to the input gradient, once more where attention is computed again, and nothing to the
+ * weight gradient, whose products are of the slice's own rows. */
+static void prefix_adds_attention(void **state)
+{
+    (void)state;
+    static const double again[] = {0, 1, 1}; /* by recompute_mode */
+    for (int mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++)
+        for (int64_t tp = 1; tp <= 8; tp *= 8) {
+            gpt3_run r;
+            gpt3_start(&r, (recompute_mode)mode, tp);
+            r.m.causal = true;
+            r.z.run.micro_batch = 3;
+            for (int64_t len = 1; len <= 512; len *= 8)
+                for (int64_t o = 0; o <= 1024; o = 2 * o + 64) {
+                    const double added =
+                        12.0 * 4 * 3 * (double)len * (double)o * 12288 / (double)tp;
+                    const struct {
+                        pass_kind pass;
+                        double times;
+                    } rows[] = {{PASS_F, 1},
+                                {PASS_I, 2 + again[mode]},
+                                {PASS_W, 0},
+                                {PASS_B, 2 + again[mode]},
+                                {PASS_R, 1}};
+                    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+                        const double first = slice_flops(&r, rows[i].pass, len, 0);
+                        T_CLOSE(slice_flops(&r, rows[i].pass, len, o),
+                                first + rows[i].times * added, 1e-12, 0);
+                    }
+                    /* without attention work goes with the tokens */
+                    T_CLOSE(slice_flops(&r, PASS_W, len, o),
+                            (double)len * slice_flops(&r, PASS_W, 1, 0), 1e-12, 0);
+                }
+        }
+}
+
 /* A pass is never faster than the peak, and slower with recompute and with sums between shards. */
 static void machine_prices(void **state)
 {
@@ -325,6 +371,7 @@ int main(void)
         WITH_ARENA(unit_file),
         cmocka_unit_test(published_flops),
         cmocka_unit_test(slices_add_up),
+        cmocka_unit_test(prefix_adds_attention),
         cmocka_unit_test(machine_prices),
         cmocka_unit_test(optimizer_prices),
         cmocka_unit_test(collectives),
