@@ -219,9 +219,13 @@ static void refused(void **state)
     td_err err = {0};
     static const int32_t tokens[] = {40, 50};
     const sched_request r = {.pp = 2, .microbatches = 2, .slices = 2, .slice_tokens = tokens};
-    const stage_desc stages[] = {{.n_layers = 6, .embedding = true}, {6, 6, false, true}};
+    const stage_desc stages[] = {{.n_layers = 6, .embedding = true},
+                                 {.first_layer = 6, .n_layers = 6, .head = true}};
     model_desc m = llama;
-    sizes z = {.model = &m, .run = {BATCH, SEQ, 1, 1}, .stages = stages, .n_stages = 2};
+    sizes z = {.model = &m,
+               .run = {.micro_batch = BATCH, .seq_len = SEQ, .tp = 1, .dp = 1},
+               .stages = stages,
+               .n_stages = 2};
     const lower_options o = {.sizes = &z, .dp = 1, .tp = 1, .lookahead = 1};
     schedule s;
     plan p;
