@@ -7,193 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define AT(field) offsetof(request, field)
-
-const cli_option request_options[REQUEST_OPTION_COUNT] = {
-    {.kind = CLI_HEADING, .help = "Schedule"},
-    {.kind = CLI_TEXT,
-     .name = "schedule",
-     .letter = 's',
-     .arg = "NAME|FILE",
-     .at = AT(schedule),
-     .help = "a schedule of psim list, or a schedule file (- is stdin)"},
-    {.kind = CLI_TEXT,
-     .name = "plan",
-     .arg = "FILE",
-     .at = AT(plan),
-     .help = "a lowered plan as psim plan prints it, in place of a schedule"},
-    {.kind = CLI_INT,
-     .name = "pp",
-     .letter = 'p',
-     .arg = "P",
-     .at = AT(pp),
-     .min = 1,
-     .max = 65535,
-     .help = "pipeline-parallel size"},
-    {.kind = CLI_INT,
-     .name = "microbatches",
-     .letter = 'm',
-     .arg = "M",
-     .at = AT(microbatches),
-     .min = 1,
-     .max = 100000000,
-     .help = "microbatches per step and replica"},
-    {.kind = CLI_INT,
-     .name = "chunks",
-     .arg = "V",
-     .at = AT(chunks),
-     .min = 1,
-     .max = 65535,
-     .help = "stages per rank and pipe; default: what the schedule takes"},
-    {.kind = CLI_INT,
-     .name = "slices",
-     .arg = "S",
-     .at = AT(slices),
-     .min = 1,
-     .max = 65535,
-     .help = "slices of the tokens of a microbatch; default: what the schedule takes"},
-    {.kind = CLI_TEXT,
-     .name = "slice-tokens",
-     .arg = "N,N,...",
-     .at = AT(slice_tokens),
-     .help = "tokens of each slice"},
-    {.kind = CLI_MANY,
-     .name = "opt",
-     .arg = "KEY=VALUE",
-     .at = AT(opts),
-     .help = "an option of the schedule (psim list shows them); may be repeated"},
-    {.kind = CLI_REAL,
-     .name = "activation-limit",
-     .arg = "A",
-     .at = AT(activation_limit),
-     .min = 0,
-     .max = 1000000000,
-     .help = "microbatch activations of a rank's share that a schedule may keep"},
-    {.kind = CLI_HEADING, .help = "Times and model"},
-    {.kind = CLI_TEXT,
-     .name = "times",
-     .arg = "LIST|FILE",
-     .at = AT(times),
-     .help = "unit times in ms of one microbatch through 1/P of the model, and of a message: "
-             "F=1,B=2,comm=0.1 (also I, W, R, S, T, E, G, FB, coll); or a file, one row a stage"},
-    {.kind = CLI_TEXT,
-     .name = "model",
-     .arg = "PRESET|FILE",
-     .at = AT(model),
-     .help = "a model preset, or a Hugging Face config.json"},
-    {.kind = CLI_INT,
-     .name = "micro-batch",
-     .letter = 'b',
-     .arg = "B",
-     .at = AT(micro_batch),
-     .def = "1",
-     .min = 1,
-     .max = 1000000,
-     .help = "sequences in a microbatch"},
-    {.kind = CLI_INT,
-     .name = "seq-len",
-     .arg = "L",
-     .at = AT(seq_len),
-     .min = 1,
-     .max = 100000000,
-     .help = "tokens in a sequence; default: all positions of the model"},
-    {.kind = CLI_INT,
-     .name = "tp",
-     .arg = "T",
-     .at = AT(tp),
-     .def = "1",
-     .min = 1,
-     .max = 65535,
-     .help = "tensor-parallel size"},
-    {.kind = CLI_INT,
-     .name = "dp",
-     .arg = "D",
-     .at = AT(dp),
-     .def = "1",
-     .min = 1,
-     .max = 65535,
-     .help = "data-parallel replicas"},
-    {.kind = CLI_CHOICE,
-     .name = "dtype",
-     .arg = "TYPE",
-     .at = AT(dtype),
-     .choices = "fp32|bf16|fp16",
-     .help = "weights and activations"},
-    {.kind = CLI_CHOICE,
-     .name = "grad-dtype",
-     .arg = "TYPE",
-     .at = AT(grad_dtype),
-     .choices = "fp32|bf16|fp16",
-     .def = "fp32",
-     .help = "accumulated gradients"},
-    {.kind = CLI_CHOICE,
-     .name = "recompute",
-     .arg = "MODE",
-     .at = AT(recompute),
-     .choices = "none|selective|full",
-     .def = "none",
-     .help = "what backward computes again in place of keeping it"},
-    {.kind = CLI_FLAG,
-     .name = "zero1",
-     .at = AT(zero1),
-     .help = "share each optimizer state among the replicas and twins of its stage"},
-    {.kind = CLI_FLAG,
-     .name = "sequence-parallel",
-     .at = AT(sequence_parallel),
-     .help = "shard the activations between tensor-parallel regions"},
-    {.kind = CLI_TEXT,
-     .name = "layout",
-     .arg = "TEXT",
-     .at = AT(layout),
-     .help = "layers of the stages as Megatron writes them: Et*2|(tt|)*3,tL"},
-    {.kind = CLI_TEXT,
-     .name = "layers",
-     .arg = "N,N,...",
-     .at = AT(layers),
-     .help = "layers of each stage"},
-    {.kind = CLI_FLAG,
-     .name = "account-for-embedding",
-     .at = AT(account_embedding),
-     .help = "count the embedding as one layer when splitting evenly"},
-    {.kind = CLI_FLAG,
-     .name = "account-for-loss",
-     .at = AT(account_loss),
-     .help = "count head and loss as one layer when splitting evenly"},
-    {.kind = CLI_HEADING, .help = "Lowering"},
-    {.kind = CLI_CHOICE,
-     .name = "mapping",
-     .arg = "HOW",
-     .at = AT(mapping),
-     .choices = "channel|direction|single",
-     .def = "channel",
-     .help = "which messages share a stream"},
-    {.kind = CLI_INT,
-     .name = "lookahead",
-     .arg = "N",
-     .at = AT(lookahead),
-     .def = "1",
-     .min = 1,
-     .max = 1000000,
-     .help = "compute tasks by which a receive is posted early"},
-    {.kind = CLI_INT,
-     .name = "send-window",
-     .arg = "N",
-     .at = AT(send_window),
-     .def = "0",
-     .min = 0,
-     .max = 1000000,
-     .help = "compute tasks after which a send is waited for; 0: never, 1: at once"},
-    {.kind = CLI_FLAG,
-     .name = "fold",
-     .at = AT(fold),
-     .help = "let one replica stand for all (simulation only)"},
-    {.kind = CLI_BYTES,
-     .name = "memory-limit",
-     .arg = "BYTES",
-     .at = AT(memory_limit),
-     .help = "refuse a plan that needs more on a rank: 80GiB"},
-};
-
 const char *plan_mapping_name(plan_mapping m)
 {
     static const char *const names[] = {"channel", "direction", "single"};
@@ -222,29 +35,16 @@ static td_status split_options(const request *q, td_arena *a, sched_request *r, 
     return TD_OK;
 }
 
-/* "a,b,c" as 32-bit numbers. */
-static td_status list_i32(td_arena *a, const char *text, const char *name, int32_t **out, size_t *n,
-                          td_err *err)
-{
-    int64_t *wide = NULL;
-    TD_TRY(td_parse_i64_list(a, text, name, &wide, n, err));
-    *out = TD_NEW_N(a, int32_t, *n);
-    if (*out == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %s", name);
-    for (size_t i = 0; i < *n; i++) {
-        if (wide[i] < 0 || wide[i] > INT32_MAX)
-            return td_fail(err, TD_EUSAGE, "%s: %lld is out of range", name, (long long)wide[i]);
-        (*out)[i] = (int32_t)wide[i];
-    }
-    return TD_OK;
-}
-
 static td_status generate(const request *q, td_arena *a, run_setup *out, td_err *err)
 {
     sched_request r = {.pp = (int32_t)q->pp,
                        .microbatches = (int32_t)q->microbatches,
                        .chunks = (int32_t)q->chunks,
                        .slices = (int32_t)q->slices,
-                       .activation_limit = q->activation_limit};
+                       .activation_limit = q->activation_limit,
+                       .memory_limit = q->memory_limit,
+                       .seed = q->seed,
+                       .search_s = q->search_s};
     if (q->pp == 0) return td_fail(err, TD_EUSAGE, "--pp is missing: how many stages wide; --pp 4");
     if (q->microbatches == 0)
         return td_fail(err, TD_EUSAGE, "--microbatches is missing; --microbatches 8");
@@ -252,16 +52,16 @@ static td_status generate(const request *q, td_arena *a, run_setup *out, td_err 
     if (q->slice_tokens != NULL) {
         int32_t *tokens = NULL;
         size_t n = 0;
-        TD_TRY(list_i32(a, q->slice_tokens, "--slice-tokens", &tokens, &n, err));
+        TD_TRY(request_list(a, q->slice_tokens, "--slice-tokens", &tokens, &n, err));
         if (q->slices != 0 && (size_t)q->slices != n)
             return td_fail(err, TD_EUSAGE, "--slice-tokens: %zu numbers for --slices %lld", n,
                            (long long)q->slices);
         r.slices = (int32_t)n;
         r.slice_tokens = tokens;
     }
-    for (int i = 0; i < PASS_COUNT && out->has_units; i++)
-        if (out->units.given[i]) r.times.pass_ns[i] = (int64_t)(out->units.pass_ms[i] * 1e6 + 0.5);
-    if (out->has_units) r.times.comm_ns = (int64_t)(out->units.comm_ms * 1e6 + 0.5);
+    const request_pricing pricing = {.q = q, .setup = out, .a = a};
+    r.price = request_price;
+    r.price_from = &pricing;
     return sched_generate(q->schedule, &r, a, &out->schedule, err);
 }
 
@@ -323,16 +123,6 @@ static td_status make_schedule(const request *q, td_arena *a, run_setup *out, ch
     return TD_OK;
 }
 
-td_status request_schedule(const request *q, td_arena *a, run_setup *out, td_err *err)
-{
-    *out = (run_setup){0};
-    char *plan_text = NULL;
-    TD_TRY(read_units(q, a, out, err));
-    TD_TRY(make_schedule(q, a, out, &plan_text, err));
-    if (plan_text == NULL) return TD_OK;
-    return td_fail(err, TD_EUSAGE, "%s holds a plan; a schedule is needed here", q->schedule);
-}
-
 /* --- sizes and plan --- */
 
 static td_status read_model(const request *q, data_type dtype, run_setup *out, td_err *err)
@@ -358,6 +148,17 @@ static td_status read_model(const request *q, data_type dtype, run_setup *out, t
     return TD_OK;
 }
 
+td_status request_schedule(const request *q, td_arena *a, run_setup *out, td_err *err)
+{
+    *out = (run_setup){0};
+    char *plan_text = NULL;
+    TD_TRY(read_units(q, a, out, err));
+    TD_TRY(read_model(q, TYPE_BF16, out, err));
+    TD_TRY(make_schedule(q, a, out, &plan_text, err));
+    if (plan_text == NULL) return TD_OK;
+    return td_fail(err, TD_EUSAGE, "%s holds a plan; a schedule is needed here", q->schedule);
+}
+
 /* Without a model a sequence has the tokens of its slices, one each where nothing says more. */
 static int64_t unit_tokens(const schedule *s)
 {
@@ -379,25 +180,8 @@ static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td
         out->sizes.run.seq_len = unit_tokens(s);
         return TD_OK;
     }
-    layer_request lr = {.n_stages = s->n_stages,
-                        .pp = rows,
-                        .layout = q->layout,
-                        .explicit_layers = s->layers,
-                        .account_embedding = q->account_embedding,
-                        .account_head = q->account_loss};
-    if (q->layers != NULL) {
-        int32_t *list = NULL;
-        size_t n = 0;
-        TD_TRY(list_i32(a, q->layers, "--layers", &list, &n, err));
-        if (n != (size_t)s->n_stages)
-            return td_fail(err, TD_EUSAGE, "--layers: %zu numbers, but there are %d stages", n,
-                           s->n_stages);
-        lr.explicit_layers = list;
-    }
-    stage_desc *const stages = TD_NEW_N(a, stage_desc, s->n_stages);
-    if (stages == NULL) return td_fail(err, TD_ENOMEM, "out of memory for stages");
-    TD_TRY(layers_assign(&out->model, &lr, stages, err));
-    for (int32_t i = 0; i < s->n_stages; i++) stages[i].vocab_rows = sizes_vocab_rows(&out->sizes);
+    stage_desc *stages = NULL;
+    TD_TRY(request_layers(q, &out->sizes, s->n_stages, rows, s->layers, a, &stages, err));
     out->sizes.stages = stages;
     return TD_OK;
 }
@@ -435,22 +219,17 @@ static td_status take_plan(const request *q, const char *text, const char *name,
     return TD_OK;
 }
 
-td_status request_plan(const request *q, data_type dtype, const char *after, td_arena *a,
-                       run_setup *out, td_err *err)
+/* Whether the schedule is searched for within --memory-limit. */
+static bool fits_memory(const request *q)
 {
-    *out = (run_setup){0};
-    TD_TRY(read_units(q, a, out, err));
-    TD_TRY(read_model(q, dtype, out, err));
-    char *text = NULL;
-    size_t len = 0;
-    if (q->plan != NULL && q->schedule != NULL)
-        return td_fail(err, TD_EUSAGE, "--schedule and --plan: give one of them");
-    if (q->plan != NULL)
-        TD_TRY(td_read_file(a, q->plan, FILE_MAX, &text, &len, err));
-    else
-        TD_TRY(make_schedule(q, a, out, &text, err));
-    if (text != NULL)
-        return take_plan(q, text, q->plan != NULL ? q->plan : q->schedule, a, out, err);
+    const sched_family *f = NULL;
+    return q->memory_limit > 0 && q->model != NULL && q->activation_limit <= 0 &&
+           sched_find(q->schedule, &f, NULL) == TD_OK && f->obeys_memory_limit;
+}
+
+static td_status lower_schedule(const request *q, const char *after, td_arena *a, run_setup *out,
+                                td_err *err)
+{
     TD_TRY(assign_layers(q, a, out, err));
     out->lower = (lower_options){.sizes = &out->sizes,
                                  .dp = (int32_t)q->dp,
@@ -463,7 +242,69 @@ td_status request_plan(const request *q, data_type dtype, const char *after, td_
                                  .zero1 = q->zero1,
                                  .no_step = !out->has_model,
                                  .keep_sync = out->has_units && out->units.coll_ms > 0,
-                                 .memory_limit = q->memory_limit,
+                                 .memory_limit = fits_memory(q) ? 0 : q->memory_limit,
                                  .after = after};
     return plan_lower(&out->schedule, &out->lower, a, &out->plan, err);
+}
+
+/* Says what the family needs at the least: its plan for one microbatch at a time. */
+static td_status too_little(const request *q, td_arena *a, run_setup *out, td_err *err)
+{
+    request one = *q;
+    char *text = NULL, most[32];
+    int64_t need = 0;
+    one.memory_limit = 0;
+    one.activation_limit = 1;
+    TD_TRY(make_schedule(&one, a, out, &text, err));
+    TD_TRY(lower_schedule(&one, NULL, a, out, err));
+    for (uint32_t r = 0; r < out->plan.n_ranks; r++)
+        if (out->plan.ranks[r].arena_bytes > need) need = out->plan.ranks[r].arena_bytes;
+    return td_fail(err, TD_EUSAGE,
+                   "--memory-limit: no order of %s fits %s a rank; the least that works is about "
+                   "%lld bytes",
+                   q->schedule, td_print_bytes(most, sizeof most, q->memory_limit),
+                   (long long)need);
+}
+
+/* A search within bytes counts activations; what lives beside them is known once the plan is. So
+ * it is asked again for less by as much as the plan needs too much. */
+static td_status fit_memory(const request *q, const char *after, td_arena *a, run_setup *out,
+                            td_err *err)
+{
+    enum { TRIES = 6 };
+    request less = *q;
+    for (int i = 0; i < TRIES; i++) {
+        int64_t excess = 0;
+        char *text = NULL;
+        if (less.memory_limit <= 0 || make_schedule(&less, a, out, &text, err) != TD_OK)
+            return too_little(q, a, out, err);
+        TD_TRY(lower_schedule(q, after, a, out, err));
+        for (uint32_t r = 0; r < out->plan.n_ranks; r++)
+            if (out->plan.ranks[r].arena_bytes - q->memory_limit > excess)
+                excess = out->plan.ranks[r].arena_bytes - q->memory_limit;
+        if (excess == 0) return TD_OK;
+        less.memory_limit -= excess;
+    }
+    return too_little(q, a, out, err);
+}
+
+td_status request_plan(const request *q, data_type dtype, const char *after, td_arena *a,
+                       run_setup *out, td_err *err)
+{
+    *out = (run_setup){0};
+    TD_TRY(read_units(q, a, out, err));
+    TD_TRY(read_model(q, dtype, out, err));
+    char *text = NULL;
+    size_t len = 0;
+    if (q->plan != NULL && q->schedule != NULL)
+        return td_fail(err, TD_EUSAGE, "--schedule and --plan: give one of them");
+    if (q->plan != NULL)
+        TD_TRY(td_read_file(a, q->plan, FILE_MAX, &text, &len, err));
+    else if (q->schedule != NULL && fits_memory(q))
+        return fit_memory(q, after, a, out, err);
+    else
+        TD_TRY(make_schedule(q, a, out, &text, err));
+    if (text != NULL)
+        return take_plan(q, text, q->plan != NULL ? q->plan : q->schedule, a, out, err);
+    return lower_schedule(q, after, a, out, err);
 }

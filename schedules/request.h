@@ -27,9 +27,13 @@ typedef struct request {
     int64_t lookahead, send_window;
     bool fold;
     int64_t memory_limit;
+    double search_s;
+    /* no options of their own here: only who simulates has them */
+    uint64_t seed;
+    const cost_model *prices; /* of a machine, without sizes; NULL: unit times alone */
 } request;
 
-enum { REQUEST_OPTION_COUNT = 32 };
+enum { REQUEST_OPTION_COUNT = 33 };
 extern const cli_option request_options[REQUEST_OPTION_COUNT];
 
 /* Everything a run stands on. Pointers lead into the setup itself, so it must not be copied. */
@@ -53,6 +57,25 @@ TD_MUST_USE td_status request_schedule(const request *q, td_arena *a, run_setup 
  * program takes when --dtype is not given. after: stop after this lowering pass, or NULL. */
 TD_MUST_USE td_status request_plan(const request *q, data_type dtype, const char *after,
                                    td_arena *a, run_setup *out, td_err *err);
+
+/* "a,b,c" as 32-bit numbers >= 0; `name` is for messages. */
+TD_MUST_USE td_status request_list(td_arena *a, const char *text, const char *name, int32_t **out,
+                                   size_t *n, td_err *err);
+
+/* Layers of the model's n_stages stages as --layers, `given` (or NULL) or the split over `rows`
+ * ranks says, with as many rows of the tables as z's shards have. */
+TD_MUST_USE td_status request_layers(const request *q, const sizes *z, int32_t n_stages,
+                                     int64_t rows, const int32_t *given, td_arena *a,
+                                     stage_desc **out, td_err *err);
+
+/* What prices a family's stages: a sched_price for these. */
+typedef struct request_pricing {
+    const request *q;
+    const run_setup *setup; /* with units, and model and sizes where there is one */
+    td_arena *a;
+} request_pricing;
+TD_MUST_USE td_status request_price(const void *pricing, int32_t n_stages, sched_stage_cost *out,
+                                    td_err *err);
 
 const char *plan_mapping_name(plan_mapping m);
 

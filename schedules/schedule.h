@@ -128,9 +128,10 @@ typedef struct sched_times {
 
 /* What one stage costs. */
 typedef struct sched_stage_cost {
-    int64_t pass_ns[PASS_COUNT];             /* of a whole microbatch; -1: not known */
-    int64_t stash_bytes, weight_stash_bytes; /* kept from F to B or I, and from I to W */
-    int64_t fixed_bytes;                     /* everything else; 0 without a model */
+    int64_t pass_ns[PASS_COUNT];          /* of a whole microbatch; -1: not known */
+    int64_t send_ns;                      /* of one activation tensor to the next rank */
+    int64_t activation_bytes[PASS_COUNT]; /* what F, I and W add; 0 without a model */
+    int64_t fixed_bytes;                  /* weights, gradients, optimizer, workspace */
 } sched_stage_cost;
 
 /* Prices the model cut into n_stages stages (a multiple of P), one entry of out for each. */
@@ -160,6 +161,7 @@ typedef struct sched_option {
 typedef struct sched_family {
     const char *name, *summary, *constraints;
     const sched_option *options; /* ends with a NULL key */
+    bool obeys_memory_limit;     /* makes orders for a limit in bytes */
     /* Fills *out (not name). On TD_EUSAGE the message says what would be legal. */
     td_status (*generate)(const sched_request *q, td_arena *a, schedule *out, td_err *err);
 } sched_family;

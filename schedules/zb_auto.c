@@ -100,27 +100,18 @@ static td_status first_orders(const zb_problem *q, zb_objective objective, bool 
     return TD_OK;
 }
 
-/* The least limit that some order meets is one microbatch on every rank. */
-static td_status too_small(const sched_request *q, const zb_problem *z, td_err *err)
+/* Even one microbatch at a time is too much. */
+static td_status too_small(const sched_request *q, td_err *err)
 {
-    int64_t most = 0;
-    int32_t worst = 0;
-    for (int32_t r = 0; r < z->p; r++) {
-        const int64_t one = z->delta[0][r] + (z->chunks == 2 ? z->delta[0][2 * z->p - 1 - r] : 0);
-        if (one - z->limit[r] > most) {
-            most = one - z->limit[r];
-            worst = r;
-        }
-    }
     if (q->activation_limit > 0)
         return td_fail(err, TD_EUSAGE,
                        "--activation-limit %g: no schedule keeps less than one microbatch's "
                        "activations; legal: 1 or more",
                        q->activation_limit);
     return td_fail(err, TD_EUSAGE,
-                   "--memory-limit: rank %d cannot hold one microbatch's activations besides its "
-                   "weights, gradients and optimizer; the least that works is %lld bytes",
-                   worst, (long long)(q->memory_limit + most));
+                   "--memory-limit %lld: some rank cannot hold the activations of one microbatch "
+                   "besides its weights, gradients and optimizer; legal: more",
+                   (long long)q->memory_limit);
 }
 
 static td_status generate(const sched_request *q, td_arena *a, schedule *out, td_err *err)
@@ -139,7 +130,7 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
     zb_search_options o = {
         .objective = (zb_objective)objective, .seed = q->seed, .search_s = q->search_s};
     TD_TRY(first_orders(&z, o.objective, search == SEARCH_HEURISTIC, a, &best, err));
-    if (!best.found) return too_small(q, &z, err);
+    if (!best.found) return too_small(q, err);
     if (search != SEARCH_HEURISTIC) TD_TRY(zb_improve(&z, &o, a, &best.order, &best.score, err));
     return zb_order_schedule(&best.order, a, out, err);
 }
@@ -159,5 +150,6 @@ const sched_family family_zb_auto = {
     .constraints = "P >= 1, M >= 1, durations of F, I and W; --activation-limit P is ZB-1p (the "
                    "default), 2P is ZB-2p",
     .options = options,
+    .obeys_memory_limit = true,
     .generate = generate,
 };

@@ -54,9 +54,11 @@ static td_status read_times(const sched_request *q, int32_t chunks, sched_stage_
 {
     const int32_t n = q->pp * chunks;
     if (q->price != NULL) return q->price(q->price_from, n, stages, err);
-    for (int32_t s = 0; s < n; s++)
+    for (int32_t s = 0; s < n; s++) {
+        stages[s].send_ns = q->times.comm_ns;
         for (int k = 0; k < PASS_COUNT; k++)
             stages[s].pass_ns[k] = (q->times.pass_ns[k] + chunks / 2) / chunks;
+    }
     const int64_t *const t = q->times.pass_ns;
     const bool any = t[PASS_F] > 0 || t[PASS_I] > 0 || t[PASS_W] > 0;
     for (int32_t s = 0; s < n && !any; s++)
@@ -65,6 +67,12 @@ static td_status read_times(const sched_request *q, int32_t chunks, sched_stage_
 }
 
 /* Without any durations every pass takes as long as every other. */
+/* As far from the longest time as sums of all passes of all ranks can go. */
+static int64_t longest(const sched_request *q)
+{
+    return INT64_MAX / 64 / ((int64_t)q->microbatches * q->pp);
+}
+
 static td_status take_times(const sched_request *q, int32_t chunks, bool needed,
                             const sched_stage_cost *stages, int64_t *pass_ns[3], td_err *err)
 {
@@ -79,7 +87,7 @@ static td_status take_times(const sched_request *q, int32_t chunks, bool needed,
                                "stage %d is missing; give --times F=MS,I=MS,W=MS,comm=MS, or a "
                                "model and a machine",
                                pass_letter(kinds[k]), s);
-            if (ns > INT64_MAX / 4 / ((int64_t)q->microbatches * q->pp * 8))
+            if (ns > longest(q))
                 return td_fail(err, TD_EUSAGE, "durations: %lld ns a pass is too long to add up",
                                (long long)ns);
             pass_ns[k][s] = ns < 0 ? 1 : ns;
@@ -117,13 +125,12 @@ static td_status set_memory(const sched_request *q, const sched_stage_cost *stag
     const bool bytes = q->memory_limit > 0 && q->activation_limit <= 0;
     for (int32_t s = 0; s < n; s++) {
         const sched_stage_cost *const c = &stages[s];
-        if (bytes && c->stash_bytes <= 0)
+        if (bytes && c->activation_bytes[PASS_F] <= 0)
             return td_fail(err, TD_EUSAGE,
                            "--memory-limit: bytes of activations are known only with a model; "
                            "give --model, or --activation-limit");
-        delta[0][s] = bytes ? c->stash_bytes : llround(d[0] * SHARE) / z->chunks;
-        delta[2][s] = bytes ? -c->weight_stash_bytes : llround(d[2] * SHARE) / z->chunks;
-        delta[1][s] = -delta[0][s] - delta[2][s];
+        for (int i = 0; i < 3; i++)
+            delta[i][s] = bytes ? c->activation_bytes[kinds[i]] : llround(d[i] * SHARE) / z->chunks;
     }
     if (bytes)
         byte_limits(z, stages, q->memory_limit, limit);
@@ -148,10 +155,10 @@ td_status zb_problem_of(const sched_request *q, int32_t chunks, bool needed, dou
                         .m = q->microbatches,
                         .chunks = chunks,
                         .pass_ns = {arrays[0], arrays[1], arrays[2]},
-                        .comm_ns = q->times.comm_ns,
                         .delta = {arrays[3], arrays[4], arrays[5]},
                         .limit = arrays[6]};
     TD_TRY(read_times(q, chunks, stages, err));
+    out->comm_ns = stages[0].send_ns;
     TD_TRY(take_times(q, chunks, needed, stages, arrays, err));
     return set_memory(q, stages, fallback, out, &arrays[3], arrays[6], err);
 }

@@ -344,5 +344,6 @@ const sched_family family_zb_v = {
                "memory",
     .constraints = "P >= 1, M >= 1, V = 2; equal passes unless --times says more",
     .options = options,
+    .obeys_memory_limit = true,
     .generate = generate,
 };

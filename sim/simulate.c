@@ -91,25 +91,35 @@ static td_status check_cluster(const psim_options *o, psim_result *r, td_err *er
                    (long long)((need + per_node - 1) / per_node));
 }
 
-static td_status load_cost(td_arena *a, const psim_options *o, psim_result *r, td_err *err)
+/* Cluster and profile, as far as they can be read before there is a plan. */
+static td_status load_machine(td_arena *a, const psim_options *o, psim_result *r, td_err *err)
 {
-    run_setup *const s = &r->setup;
-    r->cost = (cost_model){.sizes = &s->sizes, .chunks = s->plan.chunks};
-    r->protocol = o->protocol >= 0 ? (sim_protocol)o->protocol
-                  : s->has_units   ? PROTOCOL_EAGER
-                                   : PROTOCOL_RENDEZVOUS;
     if (o->cluster != NULL) {
         TD_TRY(cluster_load(o->cluster, &r->cluster, err));
         r->has_cluster = true;
         r->cost.cluster = &r->cluster;
-        TD_TRY(check_cluster(o, r, err));
     }
     if (o->profile != NULL) {
         profile *const fitted = TD_NEW(a, profile);
         if (fitted == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the profile");
         TD_TRY(profile_read(o->profile, fitted, err));
-        if (s->has_model) TD_TRY(profile_check(fitted, &s->model, &s->sizes.run, err));
         r->cost.profile = fitted;
+        r->cost.busy = (int32_t)o->what.pp;
+    }
+    return TD_OK;
+}
+
+static td_status load_cost(const psim_options *o, psim_result *r, td_err *err)
+{
+    run_setup *const s = &r->setup;
+    r->cost.sizes = &s->sizes;
+    r->cost.chunks = s->plan.chunks;
+    r->protocol = o->protocol >= 0 ? (sim_protocol)o->protocol
+                  : s->has_units   ? PROTOCOL_EAGER
+                                   : PROTOCOL_RENDEZVOUS;
+    if (r->has_cluster) TD_TRY(check_cluster(o, r, err));
+    if (r->cost.profile != NULL) {
+        if (s->has_model) TD_TRY(profile_check(r->cost.profile, &s->model, &s->sizes.run, err));
         r->cost.alone = true;
         if (o->cluster == NULL) TD_TRY(local_cluster(r, err));
         r->cost.busy = ranks_of_node(r);
@@ -206,6 +216,7 @@ static td_status fill_meta(td_arena *a, const cli_args *args, const psim_options
 td_status psim_request(const cli_args *args, const psim_options *o, request *q, td_err *err)
 {
     *q = o->what;
+    q->seed = (uint64_t)o->seed;
     if (args->n_operands == 0) return TD_OK;
     if (q->schedule != NULL || q->plan != NULL)
         return td_fail(err, TD_EUSAGE, "%s: --schedule or --plan is already given",
@@ -222,8 +233,10 @@ td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o
     TD_TRY(psim_request(args, o, &q, err));
     TD_TRY(check_asked(o, err));
     TD_TRY(parse_deltas(o->deltas, &out->deltas, err));
+    TD_TRY(load_machine(a, o, out, err));
+    q.prices = &out->cost;
     TD_TRY(request_plan(&q, TYPE_BF16, NULL, a, &out->setup, err));
-    TD_TRY(load_cost(a, o, out, err));
+    TD_TRY(load_cost(o, out, err));
     const plan *const p = &out->setup.plan;
     TD_TRY(sim_price(p, &out->cost, a, &out->class_ns, err));
     sim_options so = {.protocol = out->protocol, .cost = &out->cost};
