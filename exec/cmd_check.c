@@ -56,14 +56,12 @@ static void print_words(const check_result *r, const plan *p)
 }
 
 static td_status check(const pexec_options *o, const cli_args *args, team *t, td_arena *a,
-                       bool *agreed, td_err *err)
+                       td_err *err)
 {
     run_setup setup;
     td_status st = request_plan(&o->what, TYPE_FP32, NULL, a, &setup, err);
-    *agreed = true;
     TD_TRY(team_agree(t, st, err));
     TD_TRY(pexec_same(t, &setup, args, err));
-    *agreed = false;
     const check_options c = {.seed = (uint64_t)o->seed,
                              .steps = 3,
                              .run = {.threads_per_rank = (int)o->threads_per_rank,
@@ -77,8 +75,7 @@ static td_status check(const pexec_options *o, const cli_args *args, team *t, td
         else
             print_words(&r, &setup.plan);
     }
-    *agreed = true; /* every process compared everything */
-    return r.pass ? TD_OK : cli_answer_no(err);
+    return team_agree(t, r.pass ? TD_OK : cli_answer_no(err), err);
 }
 
 td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_err *err)
@@ -87,7 +84,6 @@ td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_e
     TD_TRY(pexec_backend(o, err));
     team *t = NULL;
     TD_TRY(pexec_join(o, a, &t, err));
-    bool agreed = false;
-    const td_status st = check(o, args, t, a, &agreed, err);
-    return pexec_leave(t, agreed, st, err);
+    const td_status st = check(o, args, t, a, err);
+    return pexec_leave(t, st, err);
 }

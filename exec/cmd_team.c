@@ -38,10 +38,10 @@ td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *er
     return team_open(&t, o->timeout * 1000000000, a, out, err);
 }
 
-td_status pexec_leave(team *t, bool agreed, td_status st, td_err *err)
+td_status pexec_leave(team *t, td_status st, td_err *err)
 {
     if (t == NULL) return st;
-    if (st != TD_OK && !agreed) team_give_up(t, err);
+    if (st != TD_OK && !t->agreed) team_give_up(t, err);
     /* before the first process ends, because the launcher then ends the others */
     if (st != TD_OK && team_index(t) == 0 && err->msg[0] != '\0') {
         (void)fprintf(stderr, "pexec: %s\n", err->msg);
@@ -80,8 +80,11 @@ td_status pexec_same(team *t, const run_setup *s, const cli_args *args, td_err *
     TD_TRY(team_same(t, options, "version and command line", err));
     TD_TRY(team_same(t, hash_model(&s->model), "model", err));
     TD_TRY(team_same(t, plan_hash(&s->plan), "plan", err));
-    if (s->plan.n_ranks == team_size(t)) return TD_OK;
-    return td_fail(err, TD_EUSAGE,
-                   "%u processes were started, but the plan has %u ranks; start one process a rank",
-                   team_size(t), s->plan.n_ranks);
+    td_status st = TD_OK;
+    if (s->plan.n_ranks != team_size(t))
+        st = td_fail(err, TD_EUSAGE,
+                     "%u processes were started, but the plan has %u ranks; start one process a "
+                     "rank",
+                     team_size(t), s->plan.n_ranks);
+    return team_agree(t, st, err);
 }

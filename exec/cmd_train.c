@@ -1,5 +1,6 @@
 /* pexec train: real text in, falling loss out. */
 #include "base/text.h"
+#include "exec/checkpoint.h"
 #include "exec/data.h"
 #include "exec/pexec.h"
 
@@ -32,10 +33,13 @@ typedef struct training {
     int32_t *ids, *targets; /* one microbatch */
     cli_progress progress;
     int64_t began_ns, done;
+    checkpoint_state state;
+    int64_t first; /* the step before the first one: 0, or the checkpoint's */
     double loss, val_loss, tokens_per_s;
     int64_t best_ns;             /* the fastest step */
     task_times kept[KEPT_STEPS]; /* of the last steps, in a ring; NULL without --trace */
     int64_t kept_ns[KEPT_STEPS];
+    int64_t traced; /* of the kept ones */
 } training;
 
 static td_status validate(training *t, td_err *err)
@@ -52,11 +56,12 @@ static td_status validate(training *t, td_err *err)
     return TD_OK;
 }
 
-static void keep_times(training *t, int64_t step, int64_t ns)
+/* The n-th step of this run. */
+static void keep_times(training *t, int64_t n, int64_t ns)
 {
-    task_times *const k = &t->kept[step % KEPT_STEPS];
+    task_times *const k = &t->kept[n % KEPT_STEPS];
     const size_t bytes = t->x->p->n_tasks * sizeof *k->begin_ns;
-    t->kept_ns[step % KEPT_STEPS] = ns;
+    t->kept_ns[n % KEPT_STEPS] = ns;
     if (k->begin_ns == NULL) return;
     memcpy(k->begin_ns, t->x->times.begin_ns, bytes);
     memcpy(k->end_ns, t->x->times.end_ns, bytes);
@@ -65,7 +70,7 @@ static void keep_times(training *t, int64_t step, int64_t ns)
 /* The trace is of the median of the last steps: warm, and not the one that something disturbed. */
 static int64_t median_step(const training *t)
 {
-    const int64_t n = t->done < KEPT_STEPS ? t->done : KEPT_STEPS;
+    const int64_t ran = t->done - t->first, n = ran < KEPT_STEPS ? ran : KEPT_STEPS;
     for (int64_t i = 1; i <= n; i++) {
         const int64_t mine = t->kept_ns[i % KEPT_STEPS];
         int64_t before = 0, equal = 0;
@@ -75,7 +80,7 @@ static int64_t median_step(const training *t)
         }
         if (before <= n / 2 && n / 2 < before + equal) return i % KEPT_STEPS;
     }
-    return t->done % KEPT_STEPS;
+    return ran % KEPT_STEPS;
 }
 
 static td_status train_step(training *t, int64_t step, td_err *err)
@@ -83,8 +88,8 @@ static td_status train_step(training *t, int64_t step, td_err *err)
     const plan *const p = t->x->p;
     const run_shape *const r = &t->x->z->run;
     for (int32_t i = 0; i < p->n_microbatches * p->dp; i++) {
-        corpus_batch(&t->text, (uint64_t)t->o->seed, step, i, false, r->micro_batch, r->seq_len,
-                     t->ids, t->targets);
+        corpus_batch(&t->text, t->state.seed, step, i, false, r->micro_batch, r->seq_len, t->ids,
+                     t->targets);
         exec_tokens(t->x, i / p->n_microbatches, i % p->n_microbatches, t->ids, t->targets);
     }
     const exec_step s = {.lr = (float)optimizer_rate(t->o->lr, step, t->o->warmup, t->o->steps),
@@ -97,7 +102,7 @@ static td_status train_step(training *t, int64_t step, td_err *err)
                          .stop = interrupted != 0};
     TD_TRY(exec_run_step(t->x, &s, &t->loss, err));
     if (t->best_ns == 0 || t->x->step_ns < t->best_ns) t->best_ns = t->x->step_ns;
-    keep_times(t, step, t->x->step_ns);
+    keep_times(t, step - t->first, t->x->step_ns);
     return TD_OK;
 }
 
@@ -106,8 +111,8 @@ static void report(training *t, int64_t step)
     const plan *const p = t->x->p;
     const run_shape *const r = &t->x->z->run;
     const double seconds = (double)(td_now_ns() - t->began_ns) / 1e9;
-    const double tokens =
-        (double)step * (double)(p->n_microbatches * p->dp) * (double)(r->micro_batch * r->seq_len);
+    const double tokens = (double)(step - t->first) * (double)(p->n_microbatches * p->dp) *
+                          (double)(r->micro_batch * r->seq_len);
     t->tokens_per_s = tokens / seconds;
     char bar[32];
     (void)cli_progress_show(&t->progress,
@@ -115,14 +120,44 @@ static void report(training *t, int64_t step)
                             "%.0f s left",
                             cli_bar(bar, sizeof bar, 20, (double)step / (double)t->o->steps),
                             (long long)step, (long long)t->o->steps, t->loss, t->x->grad_norm,
-                            t->tokens_per_s, seconds / (double)step * (double)(t->o->steps - step));
+                            t->tokens_per_s,
+                            seconds / (double)(step - t->first) * (double)(t->o->steps - step));
+}
+
+/* A checkpoint of the step just done. */
+static td_status save(training *t, td_err *err)
+{
+    td_arena *const a = td_arena_new();
+    const char *const path = a == NULL ? NULL : checkpoint_path(a, t->o->save, t->done);
+    td_status st = TD_OK;
+    if (path == NULL) {
+        st = td_fail(err, TD_ENOMEM, "out of memory for a checkpoint");
+    } else {
+        t->state.step = t->done;
+        st = checkpoint_write(t->x, &t->state, path, err);
+        if (st == TD_OK && t->speaks) st = checkpoint_prune(t->o->save, t->o->keep, a, err);
+    }
+    td_arena_free(a);
+    return st;
+}
+
+static td_status after_step(training *t, int64_t step, td_err *err)
+{
+    const int64_t every = t->o->save_every;
+    const bool due = every > 0 && step % every == 0;
+    if (t->o->save != NULL && (due || t->x->stop || step == t->o->steps)) TD_TRY(save(t, err));
+    if (t->x->stop)
+        return td_fail(err, TD_EINTR, "interrupted after step %lld%s%s", (long long)step,
+                       t->o->save != NULL ? "; its checkpoint is in " : "",
+                       t->o->save != NULL ? t->o->save : "");
+    return TD_OK;
 }
 
 static td_status loop(training *t, td_err *err)
 {
     const int64_t every = t->o->val_every;
     t->began_ns = td_now_ns();
-    for (int64_t step = 1; step <= t->o->steps; step++) {
+    for (int64_t step = t->first + 1; step <= t->o->steps; step++) {
         TD_TRY(train_step(t, step, err));
         t->done = step;
         report(t, step);
@@ -133,8 +168,7 @@ static td_status loop(training *t, td_err *err)
                 (void)fprintf(stderr, "step %lld  loss %.4f  validation %.4f  %.0f tokens/s\n",
                               (long long)step, t->loss, t->val_loss, t->tokens_per_s);
         }
-        if (t->x->stop)
-            return td_fail(err, TD_EINTR, "interrupted after step %lld", (long long)step);
+        TD_TRY(after_step(t, step, err));
     }
     return validate(t, err);
 }
@@ -142,9 +176,9 @@ static td_status loop(training *t, td_err *err)
 static td_status write_trace(training *t, const cli_args *args, td_arena *a, td_err *err)
 {
     const plan *const p = t->x->p;
-    t->kept_ns[0] = t->done > 0 ? median_step(t) : 0;
-    TD_TRY(team_broadcast(t->team, 0, &t->kept_ns[0], sizeof t->kept_ns[0], err));
-    task_times *const times = &t->kept[t->kept_ns[0]];
+    t->traced = median_step(t);
+    TD_TRY(team_broadcast(t->team, 0, &t->traced, sizeof t->traced, err));
+    task_times *const times = &t->kept[t->traced];
     TD_TRY(exec_gather_times(t->x, times, &t->x->times, err));
     if (!t->speaks) return TD_OK;
     const trace_meta meta[] = {
@@ -158,49 +192,6 @@ static td_status write_trace(training *t, const cli_args *args, td_arena *a, td_
     trace tr;
     TD_TRY(trace_build(p, times, true, meta, sizeof meta / sizeof *meta, a, &tr, err));
     return trace_write(&tr, t->o->trace, err);
-}
-
-/* Hugging Face's safetensors: length, JSON header, data; tensors in model order. */
-static td_status write_weights(const training *t, td_err *err)
-{
-    const plan *const p = t->x->p;
-    td_text head = {0}, file = {0};
-    int64_t at = 0;
-    td_text_add(&head, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (int32_t s = 0; s < p->n_stages; s++)
-        for (int64_t i = 0; i < t->x->stages[s].n_params; i++) {
-            const param_tensor *const w = &t->x->stages[s].params[i];
-            if (t->x->stages[s].first_tensor + i >= t->x->n_tensors) continue; /* tied copy */
-            const int64_t bytes = w->rows * w->cols * (int64_t)sizeof(float);
-            td_text_add(&head, ",");
-            td_text_json(&head, w->name);
-            td_text_addf(&head, ":{\"dtype\":\"F32\",\"shape\":[%lld", (long long)w->rows);
-            if (w->cols > 1) td_text_addf(&head, ",%lld", (long long)w->cols);
-            td_text_addf(&head, "],\"data_offsets\":[%lld,%lld]}", (long long)at,
-                         (long long)(at + bytes));
-            at += bytes;
-        }
-    td_text_add(&head, "}");
-    while (head.len % 8 != 0 && !head.failed) td_text_add(&head, " ");
-    unsigned char length[8];
-    for (int i = 0; i < 8; i++) length[i] = (unsigned char)((uint64_t)head.len >> (8 * i));
-    td_text_addn(&file, (const char *)length, sizeof length);
-    if (!head.failed) td_text_addn(&file, head.s, head.len);
-    for (int32_t s = 0; s < p->n_stages; s++) {
-        const stage_code *const c = &t->x->stages[s];
-        const float *const weights =
-            exec_buffer(t->x, exec_rank_of(t->x, (uint32_t)s, 0), SIZE_WEIGHTS, (uint32_t)s);
-        for (int64_t i = 0; i < c->n_params; i++)
-            if (c->first_tensor + i < t->x->n_tensors)
-                td_text_addn(&file, (const char *)(weights + c->params[i].offset),
-                             (size_t)(c->params[i].rows * c->params[i].cols) * sizeof(float));
-    }
-    const td_status st = head.failed || file.failed
-                             ? td_fail(err, TD_ENOMEM, "%s: out of memory", t->o->out)
-                             : td_write_file(t->o->out, file.s, file.len, err);
-    td_text_free(&head);
-    td_text_free(&file);
-    return st;
 }
 
 static void print_result(const training *t)
@@ -222,7 +213,8 @@ static void print_result(const training *t)
         char step[40];
         (void)printf("emulated step %s (median of the last %d), %u ranks\n",
                      td_print_ns(step, sizeof step, t->kept_ns[median_step(t)]),
-                     t->done < KEPT_STEPS ? (int)t->done : KEPT_STEPS, t->x->p->n_ranks);
+                     t->done - t->first < KEPT_STEPS ? (int)(t->done - t->first) : KEPT_STEPS,
+                     t->x->p->n_ranks);
     }
     (void)printf("step %lld  loss %.4f  validation %.4f (%.3f bits a byte)  %.0f tokens/s\n",
                  (long long)t->done, t->loss, t->val_loss, bits, t->tokens_per_s);
@@ -248,7 +240,42 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
         if (t->kept[i].begin_ns == NULL || t->kept[i].end_ns == NULL)
             return td_fail(err, TD_ENOMEM, "out of memory for the trace");
     }
-    exec_init(t->x, (uint64_t)o->seed);
+    t->state = (checkpoint_state){.seed = (uint64_t)o->seed,
+                                  .text = corpus_hash(&t->text),
+                                  .microbatches = s->plan.n_microbatches * s->plan.dp,
+                                  .micro_batch = r->micro_batch,
+                                  .seq_len = r->seq_len};
+    exec_init(t->x, t->state.seed);
+    return TD_OK;
+}
+
+/* Goes on where a checkpoint ends. */
+static td_status resume(training *t, const cli_args *args, td_arena *a, td_err *err)
+{
+    const pexec_options *const o = t->o;
+    const char *path = NULL;
+    checkpoint_state was;
+    TD_TRY(team_agree(t->team, checkpoint_newest(o->resume, a, &path, err), err));
+    TD_TRY(checkpoint_read(t->x, path, &was, err));
+    TD_TRY(team_same(t->team, (uint64_t)was.step, "step of the newest checkpoint", err));
+    td_status st = TD_OK;
+    if (cli_given(args, "seed") && was.seed != (uint64_t)o->seed)
+        st = td_fail(err, TD_EUSAGE, "--seed %lld: %s was trained with seed %llu; leave --seed out",
+                     (long long)o->seed, path, (unsigned long long)was.seed);
+    else if (was.text != t->state.text)
+        st = td_fail(err, TD_EUSAGE, "--data %s: %s was trained on another text", o->data, path);
+    else if (was.step >= o->steps)
+        st = td_fail(err, TD_EUSAGE, "--steps %lld: %s has %lld steps behind it; ask for more",
+                     (long long)o->steps, path, (long long)was.step);
+    TD_TRY(team_agree(t->team, st, err));
+    const bool same = was.microbatches == t->state.microbatches &&
+                      was.micro_batch == t->state.micro_batch && was.seq_len == t->state.seq_len;
+    if (!o->quiet && t->speaks)
+        (void)fprintf(stderr, "going on from step %lld of %s%s\n", (long long)was.step, path,
+                      same ? "" : "; its steps had other batches");
+    t->first = t->done = was.step;
+    t->state.seed = was.seed;
+    t->state.skipped = was.skipped;
     return TD_OK;
 }
 
@@ -271,6 +298,18 @@ static td_status check_folder(const char *path, td_err *err)
     return TD_OK;
 }
 
+static td_status check_save(const char *folder, td_err *err)
+{
+    if (folder == NULL) return TD_OK;
+    if (mkdir(folder, 0777) != 0 && errno != EEXIST)
+        return td_fail(err, TD_EIO, "--save %s: cannot make the folder: %s", folder,
+                       strerror(errno));
+    struct stat is;
+    if (stat(folder, &is) != 0 || !S_ISDIR(is.st_mode) || access(folder, W_OK | X_OK) != 0)
+        return td_fail(err, TD_EIO, "--save %s: no folder that can be written into", folder);
+    return TD_OK;
+}
+
 /* What every process finds out for itself; all of them then agree on it. */
 static td_status find_inputs(training *t, td_arena *a, run_setup *s, td_err *err)
 {
@@ -281,20 +320,22 @@ static td_status find_inputs(training *t, td_arena *a, run_setup *s, td_err *err
                        "/usr/share/common-licenses/GPL-3");
     TD_TRY(check_folder(o->trace, err));
     TD_TRY(check_folder(o->out, err));
+    if (o->save_every > 0 && o->save == NULL)
+        return td_fail(err, TD_EUSAGE, "--save-every: --save says into which folder");
+    TD_TRY(check_save(o->save, err));
     TD_TRY(request_plan(&o->what, TYPE_FP32, NULL, a, s, err));
     return corpus_open(o->data, o->vocab, o->merges, s->model.vocab, !s->model.causal,
                        s->sizes.run.seq_len, a, &t->text, err);
 }
 
-static td_status train(training *t, const cli_args *args, td_arena *a, bool *agreed, td_err *err)
+static td_status train(training *t, const cli_args *args, td_arena *a, td_err *err)
 {
     run_setup setup;
-    *agreed = true;
     TD_TRY(team_agree(t->team, find_inputs(t, a, &setup, err), err));
     TD_TRY(pexec_same(t->team, &setup, args, err));
     TD_TRY(team_same(t->team, corpus_hash(&t->text), "text of --data", err));
-    *agreed = false;
     TD_TRY(prepare(t, &setup, a, err));
+    if (t->o->resume != NULL) TD_TRY(resume(t, args, a, err));
     if (t->engine != NULL) TD_TRY(t->engine->open(t->engine->self, &setup, t->x, a, err));
     t->progress = cli_progress_begin(t->o->quiet || !t->speaks ? CLI_NEVER : CLI_AUTO);
     if (!t->o->quiet && t->speaks)
@@ -306,7 +347,7 @@ static td_status train(training *t, const cli_args *args, td_arena *a, bool *agr
     cli_progress_end(&t->progress);
     TD_TRY(st);
     if (t->o->trace != NULL) TD_TRY(write_trace(t, args, a, err));
-    if (t->o->out != NULL) TD_TRY(write_weights(t, err));
+    if (t->o->out != NULL) TD_TRY(checkpoint_write(t->x, NULL, t->o->out, err));
     if (t->speaks) print_result(t);
     return TD_OK;
 }
@@ -331,12 +372,12 @@ td_status pexec_train(td_arena *a, const cli_args *args, const pexec_options *o,
                        "%s: one process emulates all ranks; start it without a launcher",
                        engine->producer);
     struct sigaction now = {.sa_handler = on_interrupt}, before[2];
+    (void)signal(SIGXFSZ, SIG_IGN); /* a file too large is an error like a full disk */
     (void)sigaction(SIGINT, &now, &before[0]);
     (void)sigaction(SIGTERM, &now, &before[1]);
-    bool agreed = false;
-    const td_status st = train(t, args, a, &agreed, err);
+    const td_status st = train(t, args, a, err);
     exec_close(t->x);
     (void)sigaction(SIGINT, &before[0], NULL);
     (void)sigaction(SIGTERM, &before[1], NULL);
-    return pexec_leave(t->team, agreed, st, err);
+    return pexec_leave(t->team, st, err);
 }

@@ -68,7 +68,7 @@ td_status exec_team_step(executor *x, td_err *err)
     words[0] = first ? (double)(x->start_ns / 1000000000) : 0.0;
     words[1] = first ? (double)(x->start_ns % 1000000000) : 0.0;
     words[2] = x->step.stop ? 1.0 : 0.0;
-    TD_TRY(team_sum(t, x->losses, n + EXEC_STEP_WORDS, err));
+    TD_TRY(team_fold(t, TEAM_SUM, x->losses, n + EXEC_STEP_WORDS, err));
     x->stop = words[2] > 0.0;
     const int64_t origin = (int64_t)words[0] * 1000000000 + (int64_t)words[1];
     const int64_t late = x->start_ns - x->clock_ns - origin;

@@ -15,6 +15,8 @@ typedef struct pexec_options {
     /* train */
     const char *data, *vocab, *merges, *trace, *out;
     int64_t steps, warmup, val_every, val_batches;
+    const char *save, *resume;
+    int64_t save_every, keep, skip_limit;
     double lr, clip, weight_decay;
     bool quiet;
     /* emulate */
@@ -53,6 +55,6 @@ TD_MUST_USE td_status pexec_join(const pexec_options *o, td_arena *a, team **out
 TD_MUST_USE td_status pexec_same(team *t, const run_setup *s, const cli_args *args, td_err *err);
 /* Parts with the processes: with st, which is returned, others are told why unless all agreed on
  * it. Only one process keeps a message to print. */
-TD_MUST_USE td_status pexec_leave(team *t, bool agreed, td_status st, td_err *err);
+TD_MUST_USE td_status pexec_leave(team *t, td_status st, td_err *err);
 
 #endif

@@ -28,8 +28,8 @@ td_status team_open(const transport *from, int64_t deadline_ns, td_arena *a, tea
     t->notices = TD_NEW_N(a, team_notice, from->size);
     t->told_to = TD_NEW_N(a, transport_request, from->size);
     t->heard = TD_NEW_N(a, transport_request, from->size);
-    t->sums = TD_NEW_N(a, double, TEAM_SUMS);
-    if (t->notices == NULL || t->told_to == NULL || t->heard == NULL || t->sums == NULL)
+    t->words = TD_NEW_N(a, uint64_t, TEAM_WORDS);
+    if (t->notices == NULL || t->told_to == NULL || t->heard == NULL || t->words == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the run's processes");
     if (pthread_mutex_init(&t->lock, NULL) != 0)
         return td_fail(err, TD_EDEVICE, "the machine gives no locks");
@@ -210,17 +210,39 @@ td_status team_broadcast(team *t, uint32_t from, void *data, int64_t bytes, td_e
     return TD_OK;
 }
 
-td_status team_sum(team *t, double *x, int64_t n, td_err *err)
+static uint64_t fold(team_op op, uint64_t a, uint64_t b)
 {
-    for (int64_t first = 0; t != NULL && first < n; first += TEAM_SUMS) {
-        const int64_t count = n - first < TEAM_SUMS ? n - first : TEAM_SUMS;
-        const int64_t bytes = count * (int64_t)sizeof *x;
-        if (t->t.index != 0) TD_TRY(team_send(t, 0, x + first, bytes, err));
-        for (uint32_t i = 1; i < t->t.size && t->t.index == 0; i++) {
-            TD_TRY(team_recv(t, i, t->sums, bytes, err));
-            for (int64_t k = 0; k < count; k++) x[first + k] += t->sums[k];
+    double x = 0, y = 0;
+    if (op == TEAM_ADD) return a + b;
+    memcpy(&x, &a, sizeof x);
+    memcpy(&y, &b, sizeof y);
+    x += y;
+    memcpy(&a, &x, sizeof a);
+    return a;
+}
+
+td_status team_fold(team *t, team_op op, void *words, int64_t n, td_err *err)
+{
+    for (int64_t first = 0; t != NULL && first < n; first += TEAM_WORDS) {
+        const int64_t count = n - first < TEAM_WORDS ? n - first : TEAM_WORDS;
+        const int64_t bytes = count * (int64_t)sizeof *t->words;
+        char *const mine = (char *)words + first * (int64_t)sizeof *t->words;
+        if (t->t.index != 0) {
+            memcpy(t->words, mine, (size_t)bytes);
+            TD_TRY(team_send(t, 0, t->words, bytes, err));
         }
-        TD_TRY(team_broadcast(t, 0, x + first, bytes, err));
+        for (uint32_t i = 1; i < t->t.size && t->t.index == 0; i++) {
+            TD_TRY(team_recv(t, i, t->words, bytes, err));
+            for (int64_t k = 0; k < count; k++) {
+                uint64_t word = 0;
+                memcpy(&word, mine + k * (int64_t)sizeof word, sizeof word);
+                word = fold(op, word, t->words[k]);
+                memcpy(mine + k * (int64_t)sizeof word, &word, sizeof word);
+            }
+        }
+        if (t->t.index == 0) memcpy(t->words, mine, (size_t)bytes);
+        TD_TRY(team_broadcast(t, 0, t->words, bytes, err));
+        memcpy(mine, t->words, (size_t)bytes);
     }
     return TD_OK;
 }
@@ -257,6 +279,7 @@ td_status team_agree(team *t, td_status st, td_err *err)
     if (team_broadcast(t, 0, &t->word, sizeof t->word, &broken) != TD_OK)
         return td_fail(err, broken.code, "%s", broken.msg);
     if (t->word.code == TD_OK) return TD_OK;
+    t->agreed = true;
     return td_fail(err, (td_status)t->word.code, "%.990s", t->word.msg);
 }
 

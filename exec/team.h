@@ -14,7 +14,7 @@
 /* Lanes below are the team's own; those of wires begin here. */
 enum { LANE_NOTICE, LANE_TALK, LANE_WIRE };
 
-enum { TEAM_SUMS = 4096 }; /* numbers summed at a time */
+enum { TEAM_WORDS = 4096 }; /* folded at a time */
 
 /* The last word of a process: why it gave up, or TD_OK when it is done. */
 typedef struct team_notice {
@@ -27,13 +27,14 @@ typedef struct team {
     pthread_mutex_t lock; /* around every call of the transport, and `why` */
     int64_t deadline_ns;
     td_err why;                         /* code TD_OK: nobody gave up */
+    bool agreed;                        /* all left a team_agree with one error */
     bool told;                          /* the others have this process's notice */
     team_notice mine, *notices;         /* [size] */
     transport_request *told_to, *heard; /* [size] */
     transport_request talk;             /* the blocking calls' */
     team_notice word;                   /* of team_agree */
     uint64_t number;                    /* of team_same */
-    double *sums;                       /* [TEAM_SUMS] of another process */
+    uint64_t *words;                    /* [TEAM_WORDS] of team_fold */
 } team;
 
 /* Takes over an open transport; `deadline_ns` ends a wait (0: two minutes). */
@@ -50,8 +51,12 @@ TD_MUST_USE td_status team_recv(team *t, uint32_t from, void *data, int64_t byte
 /* The same bytes in all processes, from one of them. */
 TD_MUST_USE td_status team_broadcast(team *t, uint32_t from, void *data, int64_t bytes,
                                      td_err *err);
-/* Sums in process order, in all processes. x: [n] */
-TD_MUST_USE td_status team_sum(team *t, double *x, int64_t n, td_err *err);
+/* What becomes of words of eight bytes: sums of doubles in process order, or sums of integers that
+ * wrap. */
+typedef enum team_op { TEAM_SUM, TEAM_ADD } team_op;
+/* words: [n] of eight bytes, folded over all processes, the outcome in all of them. They need not
+ * outlive the call. */
+TD_MUST_USE td_status team_fold(team *t, team_op op, void *words, int64_t n, td_err *err);
 /* Where any process comes with an error, all leave with that of the first process that has one; the
  * rank is named unless it is rank 0. */
 TD_MUST_USE td_status team_agree(team *t, td_status st, td_err *err);
