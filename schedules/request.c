@@ -213,6 +213,9 @@ static td_status take_plan(const request *q, const char *text, const char *name,
     out->sizes.vocab_shards = c1 ? p->n_rows : 0;
     out->sizes.vocab_fused = c1 && !c2;
     out->sizes.twins = p->n_pipes;
+    for (uint32_t i = 0; i < p->n_classes; i++)
+        if (p->classes[i].kind == TASK_COLL && p->classes[i].purpose == PURPOSE_WEIGHTS)
+            out->sizes.run.zero1 = true;
     out->sizes.run.tp = p->tp;
     out->sizes.run.dp = p->dp;
     if (out->has_model) out->sizes.run.seq_len = p->seq_len;

@@ -72,12 +72,13 @@ static void share_layers(const model_desc *m, int32_t n, stage_desc *out)
     }
 }
 
-static sizes sizes_of(const exec_law *k, const stage_desc *stages, int32_t n_stages)
+static sizes sizes_of(const exec_law *k, const stage_desc *stages, int32_t n_stages, int32_t twins)
 {
     return (sizes){.model = k->model,
                    .stages = stages,
                    .n_stages = n_stages,
                    .chunks = 1,
+                   .twins = twins,
                    .run = {.micro_batch = 2,
                            .seq_len = k->seq_len > 0 ? k->seq_len : 12,
                            .tp = 1,
@@ -88,8 +89,7 @@ static sizes sizes_of(const exec_law *k, const stage_desc *stages, int32_t n_sta
 
 void exec_law_sizes(const exec_law *k, const plan *p, sizes *out)
 {
-    *out = sizes_of(k, p->stages, p->n_stages);
-    out->twins = p->n_pipes;
+    *out = sizes_of(k, p->stages, p->n_stages, p->n_pipes);
 }
 
 check_result exec_law_holds(const exec_law *k, const schedule *s, td_arena *a, plan *plan_out)
@@ -98,7 +98,7 @@ check_result exec_law_holds(const exec_law *k, const schedule *s, td_arena *a, p
     const int32_t dp = k->dp < 1 ? 1 : k->dp;
     stage_desc *const stages = TD_NEW_N(a, stage_desc, s->n_stages);
     share_layers(k->model, s->n_stages, stages);
-    const sizes z = sizes_of(k, stages, s->n_stages);
+    const sizes z = sizes_of(k, stages, s->n_stages, s->n_pipes);
     const lower_options lo = {
         .sizes = &z, .dp = dp, .tp = 1, .mapping = k->mapping, .lookahead = 1, .zero1 = k->zero1};
     plan p;

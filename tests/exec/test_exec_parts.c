@@ -399,6 +399,39 @@ static void test_rate(void **state)
     assert_true(optimizer_clip(0.5, 1.0) >= 1.0f);
 }
 
+/* A plan that was lowered for other sizes is refused, not run into its neighbour's memory. */
+static void test_plan_of_other_sizes(void **state)
+{
+    (void)state;
+    td_arena *const a = td_arena_new();
+    td_err err = {0};
+    const sched_request q = {.pp = 2, .microbatches = 2};
+    schedule s;
+    assert_int_equal(sched_generate("1f1b", &q, a, &s, &err), TD_OK);
+    const stage_desc stages[2] = {{.n_layers = 1, .embedding = true},
+                                  {.first_layer = 1, .n_layers = 1, .head = true}};
+    sizes z = {.model = &models[0],
+               .stages = stages,
+               .n_stages = 2,
+               .chunks = 1,
+               .run = {.micro_batch = 1, .seq_len = 8, .tp = 1, .dp = 1}};
+    const lower_options o = {.sizes = &z, .dp = 1, .tp = 1, .lookahead = 1};
+    const exec_options run = {.threads_per_rank = 1};
+    executor *x = NULL;
+    plan p;
+    assert_int_equal(plan_lower(&s, &o, a, &p, &err), TD_OK);
+    assert_int_equal(exec_open(&p, &z, &run, a, &x, &err), TD_OK);
+    exec_close(x);
+    z.run.micro_batch = 2;
+    assert_int_equal(exec_open(&p, &z, &run, a, &x, &err), TD_EUSAGE);
+    assert_non_null(strstr(err.msg, "lower it with the options given here"));
+    z.run.micro_batch = 1;
+    z.run.recompute = RECOMPUTE_FULL;
+    assert_int_equal(exec_open(&p, &z, &run, a, &x, &err), TD_EUSAGE);
+    assert_non_null(strstr(err.msg, "stash"));
+    td_arena_free(a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -411,6 +444,7 @@ int main(void)
         cmocka_unit_test(test_bytes_and_batches),
         cmocka_unit_test(test_byte_pairs),
         cmocka_unit_test(test_rate),
+        cmocka_unit_test(test_plan_of_other_sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
