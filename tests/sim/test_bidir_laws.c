@@ -143,9 +143,101 @@ static void random_training(void **state)
     }
 }
 
+/* --- the orders as their authors' loops give them --- */
+
+/* A row as loops over a unit: a count, then the passes of one turn. F G home and P Q other pipe,
+ * first and second half of the model; lower case: their backwards. a: rows to the middle, b = D/2 -
+ * a, e = b + D/2. Before them come a turns of the drain of the unit before ("f") and `forward`. */
+typedef struct loops {
+    const char *family, *options;
+    int32_t v, n_units; /* n_units: microbatches of a unit over D */
+    const char *forward;
+    const char *rest;
+} loops;
+
+static const loops all_loops[] = {
+    {"bitpipe", NULL, 2, 1, "F", "bPF aPQ bGQ aGg bqg aqp bfp"},
+    {"chimera", NULL, 1, 1, "F", "bPF aPp bfp"},
+    {"chimera", "doubling=1", 1, 2, "FF", "bPPFF aPPp efp"},
+};
+
+typedef struct walk {
+    const schedule *s;
+    const loops *l;
+    int32_t row, d, unit, at;
+    int32_t next[2][2][2][2]; /* home or other, half, forward or backward, parity of the unit */
+} walk;
+
+static void step(walk *w, char letter, int32_t unit)
+{
+    const char *const letters = "FGPQfgpq";
+    const int i = (int)(strchr(letters, letter) - letters);
+    const int back = i / 4, other = i / 2 % 2, half = i % 2;
+    const bool down = (w->row < w->d / 2) != (other == 1);
+    const int32_t pass = down ? w->row : w->d - 1 - w->row;
+    const int32_t stage = half == 0 ? pass : 2 * w->d - 1 - pass;
+    const int32_t n = w->d * w->l->n_units / 2;
+    const int32_t m = (2 * unit + (down ? 0 : 1)) * n + w->next[other][half][back][unit % 2]++;
+    const sched_cell *const c = &w->s->rows[w->row].cells[w->at];
+    if (w->at >= w->s->rows[w->row].n_cells || c->kind != (back ? PASS_B : PASS_F) ||
+        c->stage != stage || c->microbatch != m)
+        fail_msg("%s D=%d row %d, pass %d: not %c%d.%d", w->l->family, w->d, w->row, w->at,
+                 back ? 'B' : 'F', m, stage);
+    w->at++;
+}
+
+static int32_t loop_count(const walk *w, char letter)
+{
+    const int32_t h = w->d / 2, a = w->row < h ? h - w->row : w->row - h + 1;
+    return letter == 'a' ? a : letter == 'b' ? h - a : h - a + h;
+}
+
+static void check_loops(const loops *l, const schedule *s, int32_t d, int32_t row, int32_t units)
+{
+    walk w = {.s = s, .l = l, .row = row, .d = d};
+    for (int32_t u = 0; u <= units; u++) {
+        for (int32_t i = 0; i < loop_count(&w, 'a'); i++) {
+            if (u > 0) step(&w, 'f', u - 1);
+            for (const char *c = l->forward; *c != '\0' && u < units; c++) step(&w, *c, u);
+        }
+        for (const char *c = l->rest; *c != '\0' && u < units;) {
+            const int32_t times = loop_count(&w, *c++);
+            const size_t n = strcspn(c, " ");
+            for (int32_t i = 0; i < times; i++)
+                for (size_t k = 0; k < n; k++) step(&w, c[k], u);
+            c += n + (c[n] == ' ');
+        }
+        for (int i = 0; i < 8; i++) /* the next unit counts from 0; only its drain goes on */
+            w.next[i / 4][i / 2 % 2][i % 2][(u + 1) % 2] = 0;
+    }
+    assert_int_equal(w.at, s->rows[row].n_cells);
+}
+
+static void authors_loops(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof all_loops / sizeof *all_loops; i++)
+        for (int32_t d = 2; d <= 16; d += 2)
+            for (int32_t units = 1; units <= 4; units++) {
+                td_arena *const a = td_arena_new();
+                const loops *const l = &all_loops[i];
+                const bidir_query q = {.family = l->family,
+                                       .options = l->options,
+                                       .pp = d,
+                                       .m = units * d * l->n_units,
+                                       .v = l->v};
+                schedule s;
+                td_err err = {0};
+                T_OK(bidir_generate(a, &q, &s, &err), &err);
+                for (int32_t row = 0; row < d; row++) check_loops(l, &s, d, row, units);
+                td_arena_free(a);
+            }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(authors_loops),
         cmocka_unit_test(random_cases),
         cmocka_unit_test(random_training),
     };

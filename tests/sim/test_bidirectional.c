@@ -230,6 +230,38 @@ static void other_placements(void **state)
     }
 }
 
+/* The cells before which the authors' code reduces. */
+static void places_of_code(void **state)
+{
+    static const struct {
+        const char *family, *lines;
+        int32_t v;
+    } cases[] = {
+        {"bitpipe",
+         "# sync stage 4 row 0 at 0B1\n# sync stage 7 row 0 at 0B1\n"
+         "# sync stage 4 row 3 at 0B3\n# sync stage 7 row 3 at 0B3\n0F0",
+         2},
+        {"chimera", "# sync stage 3 row 0 at 0B0\n# sync stage 3 row 3 at 0B2\n0F0", 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const bidir_query q = {.family = cases[i].family,
+                               .options = "sync=original",
+                               .pp = 4,
+                               .m = 4,
+                               .v = cases[i].v};
+        schedule s;
+        td_err err = {0};
+        td_text t = {0};
+        T_OK(bidir_generate(*state, &q, &s, &err), &err);
+        sched_print(&s, &t);
+        const char *const at = strstr(t.s, "# sync end\n");
+        assert_non_null(at);
+        if (strncmp(at + 11, cases[i].lines, strlen(cases[i].lines)) != 0)
+            fail_msg("%s: the syncs are %s", cases[i].family, at);
+        td_text_free(&t);
+    }
+}
+
 /* A sync that fits into the windows costs nothing; one at the end costs itself for the two stages
  * that are left over. */
 static void hidden_syncs(void **state)
@@ -312,7 +344,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T_TEST(worked_examples),  T_TEST(figure_variant), T_TEST(eager_windows),
-        T_TEST(other_placements), T_TEST(hidden_syncs),   T_TEST(folded_ranks),
+        T_TEST(other_placements), T_TEST(places_of_code), T_TEST(hidden_syncs),
+        T_TEST(folded_ranks),
 
         T_TEST(refusals),
     };
