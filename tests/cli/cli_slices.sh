@@ -91,4 +91,14 @@ expect 2 'psim: *legal: --opt group=safe' $run --schedule seq1f1b-i --slices 3 -
     --times F=1,B=2
 expect 2 'psim: *must add up to --seq-len' psim run --pp 2 --microbatches 2 --schedule terapipe \
     --slice-tokens 10,20 --model tiny-gpt2 --cluster h100-dgx
+
+# --- together with uneven layers, recompute, tensor parallelism ---
+both="psim run --schedule seq1f1b --slice-tokens 30,20,14 --pp 2 --microbatches 3 --model tiny-llama"
+both="$both --seq-len 64 --layers 3,5 --cluster h100-dgx --json"
+expect 0 '' $both
+plain=$(sed 's/.*"step_ns":\([0-9]*\).*/\1/' "$work/.stdout")
+expect 0 '' $both --recompute full
+[ "$(sed 's/.*"step_ns":\([0-9]*\).*/\1/' "$work/.stdout")" -gt "$plain" ] || complain "recompute is free"
+expect 0 '' $both --tp 2
+[ "$(sed 's/.*"step_ns":\([0-9]*\).*/\1/' "$work/.stdout")" -ne "$plain" ] || complain "tp changes nothing"
 finish
