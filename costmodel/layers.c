@@ -5,6 +5,7 @@
 #include "costmodel/layout.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -139,6 +140,47 @@ static td_status assign_even(const model_desc *m, const layer_request *q, stage_
     return TD_OK;
 }
 
+/* Layers that the FLOPs of the head are worth: with full attention 6 h V against 72 h^2 + 12 s h of
+ * a GPT layer, forward and backward, a token (arXiv 2411.05288, section 3; Narayanan et al. 2021,
+ * arXiv 2104.04473, appendix). */
+static double head_in_layers(const model_desc *m, int64_t seq_len)
+{
+    const double h = (double)m->hidden, attn = (double)(m->n_heads * m->head_dim);
+    const double kv = (double)(m->n_kv_heads * m->head_dim), ffn = (double)m->ffn;
+    const double matrices = h * (2 * attn + 2 * kv + (m->gated ? 3 : 2) * ffn);
+    const double head = h * (double)m->vocab + (m->family == MODEL_BERT ? h * h : 0);
+    return head / (matrices + 2 * (double)seq_len * attn);
+}
+
+/* The last stage gets so many layers that the largest stage is smallest; the others share the rest
+ * evenly, the last of them one more where that does not come out. */
+static td_status assign_redistributed(const model_desc *m, const layer_request *q, stage_desc *out,
+                                      td_err *err)
+{
+    const int64_t others = q->n_stages - 1;
+    if (q->account_embedding || q->account_head)
+        return td_fail(err, TD_EUSAGE,
+                       "--layers redistributed weighs the head already; leave out the "
+                       "--account-for options");
+    const double head = head_in_layers(m, q->seq_len);
+    int64_t last = m->n_layers;
+    double best = others == 0 ? -1 : HUGE_VAL;
+    for (int64_t n = 0; n <= m->n_layers && others > 0; n++) {
+        const double most = (double)((m->n_layers - n + others - 1) / others);
+        const double largest = most > (double)n + head ? most : (double)n + head;
+        if (largest >= best) continue;
+        best = largest;
+        last = n;
+    }
+    for (int64_t s = 0; s < others; s++) {
+        const int64_t rest = m->n_layers - last;
+        out[s].n_layers = rest / others + (s >= others - rest % others ? 1 : 0);
+    }
+    out[others].n_layers = last;
+    place_ends(out, q->n_stages);
+    return TD_OK;
+}
+
 td_status layers_assign(const model_desc *m, const layer_request *q, stage_desc *out, td_err *err)
 {
     if (q->n_stages < 1)
@@ -150,7 +192,12 @@ td_status layers_assign(const model_desc *m, const layer_request *q, stage_desc 
     if (q->layout != NULL && q->explicit_layers != NULL)
         return td_fail(err, TD_EUSAGE, "layers: given as a list and as a layout; give one");
     memset(out, 0, (size_t)q->n_stages * sizeof *out);
-    if (q->layout != NULL)
+    if (q->redistribute && (q->layout != NULL || q->explicit_layers != NULL))
+        return td_fail(err, TD_EUSAGE,
+                       "layers: redistributed, but also given as a list or a layout; give one");
+    if (q->redistribute)
+        TD_TRY(assign_redistributed(m, q, out, err));
+    else if (q->layout != NULL)
         TD_TRY(assign_layout(m, q, out, err));
     else if (q->explicit_layers != NULL)
         TD_TRY(assign_explicit(m, q, out, err));

@@ -64,6 +64,8 @@ typedef struct layer_request {
     const char *layout;             /* Megatron's layout string ("Et*2|(tt|)*3,tL"), or NULL */
     const int32_t *explicit_layers; /* [n_stages] from the schedule or --layers, or NULL */
     bool account_embedding, account_head; /* each counts as one layer in an even split */
+    bool redistribute;                    /* the last stage gets fewer layers, for its head */
+    int64_t seq_len;                      /* for redistribute */
 } layer_request;
 
 /* Assigns all layers to stages; out has [n_stages]. Layers are never lost: a request that does not

@@ -4,14 +4,23 @@
 #include <string.h>
 
 /* Layer norms, biases everywhere, learned positions, tied table; four times hidden in the MLP. */
-#define GPT2_STYLE(preset, layers, width, heads, words, positions)                                 \
+#define GPT_STYLE(preset, layers, width, heads, words, positions, one_table)                       \
     {                                                                                              \
         .name = preset, .family = MODEL_GPT2, .n_layers = layers, .hidden = width,                 \
         .n_heads = heads, .n_kv_heads = heads, .head_dim = (width) / (heads), .ffn = 4 * (width),  \
-        .vocab = words, .max_positions = positions, .tied = true, .qkv_bias = true,                \
+        .vocab = words, .max_positions = positions, .tied = one_table, .qkv_bias = true,           \
         .out_bias = true, .mlp_bias = true, .learned_positions = true, .causal = true,             \
         .norm_eps = 1e-5                                                                           \
     }
+#define GPT2_STYLE(preset, layers, width, heads, words, positions)                                 \
+    GPT_STYLE(preset, layers, width, heads, words, positions, true)
+
+/* One model with each vocabulary of a study: NAME-32k and so on. */
+#define WITH_VOCABULARIES(preset, layers, width, heads)                                            \
+    GPT_STYLE(preset "-32k", layers, width, heads, 32768, 4096, false),                            \
+        GPT_STYLE(preset "-64k", layers, width, heads, 65536, 4096, false),                        \
+        GPT_STYLE(preset "-128k", layers, width, heads, 131072, 4096, false),                      \
+        GPT_STYLE(preset "-256k", layers, width, heads, 262144, 4096, false)
 
 /* RMS norms, no biases, rotary positions, SwiGLU, a head of its own. */
 #define LLAMA_STYLE(preset, layers, width, heads, groups, inner, words, positions, theta)          \
@@ -53,6 +62,14 @@ static const model_desc presets[] = {
     /* The two models of the BitPipe paper's evaluation; vocabularies of BERT and GPT-2 */
     BERT_STYLE("bert-64", 64, 2560, 64, 30522, 512),
     GPT2_STYLE("gpt-96", 96, 3072, 32, 50257, 1024),
+    /* The models of the vocabulary parallelism paper (arXiv 2411.05288, tables 3 and 4): on 1F1B
+     * with 8, 16, 32 ranks, on V-Half with 16, 24, 32; tables apart, as its runs have them */
+    WITH_VOCABULARIES("vp-4b", 32, 3072, 24),
+    WITH_VOCABULARIES("vp-10b", 48, 4096, 32),
+    WITH_VOCABULARIES("vp-21b", 64, 5120, 40),
+    WITH_VOCABULARIES("vp-7b", 32, 4096, 32),
+    WITH_VOCABULARIES("vp-16b", 48, 5120, 40),
+    WITH_VOCABULARIES("vp-30b", 64, 6144, 48),
     /* For tests and examples: a vocabulary of bytes */
     GPT2_STYLE("tiny-gpt2", 8, 64, 4, 256, 128),
     LLAMA_STYLE("tiny-llama", 8, 64, 4, 2, 176, 256, 128, 10000),
@@ -62,8 +79,11 @@ enum { N_PRESETS = sizeof presets / sizeof *presets };
 
 #define NAME(i) presets[i].name
 static const char *const names[N_PRESETS] = {
-    NAME(0), NAME(1),  NAME(2),  NAME(3),  NAME(4),  NAME(5),  NAME(6),  NAME(7),  NAME(8),
-    NAME(9), NAME(10), NAME(11), NAME(12), NAME(13), NAME(14), NAME(15), NAME(16), NAME(17),
+    NAME(0),  NAME(1),  NAME(2),  NAME(3),  NAME(4),  NAME(5),  NAME(6),  NAME(7),  NAME(8),
+    NAME(9),  NAME(10), NAME(11), NAME(12), NAME(13), NAME(14), NAME(15), NAME(16), NAME(17),
+    NAME(18), NAME(19), NAME(20), NAME(21), NAME(22), NAME(23), NAME(24), NAME(25), NAME(26),
+    NAME(27), NAME(28), NAME(29), NAME(30), NAME(31), NAME(32), NAME(33), NAME(34), NAME(35),
+    NAME(36), NAME(37), NAME(38), NAME(39), NAME(40), NAME(41),
 };
 
 const char *const *model_preset_names(size_t *n)

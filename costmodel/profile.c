@@ -135,6 +135,25 @@ static td_status part_ns(const part_query *q, pass_kind kind, double *ns, td_err
                    pass_letter(kind), stage_part_name(q->part));
 }
 
+/* A pass of sharded vocabulary layers that was not measured: its share of the words of the whole
+ * head or embedding. E writes every row, whoever has the word. */
+static td_status shard_ns(const sizes *z, const part_query *q, pass_kind kind, double *ns,
+                          td_err *err)
+{
+    double f = 0, i = 0, w = 0;
+    if (z->vocab_shards < 1 || fit_of(q, kind, q->mode) != NULL) return part_ns(q, kind, ns, err);
+    TD_TRY(part_ns(q, PASS_F, &f, err));
+    TD_TRY(part_ns(q, PASS_I, &i, err));
+    TD_TRY(part_ns(q, PASS_W, &w, err));
+    const double share = (double)sizes_vocab_rows(z) / (double)z->model->vocab;
+    switch (kind) {
+    case PASS_S: *ns = share * (f + (z->vocab_fused ? i : 0)); return TD_OK;
+    case PASS_T: *ns = share * (w + (z->vocab_fused ? 0 : i)); return TD_OK;
+    case PASS_E: *ns = f; return TD_OK;
+    default: *ns = share * w; return TD_OK;
+    }
+}
+
 /* Which parts a pass of a stage runs through. */
 static bool has_part(const sizes *z, const stage_desc *s, pass_kind kind, stage_part part)
 {
@@ -182,7 +201,9 @@ td_status profile_pass_ns(const profile *p, const sizes *z, const pass_query *q,
         if (!has_part(z, s, q->pass, (stage_part)part)) continue;
         const part_query one = {p, (stage_part)part, z->run.recompute, tokens, tokens * context};
         double x = 0;
-        TD_TRY(part_ns(&one, q->pass, &x, err));
+        const bool shard =
+            q->pass == PASS_S || q->pass == PASS_T || q->pass == PASS_E || q->pass == PASS_G;
+        TD_TRY(shard ? shard_ns(z, &one, q->pass, &x, err) : part_ns(&one, q->pass, &x, err));
         *ns += part == PART_LAYERS ? x * (double)s->n_layers : x;
     }
     return TD_OK;

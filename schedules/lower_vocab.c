@@ -16,12 +16,14 @@ static uint32_t sharded(const collect *c, pass_kind kind, int32_t row, const voc
     return index_find(c->l->ix, kind, row, v->m, v->k);
 }
 
-/* As late as the look-ahead allows before `node` of a row. */
+/* As late as the look-ahead allows before `node` of a row: it counts the stages' passes, because
+ * those of the vocabulary are too short to hide anything behind. */
 static uint32_t before(const collect *c, int32_t row, uint32_t node)
 {
-    const uint32_t back = (uint32_t)c->l->o->lookahead + 1;
-    if (node == NODE_NONE || node - c->l->ix->row_first[row] < back) return NODE_NONE;
-    return node - back;
+    const sched_index *const ix = c->l->ix;
+    for (int32_t left = c->l->o->lookahead; left > 0 && node > ix->row_first[row]; node--)
+        if (!pass_is_sharded((pass_kind)ix->cell[node - 1]->kind)) left--;
+    return node > ix->row_first[row] ? node - 1 : NODE_NONE;
 }
 
 /* The nodes next to one of the same row. */

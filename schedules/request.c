@@ -139,6 +139,7 @@ static td_status read_model(const request *q, data_type dtype, run_setup *out, t
                         .recompute = (recompute_mode)q->recompute}};
     if (q->model == NULL) return TD_OK;
     TD_TRY(model_load(q->model, &out->model, err));
+    if (q->vocab_size != 0) out->model.vocab = q->vocab_size;
     out->has_model = true;
     out->sizes.model = &out->model;
     if (q->seq_len == 0) out->sizes.run.seq_len = out->model.max_positions;

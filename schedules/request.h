@@ -16,7 +16,7 @@ typedef struct request {
     double activation_limit;
     const char *times;
     const char *model;
-    int64_t micro_batch, seq_len, tp, dp;
+    int64_t micro_batch, seq_len, vocab_size, tp, dp;
     int dtype, grad_dtype; /* data_type, -1: not given */
     int recompute;         /* recompute_mode */
     bool zero1, sequence_parallel;
@@ -33,7 +33,7 @@ typedef struct request {
     const cost_model *prices; /* of a machine, without sizes; NULL: unit times alone */
 } request;
 
-enum { REQUEST_OPTION_COUNT = 33 };
+enum { REQUEST_OPTION_COUNT = 34 };
 extern const cli_option request_options[REQUEST_OPTION_COUNT];
 
 /* Everything a run stands on. Pointers lead into the setup itself, so it must not be copied. */

@@ -2,6 +2,8 @@
 #include "base/text.h"
 #include "schedules/request.h"
 
+#include <string.h>
+
 td_status request_list(td_arena *a, const char *text, const char *name, int32_t **out, size_t *n,
                        td_err *err)
 {
@@ -25,8 +27,11 @@ td_status request_layers(const request *q, const sizes *z, int32_t n_stages, int
                         .layout = q->layout,
                         .explicit_layers = given,
                         .account_embedding = q->account_embedding,
-                        .account_head = q->account_loss};
-    if (q->layers != NULL) {
+                        .account_head = q->account_loss,
+                        .redistribute =
+                            q->layers != NULL && strcmp(q->layers, "redistributed") == 0,
+                        .seq_len = z->run.seq_len};
+    if (q->layers != NULL && !lr.redistribute) {
         int32_t *list = NULL;
         size_t n = 0;
         TD_TRY(request_list(a, q->layers, "--layers", &list, &n, err));

@@ -327,6 +327,14 @@ static bool has_happened(const sched_index *ix, uint32_t node)
     return node == NODE_NONE || (ix->level[node] != 0 && ix->level[node] >> 31 == 0);
 }
 
+/* Vocabulary passes are short: levels that count them as whole passes would put their barriers in
+ * an order far from that of time. */
+static uint32_t weight_of(const sched_index *ix, const sched_cell *c)
+{
+    enum { STAGE_PASS = 8 };
+    return ix->s->vocab == VOCAB_NONE || pass_is_sharded((pass_kind)c->kind) ? 1 : STAGE_PASS;
+}
+
 /* Runs a row on until it is blocked or done. */
 static void advance(sweep *w, int32_t row)
 {
@@ -351,6 +359,7 @@ static void advance(sweep *w, int32_t row)
             }
             more = c->overlaps;
         }
+        level += weight_of(ix, ix->cell[node]) - 1;
         ix->level[node] = level + 1;
         if (ix->n_all_nodes > ix->n_nodes) {
             c = ix->cell[node];

@@ -25,7 +25,7 @@ typedef struct sched_index {
     uint32_t n_nodes, n_all_nodes; /* without and with barriers */
     const sched_cell **cell;       /* [n_nodes] the first cell of each node */
     uint32_t *pos[PASS_COUNT];     /* node of a pass, NODE_NONE where absent; NULL: kind unused */
-    uint32_t *level;               /* [n_all_nodes] 1 + length of the longest path to it */
+    uint32_t *level; /* [n_all_nodes] 1 + length of the longest path to it; see weight_of */
     /* A communication trail: the node before which an action stands, by (stage, microbatch); of
      * SEND_F, RECV_F, SEND_B, RECV_B in this order. NODE_NONE where absent; NULL: no such action.
      */
