@@ -123,6 +123,23 @@ static void test_split_is_exact(void **state)
             }
 }
 
+static void test_zero_bubble_schedules(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"zb-h1", "zb-h2",  "zb-v",          "v-half",
+                                        "v-min", "1f1b-v", "interleaved-zb"};
+    for (int32_t pp = 2; pp <= 4; pp += 2)
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+            for (int32_t m = 8; m <= 12; m += 4) {
+                td_arena *const a = td_arena_new();
+                const exec_law k = {.model = models[(i + (size_t)(m / 4)) % 2],
+                                    .recompute = (recompute_mode)((i + (size_t)pp / 2) % 3),
+                                    .steps = 2};
+                assert_true(exec_law_named(&k, names[i], NULL, pp, 0, m, a, NULL).exact);
+                td_arena_free(a);
+            }
+}
+
 /* Weight gradients out of order: right, but no longer the same bits. */
 static void test_split_in_another_order(void **state)
 {
@@ -194,13 +211,100 @@ static void test_overlapped_members(void **state)
     assert_true(pairs > 40);
 }
 
+/* --- memory --- */
+
+/* Sixteen layers, and tensors whose sizes divide by four and stay aligned. */
+static model_desc deep_llama(void)
+{
+    model_desc m = law_llama;
+    m.n_layers = 16;
+    m.hidden = 32;
+    m.n_heads = 4;
+    m.n_kv_heads = 2;
+    m.head_dim = 8;
+    return m;
+}
+
+static int64_t activation_peak(const exec_law *k, const char *name, int32_t pp, int32_t chunks,
+                               int32_t m)
+{
+    td_arena *const a = td_arena_new();
+    plan p;
+    (void)exec_law_named(k, name, NULL, pp, chunks, m, a, &p);
+    int64_t most = 0;
+    for (uint32_t r = 0; r < p.n_ranks; r++) {
+        const int64_t n = p.ranks[r].arena_bytes - p.ranks[r].persistent_bytes;
+        if (n > most) most = n;
+    }
+    td_arena_free(a);
+    return most;
+}
+
+/* Measured, because exec_law_holds demands that what is touched is what is predicted. */
+static void test_controllable_memory(void **state)
+{
+    (void)state;
+    const model_desc model = deep_llama();
+    const exec_law k = {.model = &model, .seq_len = 32, .steps = 1};
+    for (int32_t pp = 4; pp <= 8; pp += 4) {
+        const int64_t plain = activation_peak(&k, "1f1b", pp, 1, 2 * pp);
+        const int64_t half = activation_peak(&k, "v-half", pp, 0, 2 * pp);
+        const int64_t min = activation_peak(&k, "v-min", pp, 0, 2 * pp);
+        assert_true(min < half);
+        assert_true(half < plain);
+    }
+}
+
+/* The most bytes of stashes, keys and values that live at once on a rank. */
+static int64_t kept_peak(const plan *p, uint32_t rank)
+{
+    const plan_buffer *const b = &p->buffers[p->ranks[rank].first_buffer];
+    int64_t most = 0;
+    for (uint32_t at = 0; at < plan_compute(p, rank)->n_tasks; at++) {
+        int64_t n = 0;
+        for (uint32_t i = 0; i < p->ranks[rank].n_buffers; i++) {
+            const plan_bclass *const c = &p->bclasses[b[i].bclass];
+            if ((c->what == SIZE_STASH || c->what == SIZE_KV) && b[i].birth <= at &&
+                at <= b[i].death)
+                n += c->bytes;
+        }
+        if (n > most) most = n;
+    }
+    return most;
+}
+
+/* Rank r of Seq1F1B holds (P - r + S - 1)/S microbatches, of 1F1B P - r. */
+static void test_slices_hold_less(void **state)
+{
+    (void)state;
+    const model_desc model = deep_llama();
+    const exec_law k = {.model = &model, .seq_len = 64, .steps = 1};
+    const int32_t pp = 4;
+    td_arena *const a = td_arena_new();
+    plan whole;
+    (void)exec_law_named(&k, "1f1b", NULL, pp, 1, 8, a, &whole);
+    for (int32_t slices = 2; slices <= 4; slices += 2) {
+        const sched_request q = {.pp = pp, .microbatches = 8, .slices = slices};
+        schedule s;
+        plan cut;
+        td_err err = {0};
+        assert_int_equal(sched_generate("seq1f1b", &q, a, &s, &err), TD_OK);
+        (void)exec_law_holds(&k, &s, a, &cut);
+        for (int32_t r = 0; r < pp; r++)
+            assert_int_equal(kept_peak(&cut, (uint32_t)r) * slices * (pp - r),
+                             kept_peak(&whole, (uint32_t)r) * (pp - r + slices - 1));
+    }
+    td_arena_free(a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_schedules),       cmocka_unit_test(test_sliced_schedules),
-        cmocka_unit_test(test_slices_of_one_token),    cmocka_unit_test(test_split_is_exact),
-        cmocka_unit_test(test_split_in_another_order), cmocka_unit_test(test_long_sequences),
-        cmocka_unit_test(test_overlapped_members),
+        cmocka_unit_test(test_random_schedules),      cmocka_unit_test(test_sliced_schedules),
+        cmocka_unit_test(test_slices_of_one_token),   cmocka_unit_test(test_split_is_exact),
+        cmocka_unit_test(test_zero_bubble_schedules), cmocka_unit_test(test_split_in_another_order),
+        cmocka_unit_test(test_long_sequences),        cmocka_unit_test(test_overlapped_members),
+        cmocka_unit_test(test_controllable_memory),   cmocka_unit_test(test_slices_hold_less),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
