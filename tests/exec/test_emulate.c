@@ -19,6 +19,7 @@ typedef struct emulate_case {
     int64_t pp, microbatches, chunks, dp;
     sim_protocol protocol;
     double comm_ns;
+    bool zero1;
 } emulate_case;
 
 static void fill(executor *x, int64_t step)
@@ -120,6 +121,7 @@ static void run_case(const emulate_case *k)
                        .seq_len = 12,
                        .tp = 1,
                        .dp = k->dp,
+                       .zero1 = k->zero1,
                        .dtype = -1,
                        .grad_dtype = -1};
     if (request_plan(&q, TYPE_FP32, NULL, a, s, &err) != TD_OK)
@@ -146,11 +148,14 @@ static void equals_threads(void **state)
 {
     (void)state;
     static const emulate_case cases[] = {
-        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 0},
-        {"1f1b", "tiny-llama", 4, 8, 0, 1, PROTOCOL_EAGER, 4e7},
-        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6},
-        {"gpipe", "tiny-llama", 2, 4, 0, 2, PROTOCOL_RENDEZVOUS, 0},
-        {"interleaved-1f1b", "tiny-gpt2", 2, 6, 2, 1, PROTOCOL_EAGER, 1e6},
+        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 0, false},
+        {"1f1b", "tiny-llama", 4, 8, 0, 1, PROTOCOL_EAGER, 4e7, false},
+        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false},
+        {"gpipe", "tiny-llama", 2, 4, 0, 2, PROTOCOL_RENDEZVOUS, 0, false},
+        {"interleaved-1f1b", "tiny-gpt2", 2, 6, 2, 1, PROTOCOL_EAGER, 1e6, false},
+        {"bitpipe", "tiny-bert", 2, 4, 2, 1, PROTOCOL_EAGER, 1e6, false},
+        {"bitpipe", "tiny-gpt2", 2, 4, 2, 2, PROTOCOL_RENDEZVOUS, 1e6, true},
+        {"chimera", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 0, true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_case(&cases[i]);
 }
