@@ -251,8 +251,10 @@ static td_status lower_schedule(const request *q, const char *after, td_arena *a
     return plan_lower(&out->schedule, &out->lower, a, &out->plan, err);
 }
 
-/* Says what the family needs at the least: its plan for one microbatch at a time. */
-static td_status too_little(const request *q, td_arena *a, run_setup *out, td_err *err)
+/* What the family needs at the least is its plan for one microbatch at a time: that one, or what
+ * it would need. */
+static td_status least_memory(const request *q, const char *after, td_arena *a, run_setup *out,
+                              td_err *err)
 {
     request one = *q;
     char *text = NULL, most[32];
@@ -260,11 +262,12 @@ static td_status too_little(const request *q, td_arena *a, run_setup *out, td_er
     one.memory_limit = 0;
     one.activation_limit = 1;
     TD_TRY(make_schedule(&one, a, out, &text, err));
-    TD_TRY(lower_schedule(&one, NULL, a, out, err));
+    TD_TRY(lower_schedule(&one, after, a, out, err));
     for (uint32_t r = 0; r < out->plan.n_ranks; r++)
         if (out->plan.ranks[r].arena_bytes > need) need = out->plan.ranks[r].arena_bytes;
+    if (need <= q->memory_limit) return TD_OK;
     return td_fail(err, TD_EUSAGE,
-                   "--memory-limit: no order of %s fits %s a rank; the least that works is about "
+                   "--memory-limit: no order of %s fits %s a rank; the least that works is "
                    "%lld bytes",
                    q->schedule, td_print_bytes(most, sizeof most, q->memory_limit),
                    (long long)need);
@@ -281,7 +284,7 @@ static td_status fit_memory(const request *q, const char *after, td_arena *a, ru
         int64_t excess = 0;
         char *text = NULL;
         if (less.memory_limit <= 0 || make_schedule(&less, a, out, &text, err) != TD_OK)
-            return too_little(q, a, out, err);
+            return least_memory(q, after, a, out, err);
         TD_TRY(lower_schedule(q, after, a, out, err));
         for (uint32_t r = 0; r < out->plan.n_ranks; r++)
             if (out->plan.ranks[r].arena_bytes - q->memory_limit > excess)
@@ -289,7 +292,7 @@ static td_status fit_memory(const request *q, const char *after, td_arena *a, ru
         if (excess == 0) return TD_OK;
         less.memory_limit -= excess;
     }
-    return too_little(q, a, out, err);
+    return least_memory(q, after, a, out, err);
 }
 
 td_status request_plan(const request *q, data_type dtype, const char *after, td_arena *a,

@@ -50,9 +50,8 @@ td_status request_layers(const request *q, const sizes *z, int32_t n_stages, int
 /* What F, I and W add, with the input of a stage, and what does not depend on the order. */
 static td_status stage_bytes(const sizes *z, int32_t stage, sched_stage_cost *out, td_err *err)
 {
-    enum { N_FIXED = 4, N_LIVE = 4 };
-    static const size_kind fixed[N_FIXED] = {SIZE_WEIGHTS, SIZE_GRADS, SIZE_OPTIMIZER,
-                                             SIZE_SCRATCH};
+    enum { N_FIXED = 3, N_LIVE = 4 };
+    static const size_kind fixed[N_FIXED] = {SIZE_WEIGHTS, SIZE_GRADS, SIZE_OPTIMIZER};
     static const size_kind live[N_LIVE] = {SIZE_STASH_I, SIZE_STASH_W, SIZE_WSTASH, SIZE_BOUNDARY};
     const int64_t tokens = z->run.seq_len;
     int64_t n[N_LIVE] = {0}, one = 0;
@@ -61,6 +60,7 @@ static td_status stage_bytes(const sizes *z, int32_t stage, sched_stage_cost *ou
         out->fixed_bytes += one;
     }
     for (int i = 0; i < N_LIVE; i++) TD_TRY(sizes_bytes(z, live[i], stage, tokens, 0, &n[i], err));
+    TD_TRY(sizes_bytes(z, SIZE_SCRATCH, stage, tokens, 0, &out->workspace_bytes, err));
     const int64_t input = stage > 0 ? n[3] : 0;
     out->activation_bytes[PASS_F] = n[0] + n[1] + input;
     out->activation_bytes[PASS_I] = n[2] - n[0];

@@ -58,6 +58,12 @@ typedef struct sched_sync_at {
     sched_cell cell;
 } sched_sync_at;
 
+/* What a search knows of the order it found; all zero for orders by rule. */
+typedef struct sched_search {
+    int64_t span_ns;  /* longest span of a rank, in the durations searched with */
+    int64_t bound_ns; /* no order within the limits has a smaller one */
+} sched_search;
+
 typedef struct schedule {
     const char *name; /* for titles only: nothing after generation may branch on it */
     int32_t n_rows, n_stages, n_pipes, n_microbatches, n_slices;
@@ -79,7 +85,8 @@ typedef struct schedule {
     sched_sync sync;
     sched_sync_at *sync_at;
     int32_t n_sync_at;
-    bool validate; /* optimizer step first, global check of the norm later */
+    bool validate;       /* optimizer step first, global check of the norm later */
+    sched_search search; /* how the order was found; no part of the schedule's text */
 } schedule;
 
 static inline bool sched_is_pass(const sched_cell *c) { return c->kind < PASS_COUNT; }
@@ -131,7 +138,8 @@ typedef struct sched_stage_cost {
     int64_t pass_ns[PASS_COUNT];          /* of a whole microbatch; -1: not known */
     int64_t send_ns;                      /* of one activation tensor to the next rank */
     int64_t activation_bytes[PASS_COUNT]; /* what F, I and W add; 0 without a model */
-    int64_t fixed_bytes;                  /* weights, gradients, optimizer, workspace */
+    int64_t fixed_bytes;                  /* weights, gradients, optimizer */
+    int64_t workspace_bytes;              /* of one pass at a time */
 } sched_stage_cost;
 
 /* Prices the model cut into n_stages stages (a multiple of P), one entry of out for each. */

@@ -100,18 +100,19 @@ static td_status first_orders(const zb_problem *q, zb_objective objective, bool 
     return TD_OK;
 }
 
-/* Even one microbatch at a time is too much. */
-static td_status too_small(const sched_request *q, td_err *err)
+/* The most work of a rank, below which no span can be. */
+static int64_t work_ns(const zb_problem *q)
 {
-    if (q->activation_limit > 0)
-        return td_fail(err, TD_EUSAGE,
-                       "--activation-limit %g: no schedule keeps less than one microbatch's "
-                       "activations; legal: 1 or more",
-                       q->activation_limit);
-    return td_fail(err, TD_EUSAGE,
-                   "--memory-limit %lld: some rank cannot hold the activations of one microbatch "
-                   "besides its weights, gradients and optimizer; legal: more",
-                   (long long)q->memory_limit);
+    int64_t most = 0;
+    for (int32_t r = 0; r < q->p; r++) {
+        int64_t sum = 0;
+        for (int k = 0; k < 3; k++) {
+            sum += q->pass_ns[k][r];
+            if (q->chunks == 2) sum += q->pass_ns[k][2 * q->p - 1 - r];
+        }
+        if (sum * q->m > most) most = sum * q->m;
+    }
+    return most;
 }
 
 static td_status generate(const sched_request *q, td_arena *a, schedule *out, td_err *err)
@@ -126,13 +127,26 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
     TD_TRY(sched_option_choice(q, "objective", objectives, &objective, err));
     TD_TRY(sched_option_choice(q, "placement", placements, &placement, err));
     TD_TRY(zb_check_shape(q, "zb-auto", placement == 0 ? 1 : 2, err));
+    if (search == SEARCH_EXACT && (placement != 0 || objective != 0))
+        return td_fail(err, TD_EUSAGE,
+                       "--opt search=exact: proves spans of one stage a rank; legal: "
+                       "placement=linear objective=span, or search=local");
     TD_TRY(zb_problem_of(q, placement == 0 ? 1 : 2, true, q->pp, a, &z, err));
     zb_search_options o = {
         .objective = (zb_objective)objective, .seed = q->seed, .search_s = q->search_s};
     TD_TRY(first_orders(&z, o.objective, search == SEARCH_HEURISTIC, a, &best, err));
-    if (!best.found) return too_small(q, err);
+    if (!best.found)
+        return td_fail(err, TD_EUSAGE,
+                       "--activation-limit %g: no schedule keeps less than one microbatch's "
+                       "activations; legal: 1 or more",
+                       q->activation_limit);
+    int64_t bound_ns = work_ns(&z);
     if (search != SEARCH_HEURISTIC) TD_TRY(zb_improve(&z, &o, a, &best.order, &best.score, err));
-    return zb_order_schedule(&best.order, a, out, err);
+    if (search == SEARCH_EXACT)
+        TD_TRY(zb_exact(&z, &o, a, &best.order, &best.score, &bound_ns, err));
+    TD_TRY(zb_order_schedule(&best.order, a, out, err));
+    out->search = (sched_search){best.score.span_ns, bound_ns};
+    return TD_OK;
 }
 
 static const sched_option options[] = {

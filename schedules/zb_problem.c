@@ -106,13 +106,33 @@ static void share_limits(const zb_problem *z, double activations, int64_t *limit
     }
 }
 
-/* Bytes: what is left of the limit on each rank once everything but activations is counted. */
+/* The most that one microbatch of one stage keeps at a time. */
+static int64_t stage_peak(const sched_stage_cost *c)
+{
+    const int64_t f = c->activation_bytes[PASS_F], i = f + c->activation_bytes[PASS_I];
+    return f > i ? f : i;
+}
+
+/* Bytes: what is left of the limit on each rank besides weights, gradients, optimizer and the
+ * workspace that its stages share, but at least one microbatch: how much the rest of a plan needs
+ * is for whoever lowers it to say. */
 static void byte_limits(const zb_problem *z, const sched_stage_cost *stages, int64_t bytes,
                         int64_t *limit)
 {
     for (int32_t r = 0; r < z->p; r++) {
-        limit[r] = bytes - stages[r].fixed_bytes;
-        if (z->chunks == 2) limit[r] -= stages[2 * z->p - 1 - r].fixed_bytes;
+        const sched_stage_cost *const x = &stages[r];
+        const sched_stage_cost *const y = z->chunks == 2 ? &stages[2 * z->p - 1 - r] : NULL;
+        int64_t work = x->workspace_bytes, least = stage_peak(x);
+        limit[r] = bytes - x->fixed_bytes;
+        if (y != NULL) {
+            const int64_t both = x->activation_bytes[PASS_F] + stage_peak(y);
+            least += x->activation_bytes[PASS_F] + y->activation_bytes[PASS_F];
+            if (both > least) least = both;
+            limit[r] -= y->fixed_bytes;
+            if (y->workspace_bytes > work) work = y->workspace_bytes;
+        }
+        limit[r] -= work;
+        if (limit[r] < least) limit[r] = least;
     }
 }
 

@@ -36,14 +36,11 @@ typedef struct zb_search_options {
 TD_MUST_USE td_status zb_improve(const zb_problem *q, const zb_search_options *o, td_arena *a,
                                  zb_order *order, zb_score *score, td_err *err);
 
-typedef struct zb_proof {
-    int64_t bound_ns; /* no order has a smaller span */
-    bool optimal;     /* the order given has that span */
-} zb_proof;
-
 /* Branch and bound for the smallest span, starting from an order and its score, both of which it
- * improves. Looks at o->trials states at most. */
+ * improves. *bound_ns: no order has a smaller span; equal to the score's when that is proven. Stops
+ * after a number of states, or o->search_s seconds. Requires chunks == 1. Errors: TD_EUSAGE where
+ * it does not apply (zb_windows.h). */
 TD_MUST_USE td_status zb_exact(const zb_problem *q, const zb_search_options *o, td_arena *a,
-                               zb_order *order, zb_score *score, zb_proof *proof, td_err *err);
+                               zb_order *order, zb_score *score, int64_t *bound_ns, td_err *err);
 
 #endif

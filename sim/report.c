@@ -126,6 +126,10 @@ void psim_report_json(const psim_options *o, const psim_result *r, td_text *t)
     json_int(t, "step_ns", m->step_ns);
     json_real(t, "bubble_frac", m->bubble_frac);
     json_real(t, "span_bubble_frac", m->span_bubble_frac);
+    if (r->setup.schedule.search.span_ns > 0) {
+        json_int(t, "search_span_ns", r->setup.schedule.search.span_ns);
+        json_int(t, "search_bound_ns", r->setup.schedule.search.bound_ns);
+    }
     if (r->setup.has_model) json_real(t, "tokens_per_s", psim_tokens_per_s(r));
     json_int(t, "tasks", m->tasks);
     json_int(t, "messages", m->messages);
@@ -185,6 +189,18 @@ static void text_ranks(const psim_result *r, td_text *t)
     }
 }
 
+static void text_search(const sched_search *s, td_text *t)
+{
+    char span[32], bound[32];
+    if (s->span_ns == 0) return;
+    td_text_addf(t, "  search      %-12s  longest span of a rank; ",
+                 td_print_ns(span, sizeof span, s->span_ns));
+    if (s->bound_ns >= s->span_ns)
+        td_text_add(t, "no order has a shorter one\n");
+    else
+        td_text_addf(t, "no order is below %s\n", td_print_ns(bound, sizeof bound, s->bound_ns));
+}
+
 void psim_report_text(const psim_options *o, const psim_result *r, td_text *t)
 {
     const plan *const p = &r->setup.plan;
@@ -226,6 +242,7 @@ void psim_report_text(const psim_options *o, const psim_result *r, td_text *t)
     td_text_addf(t, "  messages    %-12lld  protocol %s, mapping %s\n",
                  (long long)r->metrics.messages, sim_protocol_name(r->protocol),
                  plan_mapping_name(p->mapping));
+    text_search(&r->setup.schedule.search, t);
     if (o->memory) text_ranks(r, t);
 }
 
