@@ -34,8 +34,11 @@ static double unit_share(const cost_model *c, const pass_query *q)
     const double slice = q->seq_len > 0 ? (double)q->slice_len / (double)q->seq_len : 1;
     /* vocabulary passes are a rank's whole share whatever its number of chunks; rows of a file
      * are taken as they are */
-    const bool chunked = q->pass <= PASS_R && c->units->stage_pass_ms == NULL && c->chunks > 1;
-    return chunked ? slice / c->chunks : slice;
+    if (c->units->stage_pass_ms != NULL) return slice;
+    const bool chunked = q->pass <= PASS_R && c->chunks > 1;
+    const double shards =
+        c->unit_tp > 0 && c->sizes != NULL ? (double)c->unit_tp / (double)c->sizes->run.tp : 1;
+    return (chunked ? slice / c->chunks : slice) * shards;
 }
 
 /* Unrounded ns of a pass in unit times. */

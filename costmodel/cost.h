@@ -49,7 +49,8 @@ typedef struct cost_model {
     const cluster_desc *cluster;
     const struct profile *profile; /* NULL: first principles */
     int32_t chunks;                /* chunks per rank and pipe: a chunk takes 1/chunks of a time */
-    int32_t busy; /* with a profile: ranks of the machine at work at once; 0: a node's devices */
+    int32_t unit_tp; /* tensor-parallel degree that unit times mean; 0: that of the sizes */
+    int32_t busy;    /* with a profile: ranks of the machine at work at once; 0: a node's devices */
     /* With a profile: passes are priced as if alone and optimizer and norm by as much as they slow
      * down more than passes, for whoever shares out the cores while ranks come and go (sim_run). */
     bool alone;

@@ -43,7 +43,7 @@ typedef struct sizes {
     int32_t n_stages, chunks; /* chunks per rank and pipe, for unit activations */
     int32_t vocab_shards;     /* > 0: vocabulary layers sharded over so many ranks */
     bool vocab_fused;         /* S makes the input gradient, not T (Vocab-2) */
-    int32_t twins;            /* copies of a stage in one replica: pipes of the schedule; 0: 1 */
+    int32_t twins;            /* copies of a stage that step in one replica (sched_copies); 0: 1 */
 } sizes;
 
 /* Rows of the tables that one shard holds: the vocabulary padded to a multiple of two for each

@@ -11,5 +11,6 @@ extern const sched_family family_dualpipe, family_dualpipev;
 extern const sched_family family_vocab_1, family_vocab_2, family_interlaced, family_v_half_vocab;
 extern const sched_family family_zb_h1, family_zb_h2, family_zb_v, family_interleaved_zb;
 extern const sched_family family_v_half, family_v_min, family_1f1b_v, family_zb_auto;
+extern const sched_family family_fbd;
 
 #endif

@@ -148,11 +148,13 @@ static td_status place_insts(const lowering *l, plan *p, td_err *err)
     if (p->insts == NULL) return td_fail(err, TD_ENOMEM, "out of memory for stages");
     for (int32_t i = 0; i < s->n_pipes; i++)
         for (int32_t st = 0; st < s->n_stages; st++)
-            p->insts[i * s->n_stages + st] =
-                (plan_inst){.pipe = i,
-                            .stage = st,
-                            .forward_row = s->pipes[i].forward_row[st],
-                            .backward_row = s->pipes[i].backward_row[st]};
+            p->insts[i * s->n_stages + st] = (plan_inst){
+                .pipe = i,
+                .stage = st,
+                .forward_row = s->pipes[i].forward_row[st],
+                .backward_row = s->pipes[i].backward_row[st],
+                .all_step = s->weights == WEIGHTS_ALL_STEP &&
+                            s->pipes[i].forward_row[st] != s->pipes[i].backward_row[st]};
     for (int32_t row = 0; row < lower_shards(l); row++)
         p->insts[lower_shard_inst(l, row)] =
             (plan_inst){.stage = s->n_stages, .forward_row = row, .backward_row = row};
@@ -169,9 +171,9 @@ static td_status place_class(const lowering *l, class_table *classes, const sche
     return class_intern(classes, &pc, cls, err);
 }
 
-/* The task of a node; a pair's members go to p->members. */
-static td_status place_task(const lowering *l, class_table *classes, const sched_cell *c, plan *p,
-                            plan_task *t, td_err *err)
+/* The task of a node of a row; a pair's members go to p->members. */
+static td_status place_task(const lowering *l, class_table *classes, int32_t row,
+                            const sched_cell *c, plan *p, plan_task *t, td_err *err)
 {
     *t = (plan_task){.kind = c->kind,
                      .slice = c->slice,
@@ -179,6 +181,12 @@ static td_status place_task(const lowering *l, class_table *classes, const sched
                      .link = PLAN_NONE,
                      .gate = PLAN_NONE,
                      .join = PLAN_NONE};
+    if (c->kind == CELL_IDLE) {
+        const plan_class mark = {
+            .kind = TASK_MARK, .inst = PLAN_NONE, .second = PLAN_NONE, .slice_len = row};
+        t->kind = TASK_MARK;
+        return class_intern(classes, &mark, &t->cls, err);
+    }
     TD_TRY(place_class(l, classes, c, &t->cls, err));
     if (!c->overlaps) return TD_OK;
     const sched_cell *const d = c + 1;
@@ -206,8 +214,26 @@ static int32_t place_of(const lowering *l, int32_t row)
     return l->o->placement == PLACEMENT_FOLDED && row % 2 == 1 ? l->s->n_rows - row : row;
 }
 
-static td_status place_row(const lowering *l, class_table *classes, int32_t row, plan *p,
-                           td_err *err)
+/* The first device of each row: rows in the order of their places, each with its replicas. */
+static td_status row_devices(const lowering *l, int32_t **out, td_err *err)
+{
+    const int32_t n = l->s->n_rows;
+    int32_t *const devices = TD_NEW_N(l->a, int32_t, n);
+    int32_t *const row_at = TD_NEW_N(l->a, int32_t, n);
+    if (devices == NULL || row_at == NULL) return td_fail(err, TD_ENOMEM, "out of memory for rows");
+    for (int32_t row = 0; row < n; row++) row_at[place_of(l, row)] = row;
+    int64_t next = 0;
+    for (int32_t i = 0; i < n; i++) {
+        if (next > INT32_MAX) return td_fail(err, TD_EUSAGE, "more than %d devices", INT32_MAX);
+        devices[row_at[i]] = (int32_t)next;
+        next += (int64_t)l->row_tp[row_at[i]] * l->o->dp;
+    }
+    *out = devices;
+    return TD_OK;
+}
+
+static td_status place_row(const lowering *l, class_table *classes, int32_t row,
+                           int32_t first_device, plan *p, td_err *err)
 {
     const sched_index *const ix = l->ix;
     const uint32_t n = ix->row_first[row + 1] - ix->row_first[row];
@@ -216,14 +242,15 @@ static td_status place_row(const lowering *l, class_table *classes, int32_t row,
         const uint32_t first = p->n_tasks;
         p->ranks[rank] = (plan_rank){.row = row,
                                      .replica = d,
-                                     .place = place_of(l, row),
+                                     .tp = l->row_tp[row],
+                                     .device = first_device + d * l->row_tp[row],
                                      .first_stream = rank,
                                      .n_streams = 1};
         p->streams[rank] =
             (plan_stream){.kind = STREAM_COMPUTE, .rank = rank, .first_task = first, .n_tasks = n};
         for (uint32_t i = 0; i < n; i++)
-            TD_TRY(place_task(l, classes, ix->cell[ix->row_first[row] + i], p, &p->tasks[first + i],
-                              err));
+            TD_TRY(place_task(l, classes, row, ix->cell[ix->row_first[row] + i], p,
+                              &p->tasks[first + i], err));
         p->n_tasks += n;
     }
     return TD_OK;
@@ -240,9 +267,9 @@ td_status lower_place(const lowering *l, plan *out, td_err *err)
                   .n_microbatches = s->n_microbatches,
                   .n_slices = s->n_slices,
                   .dp = o->dp,
-                  .tp = o->tp,
+                  .tp = l->tp,
                   .folded_dp = o->fold,
-                  .folded_tp = o->tp > 1,
+                  .folded_tp = l->tp > 1,
                   .mapping = o->mapping,
                   .lookahead = o->lookahead,
                   .send_window = o->send_window,
@@ -272,7 +299,10 @@ td_status lower_place(const lowering *l, plan *out, td_err *err)
     }
     class_table classes;
     TD_TRY(class_table_open(&classes, l->a, NULL, err));
-    for (int32_t row = 0; row < s->n_rows; row++) TD_TRY(place_row(l, &classes, row, out, err));
+    int32_t *devices = NULL;
+    TD_TRY(row_devices(l, &devices, err));
+    for (int32_t row = 0; row < s->n_rows; row++)
+        TD_TRY(place_row(l, &classes, row, devices[row], out, err));
     class_table_close(&classes, out);
     return TD_OK;
 }
@@ -332,6 +362,20 @@ static td_status check_slices(const schedule *s, const sizes *z, td_err *err)
     return TD_OK;
 }
 
+/* Copies that share out an optimizer state must be as many for each stage. */
+static td_status check_copies(const schedule *s, const lower_options *o, td_err *err)
+{
+    if (!o->zero1 || s->weights != WEIGHTS_ALL_STEP || !sched_is_disaggregated(s)) return TD_OK;
+    for (int32_t p = 0; p < s->n_pipes; p++)
+        for (int32_t i = 0; i < s->n_stages; i++)
+            if (s->pipes[p].forward_row[i] == s->pipes[p].backward_row[i])
+                return td_fail(err, TD_EUSAGE,
+                               "--zero1: stage %d steps on one row and others on two; leave it out "
+                               "or refresh the weights",
+                               i);
+    return TD_OK;
+}
+
 static td_status check_options(const schedule *s, const lower_options *o, td_err *err)
 {
     if (o->sizes == NULL || o->dp < 1 || o->tp < 1 || o->lookahead < 0 || o->send_window < 0)
@@ -346,6 +390,7 @@ static td_status check_options(const schedule *s, const lower_options *o, td_err
                        "bidirectional attention cannot be cut into slices: every "
                        "token needs every other; legal: --slices 1");
     TD_TRY(check_slices(s, o->sizes, err));
+    TD_TRY(check_copies(s, o, err));
     if (o->placement == PLACEMENT_FOLDED && s->n_rows % 2 != 0)
         return td_fail(err, TD_EUSAGE,
                        "--placement folded puts two rows beside each other; there are %d: legal: "
@@ -369,17 +414,25 @@ td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, pla
     td_arena *const scratch = td_arena_new();
     if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     sched_index ix;
-    td_status st = sched_index_build(s, scratch, &ix, err);
+    int32_t *row_tp = NULL, tp = 1;
+    td_status st = lower_roles(s, o->tp, scratch, &row_tp, &tp, err);
+    if (st == TD_OK) st = sched_index_build(s, scratch, &ix, err);
     if (st == TD_OK) st = sched_index_levels(&ix, scratch, err);
     /* what the passes leave behind goes with the scratch: the plan itself is copied out */
     sizes z = *o->sizes; /* what the plan is of rules, so that sizes cannot contradict it */
-    z.twins = s->n_pipes;
+    z.twins = sched_copies(s);
     z.run.dp = o->dp;
+    z.run.tp = tp;
     z.run.zero1 = o->zero1;
     lower_options options = *o;
     options.sizes = &z;
-    const lowering l = {
-        .s = s, .o = &options, .ix = &ix, .a = scratch, .replicas = o->fold ? 1 : o->dp};
+    const lowering l = {.s = s,
+                        .o = &options,
+                        .ix = &ix,
+                        .a = scratch,
+                        .replicas = o->fold ? 1 : o->dp,
+                        .row_tp = row_tp,
+                        .tp = tp};
     plan lowered;
     if (st == TD_OK) st = run_passes(&l, &lowered, err);
     if (st == TD_OK) st = plan_copy(&lowered, a, out, err);

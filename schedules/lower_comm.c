@@ -77,9 +77,12 @@ static td_status comm_of_cell(comm *c, const sched_cell *cell, uint32_t node, in
     const sched_index *const ix = c->l->ix;
     const int32_t stage = cell->stage, m = cell->microbatch, k = cell->slice;
     const sched_pipe *const p = &s->pipes[s->microbatch_pipe[m]];
+    if (cell->kind == CELL_IDLE) /* a mark takes the input in place of its forward */
+        return comm_add(c, cell, index_find(ix, PASS_F, stage - 1, m, k), p->forward_row[stage - 1],
+                        node, row, CHANNEL_ACT, err);
     switch ((pass_kind)cell->kind) {
     case PASS_F:
-        if (stage == 0) return TD_OK;
+        if (stage == 0 || index_arrival(ix, stage, m, k) != NODE_NONE) return TD_OK;
         return comm_add(c, cell, index_find(ix, PASS_F, stage - 1, m, k), p->forward_row[stage - 1],
                         node, row, CHANNEL_ACT, err);
     case PASS_B:
@@ -126,10 +129,13 @@ static td_status comm_find(comm *c, td_err *err)
 static uint32_t send_join(const lowering *l, const message *m)
 {
     const uint32_t end = l->ix->row_first[m->src_row + 1];
-    if (l->o->send_window == 0)
-        return lower_first_behind(l, m->src_row, lower_when(l, m->dst_node, m->dst_row));
     const uint64_t at = (uint64_t)m->src_node + (uint32_t)l->o->send_window;
-    return at < end ? (uint32_t)at : NODE_NONE;
+    const uint32_t window = l->o->send_window > 0 && at < end ? (uint32_t)at : NODE_NONE;
+    uint32_t join = NODE_NONE;
+    if (m->cls == CHANNEL_HANDOFF && index_handoff_bound(l->ix, m->stage, m->m, m->k, &join))
+        return window < join ? window : join;
+    if (l->o->send_window > 0) return window;
+    return lower_first_behind(l, m->src_row, lower_when(l, m->dst_node, m->dst_row));
 }
 
 /* The node before which a trail has an end of this message, or NODE_NONE. */
@@ -172,7 +178,8 @@ static td_status message_class(const lowering *l, class_table *classes, const me
     lower_slice(l, m->m, m->k, &c.slice_len, &c.prefix);
     /* the tensor at the border of two stages has the size of the later one's input */
     const int32_t border = m->cls == CHANNEL_GRAD ? m->stage + 1 : m->stage;
-    TD_TRY(sizes_bytes(l->o->sizes, SIZE_BOUNDARY, border, c.slice_len, c.prefix, &c.bytes, err));
+    TD_TRY(lower_message_bytes(l, m->src_row, m->dst_row, border, c.slice_len, c.prefix, &c.bytes,
+                               err));
     return class_intern(classes, &c, out, err);
 }
 

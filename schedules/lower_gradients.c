@@ -64,15 +64,22 @@ uint32_t collect_holders(const collect *c, int32_t stage, stage_holder *out)
                                   .when = lower_when(l, node, row_of_shard)};
     }
     if (row_of_shard >= 0) return n;
-    for (int32_t pipe = 0; pipe < l->s->n_pipes; pipe++)
-        for (int32_t d = 0; d < l->replicas; d++) {
-            const int32_t row = l->s->pipes[pipe].backward_row[stage];
-            const uint32_t node = sync_gate(l, row, pipe, stage);
-            out[n++] = (stage_holder){.rank = lower_rank(l, row, d),
-                                      .gate = lower_task(l, c->in, node, row, d),
-                                      .inst = (uint32_t)(pipe * l->s->n_stages + stage),
-                                      .when = node == NODE_NONE ? 0 : lower_when(l, node, row)};
-        }
+    for (int32_t pipe = 0; pipe < l->s->n_pipes; pipe++) {
+        const uint32_t inst = (uint32_t)(pipe * l->s->n_stages + stage);
+        const int32_t rows[2] = {l->s->pipes[pipe].backward_row[stage],
+                                 l->s->pipes[pipe].forward_row[stage]};
+        for (int role = 0; role < (c->in->insts[inst].all_step ? 2 : 1); role++)
+            for (int32_t d = 0; d < l->replicas; d++) {
+                const int32_t row = rows[role];
+                /* a forward row makes no gradients: its zeros are ready behind its passes */
+                const uint32_t node =
+                    role == 0 ? sync_gate(l, row, pipe, stage) : l->ix->row_first[row + 1] - 1;
+                out[n++] = (stage_holder){.rank = lower_rank(l, row, d),
+                                          .gate = lower_task(l, c->in, node, row, d),
+                                          .inst = inst,
+                                          .when = node == NODE_NONE ? 0 : lower_when(l, node, row)};
+            }
+    }
     qsort(out, n, sizeof *out, compare_holders);
     return n;
 }
@@ -100,12 +107,14 @@ td_status collect_parts(collect *c, collective item, int32_t stage, const stage_
 {
     const lowering *const l = c->l;
     const bool shard = stage >= l->s->n_stages;
-    const int32_t copies = (shard ? 1 : l->s->n_pipes) * l->o->dp;
+    const int32_t copies = (int32_t)n / l->replicas * l->o->dp;
+    sizes z = *l->o->sizes;
+    /* the copy with the fewest shards moves them all over its links */
+    for (uint32_t i = 0; i < n; i++)
+        if (c->in->ranks[h[i].rank].tp < z.run.tp) z.run.tp = c->in->ranks[h[i].rank].tp;
     sync_part parts[SYNC_PARTS_MAX] = {{0}};
     const int32_t n_parts =
-        l->o->sizes->model == NULL
-            ? 1
-            : stage_sync_parts(l->o->sizes, shard ? l->s->n_stages : stage, parts);
+        z.model == NULL ? 1 : stage_sync_parts(&z, shard ? l->s->n_stages : stage, parts);
     for (int32_t i = 0; i < n_parts; i++) {
         if (item.purpose == PURPOSE_WEIGHTS && !parts[i].weights) continue;
         item.at = (int32_t)(parts[i].first / SYNC_ALIGN);
@@ -118,11 +127,11 @@ td_status collect_parts(collect *c, collective item, int32_t stage, const stage_
 td_status collect_gradients(collect *c, td_err *err)
 {
     const lowering *const l = c->l;
-    if (l->s->n_pipes * l->o->dp == 1) return TD_OK;
-    stage_holder *const h = TD_NEW_N(l->a, stage_holder, l->s->n_pipes * l->replicas);
+    stage_holder *const h = TD_NEW_N(l->a, stage_holder, 2 * l->s->n_pipes * l->replicas);
     if (h == NULL) return td_fail(err, TD_ENOMEM, "out of memory for collectives");
     for (int32_t stage = 0; stage < l->s->n_stages + lower_shards(l); stage++) {
         const uint32_t n = collect_holders(c, stage, h);
+        if ((int32_t)n / l->replicas * l->o->dp == 1) continue;
         const collective item = {.kind = l->o->zero1 ? COLL_REDUCE_SCATTER : COLL_ALL_REDUCE,
                                  .purpose = PURPOSE_GRAD_SYNC,
                                  .m = -1};

@@ -22,11 +22,12 @@ static td_status memory_class(memory *mem, size_kind what, int32_t inst, int32_t
         .kind = (uint8_t)what, .inst = inst < 0 ? PLAN_NONE : (uint32_t)inst, .second = PLAN_NONE};
     if (m >= 0 && k >= 0) lower_slice(mem->l, m, k, &key.slice_len, &key.prefix);
     if (m >= 0 && k < 0) key.slice_len = mem->seq_len;
+    key.bytes = mem->l->row_tp[mem->row]; /* rows of other degrees hold other shards */
     const size_t known = mem->classes.n;
     TD_TRY(class_intern(&mem->classes, &key, out, err));
     if (mem->classes.n == known) return TD_OK;
     TD_TRY(TD_GROW(mem->l->a, mem->class_bytes, mem->cap_class_bytes, *out + 1, err));
-    return sizes_bytes(mem->l->o->sizes, what, stage, key.slice_len, key.prefix,
+    return lower_bytes(mem->l, what, stage, mem->row, key.slice_len, key.prefix,
                        &mem->class_bytes[*out], err);
 }
 
@@ -57,11 +58,12 @@ td_status memory_tensor(memory *mem, memory_table table, int32_t stage, int32_t 
                         uint32_t *out, td_err *err)
 {
     static const size_kind kinds[TABLE_COUNT] = {
-        SIZE_BOUNDARY,    SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY,
-        SIZE_STASH,       SIZE_STASH_W,  SIZE_WSTASH,   SIZE_TOKENS,   SIZE_KV,
-        SIZE_KV,          SIZE_DKV,      SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_VOCAB_STATS,
-        SIZE_VOCAB_STASH, SIZE_TOKENS,   SIZE_BOUNDARY, SIZE_BOUNDARY};
-    const bool tokens = table == TABLE_TOKENS || table == TABLE_VOCAB_TOKENS;
+        SIZE_BOUNDARY,    SIZE_BOUNDARY,    SIZE_BOUNDARY, SIZE_BOUNDARY, SIZE_BOUNDARY,
+        SIZE_STASH,       SIZE_STASH_W,     SIZE_WSTASH,   SIZE_TOKENS,   SIZE_TOKENS,
+        SIZE_KV,          SIZE_KV,          SIZE_DKV,      SIZE_BOUNDARY, SIZE_BOUNDARY,
+        SIZE_VOCAB_STATS, SIZE_VOCAB_STASH, SIZE_TOKENS,   SIZE_BOUNDARY, SIZE_BOUNDARY};
+    const bool tokens =
+        table == TABLE_TOKENS || table == TABLE_TOKENS_AGAIN || table == TABLE_VOCAB_TOKENS;
     const bool whole = tokens || table == TABLE_DKV;
     const size_t slot = index_slot(mem->l->s, stage, m, whole ? 0 : k);
     uint32_t *const known = &mem->tables[table][slot];

@@ -22,9 +22,10 @@ typedef enum memory_table {
     TABLE_STASH,
     TABLE_STASH_W,
     TABLE_WSTASH,
-    TABLE_TOKENS,   /* of a whole microbatch, as is DKV */
-    TABLE_KV,       /* of a slice, written by F */
-    TABLE_KV_AGAIN, /* written by R on a row of its own */
+    TABLE_TOKENS,       /* of a whole microbatch, as is DKV */
+    TABLE_TOKENS_AGAIN, /* on a backward row of its own */
+    TABLE_KV,           /* of a slice, written by F */
+    TABLE_KV_AGAIN,     /* written by R on a row of its own */
     TABLE_DKV,
     TABLE_VOCAB_X, /* from here on of every row, where its number stands for the stage's */
     TABLE_VOCAB_DX,

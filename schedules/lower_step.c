@@ -3,28 +3,37 @@
 
 #include <string.h>
 
-enum { TAIL_MARK, TAIL_NORM, TAIL_OPTIMIZER, TAIL_TASKS };
+enum { TAIL_MARK, TAIL_NORM, TAIL_OPTIMIZER, TAIL_GATHERED, TAIL_MOST };
 
-/* A compute task's id once every rank's compute stream has grown by the tail. */
-static uint32_t moved(const plan *in, uint32_t task, uint32_t rank)
+/* The last mark is there for weights that are gathered and then sent on. */
+static uint32_t tail_tasks(const lowering *l)
+{
+    const bool gathers = sizes_optimizer_shards(l->o->sizes) > 1 && l->o->sizes->model != NULL;
+    const bool sends = l->s->weights == WEIGHTS_REFRESH && sched_is_disaggregated(l->s);
+    return gathers && sends ? TAIL_MOST : TAIL_GATHERED;
+}
+
+/* A compute task's id once every rank's compute stream has grown by `tail` tasks. */
+static uint32_t moved(const plan *in, uint32_t tail, uint32_t task, uint32_t rank)
 {
     const plan_stream *const last = plan_compute(in, in->n_ranks - 1);
     const uint32_t n_compute = last->first_task + last->n_tasks;
     if (task == PLAN_NONE) return PLAN_NONE;
-    return task < n_compute ? task + rank * TAIL_TASKS : task + in->n_ranks * TAIL_TASKS;
+    return task < n_compute ? task + rank * tail : task + in->n_ranks * tail;
 }
 
-static uint32_t tail_task(const plan *out, uint32_t rank, uint32_t which)
+static uint32_t tail_task(const lowering *l, const plan *out, uint32_t rank, uint32_t which)
 {
     const plan_stream *const s = plan_compute(out, rank);
-    return s->first_task + s->n_tasks - TAIL_TASKS + which;
+    return s->first_task + s->n_tasks - tail_tasks(l) + which;
 }
 
-/* Every rank's compute stream ends with MARK (gradient syncs are done), NORM, OPTIMIZER. */
+/* Every rank's compute stream ends with MARK (gradient syncs are done), NORM, OPTIMIZER, and where
+ * shared-out weights travel on, MARK (they are gathered). */
 static td_status step_tails(const lowering *l, const plan *in, plan *out, td_err *err)
 {
     *out = *in;
-    const uint32_t more = in->n_ranks * TAIL_TASKS;
+    const uint32_t tail = tail_tasks(l), more = in->n_ranks * tail;
     if ((uint64_t)in->n_tasks + more >= PLAN_NONE)
         return td_fail(err, TD_EUSAGE, "more tasks than a plan can number");
     out->n_tasks = in->n_tasks + more;
@@ -35,22 +44,22 @@ static td_status step_tails(const lowering *l, const plan *in, plan *out, td_err
         return td_fail(err, TD_ENOMEM, "out of memory for %u tasks", out->n_tasks);
     class_table classes;
     TD_TRY(class_table_open(&classes, l->a, in, err));
-    static const uint8_t kinds[TAIL_TASKS] = {TASK_MARK, TASK_NORM, TASK_OPTIMIZER};
+    static const uint8_t kinds[TAIL_MOST] = {TASK_MARK, TASK_NORM, TASK_OPTIMIZER, TASK_MARK};
     for (uint32_t i = 0; i < in->n_streams; i++) {
         const plan_stream *const s = &in->streams[i];
         plan_stream *const t = &out->streams[i];
         *t = *s;
         t->first_task =
-            s->kind == STREAM_COMPUTE ? s->first_task + s->rank * TAIL_TASKS : s->first_task + more;
+            s->kind == STREAM_COMPUTE ? s->first_task + s->rank * tail : s->first_task + more;
         for (uint32_t j = 0; j < s->n_tasks; j++) {
             plan_task task = in->tasks[s->first_task + j];
-            task.gate = moved(in, task.gate, s->rank);
-            task.join = moved(in, task.join, s->rank);
+            task.gate = moved(in, tail, task.gate, s->rank);
+            task.join = moved(in, tail, task.join, s->rank);
             if (task.kind == TASK_SEND || task.kind == TASK_RECV)
                 task.link += more; /* the other end is off the compute streams too */
             out->tasks[t->first_task + j] = task;
         }
-        for (uint32_t j = 0; s->kind == STREAM_COMPUTE && j < TAIL_TASKS; j++) {
+        for (uint32_t j = 0; s->kind == STREAM_COMPUTE && j < tail; j++) {
             plan_task *const task = &out->tasks[t->first_task + t->n_tasks++];
             *task = (plan_task){.kind = kinds[j],
                                 .microbatch = PLAN_NONE,
@@ -69,7 +78,7 @@ static td_status step_tails(const lowering *l, const plan *in, plan *out, td_err
     for (uint32_t i = 0; i < out->n_tasks; i++)
         if (out->tasks[i].kind == TASK_COLL &&
             out->classes[out->tasks[i].cls].purpose == PURPOSE_GRAD_SYNC)
-            out->tasks[i].join = tail_task(out, plan_task_rank(out, i), TAIL_MARK);
+            out->tasks[i].join = tail_task(l, out, plan_task_rank(out, i), TAIL_MARK);
     return TD_OK;
 }
 
@@ -80,25 +89,27 @@ static td_status tie(collect *c, const stage_holder *first, const stage_holder *
                                          first->rank < last->rank ? last : first};
     const uint32_t ranks[2] = {pair[0]->rank, pair[1]->rank};
     collective item = {.kind = COLL_ALL_REDUCE, .purpose = PURPOSE_TIED, .m = -1};
-    TD_TRY(sizes_bytes(c->l->o->sizes, SIZE_TIED_GRADS, 0, 0, 0, &item.bytes, err));
+    TD_TRY(
+        lower_bytes(c->l, SIZE_TIED_GRADS, 0, c->in->ranks[ranks[0]].row, 0, 0, &item.bytes, err));
     TD_TRY(collect_group(c, ranks, 2, 2, &item.group, err));
     TD_TRY(collect_begin(c, item, err));
     for (int i = 0; i < 2; i++)
-        TD_TRY(collect_member(c, tail_task(c->in, ranks[i], TAIL_MARK),
-                              tail_task(c->in, ranks[i], TAIL_NORM), pair[i]->inst, err));
+        TD_TRY(collect_member(c, tail_task(c->l, c->in, ranks[i], TAIL_MARK),
+                              tail_task(c->l, c->in, ranks[i], TAIL_NORM), pair[i]->inst, err));
     return TD_OK;
 }
 
 /* Tied tables: the i-th copy of the first stage and the i-th of the last one add their gradients,
  * which the syncs have made equal in all copies; where both are on one rank, it adds them itself.
- * Any such pairing leaves the same bits everywhere, because a + b is b + a. */
+ * Any such pairing leaves the same bits everywhere, because a + b is b + a. Forward rows are
+ * numbered before backward rows, so that like meets like. */
 static td_status step_tied(collect *c, td_err *err)
 {
     const lowering *const l = c->l;
     const model_desc *const model = l->o->sizes->model;
     const int32_t last = l->s->n_stages - 1;
     if (model == NULL || !model->tied || last == 0 || l->s->vocab != VOCAB_NONE) return TD_OK;
-    const int32_t most = l->s->n_pipes * l->replicas;
+    const int32_t most = 2 * l->s->n_pipes * l->replicas;
     stage_holder *const first = TD_NEW_N(l->a, stage_holder, most);
     stage_holder *const end = TD_NEW_N(l->a, stage_holder, most);
     if (first == NULL || end == NULL) return td_fail(err, TD_ENOMEM, "out of memory for copies");
@@ -109,23 +120,32 @@ static td_status step_tied(collect *c, td_err *err)
     return TD_OK;
 }
 
-/* All ranks add up the squared norms. */
+static bool row_trains(const plan *p, int32_t row)
+{
+    for (uint32_t i = 0; i < p->n_insts; i++)
+        if (plan_trains(&p->insts[i], row)) return true;
+    return false;
+}
+
+/* All ranks that step add up the squared norms. */
 static td_status step_norm(collect *c, td_err *err)
 {
     const lowering *const l = c->l;
-    const uint32_t n = c->in->n_ranks;
-    if (n == 1) return TD_OK;
-    uint32_t *const ranks = TD_NEW_N(l->a, uint32_t, n);
+    uint32_t *const ranks = TD_NEW_N(l->a, uint32_t, c->in->n_ranks);
     if (ranks == NULL) return td_fail(err, TD_ENOMEM, "out of memory for collectives");
-    for (uint32_t r = 0; r < n; r++) ranks[r] = r;
+    uint32_t n = 0;
+    for (int32_t row = 0; row < l->s->n_rows; row++)
+        for (int32_t d = 0; row_trains(c->in, row) && d < l->replicas; d++)
+            ranks[n++] = lower_rank(l, row, d);
+    if (n <= 1) return TD_OK;
     collective item = {
         .when = UINT64_MAX, .kind = COLL_ALL_REDUCE, .purpose = PURPOSE_NORM, .m = -1};
     TD_TRY(sizes_bytes(l->o->sizes, SIZE_NORM, 0, 0, 0, &item.bytes, err));
     TD_TRY(collect_group(c, ranks, n, (int32_t)n, &item.group, err));
     TD_TRY(collect_begin(c, item, err));
     for (uint32_t r = 0; r < n; r++)
-        TD_TRY(collect_member(c, tail_task(c->in, r, TAIL_NORM),
-                              tail_task(c->in, r, TAIL_OPTIMIZER), PLAN_NONE, err));
+        TD_TRY(collect_member(c, tail_task(l, c->in, ranks[r], TAIL_NORM),
+                              tail_task(l, c->in, ranks[r], TAIL_OPTIMIZER), PLAN_NONE, err));
     return TD_OK;
 }
 
@@ -135,11 +155,11 @@ static td_status step_weights(collect *c, td_err *err)
     const lowering *const l = c->l;
     const sizes *const z = l->o->sizes;
     if (sizes_optimizer_shards(z) == 1 || z->model == NULL) return TD_OK;
-    stage_holder *const h = TD_NEW_N(l->a, stage_holder, l->s->n_pipes * l->replicas);
+    stage_holder *const h = TD_NEW_N(l->a, stage_holder, 2 * l->s->n_pipes * l->replicas);
     if (h == NULL) return td_fail(err, TD_ENOMEM, "out of memory for copies");
     for (int32_t stage = 0; stage < l->s->n_stages + lower_shards(l); stage++) {
         const uint32_t n = collect_holders(c, stage, h);
-        for (uint32_t i = 0; i < n; i++) h[i].gate = tail_task(c->in, h[i].rank, TAIL_OPTIMIZER);
+        for (uint32_t i = 0; i < n; i++) h[i].gate = tail_task(l, c->in, h[i].rank, TAIL_OPTIMIZER);
         const collective item = {
             .when = UINT64_MAX, .kind = COLL_ALL_GATHER, .purpose = PURPOSE_WEIGHTS, .m = -1};
         TD_TRY(collect_parts(c, item, stage, h, n, data_type_bytes(z->run.dtype), err));
@@ -176,5 +196,10 @@ td_status lower_step(const lowering *l, const plan *in, plan *out, td_err *err)
     TD_TRY(step_tied(&c, err));
     TD_TRY(step_norm(&c, err));
     TD_TRY(step_weights(&c, err));
-    return collect_emit(&c, err);
+    TD_TRY(collect_emit(&c, err));
+    for (uint32_t i = tailed->n_tasks; tail_tasks(l) == TAIL_MOST && i < out->n_tasks; i++)
+        if (out->classes[out->tasks[i].cls].purpose == PURPOSE_WEIGHTS)
+            out->tasks[i].join = tail_task(l, out, plan_task_rank(out, i), TAIL_GATHERED);
+    const plan stepped = *out;
+    return lower_refresh(l, &stepped, out, err);
 }

@@ -108,7 +108,8 @@ static td_status use_tokens(memory *mem, const pass_at *p, td_err *err)
     const int32_t *const rows =
         p->away && p->kind != PASS_F ? pipe->backward_row : pipe->forward_row;
     const int32_t stage = p->last && rows[0] == rows[last] ? 0 : p->stage;
-    return use_tensor(mem, USE_READ, ROLE_TOKENS, TABLE_TOKENS, stage, p, err);
+    const memory_table table = p->away && p->kind != PASS_F ? TABLE_TOKENS_AGAIN : TABLE_TOKENS;
+    return use_tensor(mem, USE_READ, ROLE_TOKENS, table, stage, p, err);
 }
 
 /* With slices, a slice's attention needs the keys and values of all slices before it: F keeps its
@@ -242,13 +243,16 @@ static td_status uses_of_collective(memory *mem, const plan *p, uint32_t task, t
 static td_status uses_of_step(memory *mem, const plan *p, const plan_task *t, td_err *err)
 {
     const bool step = t->kind == TASK_OPTIMIZER;
+    bool trains = false;
     for (uint32_t i = 0; i < p->n_insts; i++) {
-        if (p->insts[i].backward_row != mem->row) continue;
+        if (!plan_trains(&p->insts[i], mem->row)) continue;
+        trains = true;
         const int32_t inst = (int32_t)i;
         if (step) TD_TRY(use_run(mem, USE_WRITE, ROLE_WEIGHTS, SIZE_WEIGHTS, inst, err));
         TD_TRY(use_run(mem, step ? USE_ADD : USE_READ, ROLE_GRADS, SIZE_GRADS, inst, err));
         if (step) TD_TRY(use_run(mem, USE_ADD, ROLE_OPTIMIZER, SIZE_OPTIMIZER, inst, err));
     }
+    if (!trains) return TD_OK;
     return use_run(mem, step ? USE_READ : USE_WRITE, ROLE_NORM, SIZE_NORM, -1, err);
 }
 

@@ -94,18 +94,20 @@ td_status metrics_of(const plan *p, const task_times *t, activation_deltas d, td
         out->message_bytes += p->classes[p->tasks[i].cls].bytes;
     }
     out->step_ns = p->n_tasks == 0 ? 0 : end - begin;
-    double busy = 0;
+    double busy = 0, devices = 0;
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         rank_metrics *const m = &out->ranks[r];
         measure_rank(p, t, r, m);
-        busy += (double)m->busy_ns;
+        const double shards = p->folded_tp ? p->ranks[r].tp : 1;
+        busy += (double)m->busy_ns * shards;
+        devices += shards;
         const double span = (double)(m->last_ns - m->first_ns);
         const double bubble = span > 0 ? 1.0 - (double)m->busy_ns / span : 0;
         if (bubble > out->span_bubble_frac) out->span_bubble_frac = bubble;
         m->peak_bytes = p->ranks[r].arena_bytes;
         m->peak_activations = tidy(peak_activations(p, plan_compute(p, r), d));
     }
-    const double all = (double)out->step_ns * (double)p->n_ranks;
+    const double all = (double)out->step_ns * devices;
     out->bubble_frac = all > 0 ? 1.0 - busy / all : 0;
     return TD_OK;
 }

@@ -162,7 +162,9 @@ typedef enum plan_placement { PLACEMENT_STRAIGHT, PLACEMENT_FOLDED } plan_placem
 
 typedef struct plan_rank {
     int32_t row, replica, shard;
-    int32_t place;                    /* of the row among the rows, in the order of devices */
+    int32_t tp;     /* tensor-parallel degree of its row */
+    int32_t device; /* in the whole cluster, folded replicas and shards included: shards are
+                       innermost, then replicas, then rows; a folded rank names its first */
     uint32_t first_stream, n_streams; /* the first one is the compute stream */
     uint32_t first_buffer, n_buffers;
     int64_t arena_bytes;      /* predicted peak: highest offset + size */
@@ -189,6 +191,7 @@ typedef struct plan_coll {
 typedef struct plan_inst {
     int32_t pipe, stage;
     int32_t forward_row, backward_row;
+    bool all_step; /* the forward row, if it is another, holds gradients and steps as well */
 } plan_inst;
 
 typedef struct plan {
@@ -233,10 +236,35 @@ typedef struct plan {
     stage_desc *stages; /* [n_stages]; NULL without a model */
 } plan;
 
+/* Devices of the whole cluster that the plan takes, folded replicas and shards included. */
+static inline int64_t plan_devices(const plan *p)
+{
+    int64_t n = 0;
+    for (uint32_t i = 0; i < p->n_ranks; i++) {
+        const plan_rank *const r = &p->ranks[i];
+        const int64_t shards = p->folded_tp ? r->tp : 1;
+        const int64_t end = r->device + shards + (p->folded_dp ? (p->dp - 1) * (int64_t)r->tp : 0);
+        if (end > n) n = end;
+    }
+    return n;
+}
+
 /* The stream a task belongs to is found by rank and position; the rank of a stream is stored. */
 static inline const plan_stream *plan_compute(const plan *p, uint32_t rank)
 {
     return &p->streams[p->ranks[rank].first_stream];
+}
+
+/* Whether a row holds the gradients and the optimizer of an instance. */
+static inline bool plan_trains(const plan_inst *i, int32_t row)
+{
+    return i->backward_row == row || (i->all_step && i->forward_row == row);
+}
+
+/* The row on which a pass of an instance runs. */
+static inline int32_t plan_home(const plan_inst *i, uint8_t pass)
+{
+    return pass == PASS_F ? i->forward_row : i->backward_row;
 }
 
 typedef struct lower_options {

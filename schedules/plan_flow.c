@@ -112,6 +112,31 @@ static td_status check_arrival(const flow *f, uint32_t producer, uint32_t recv, 
     return TD_OK;
 }
 
+/* A stage's input reaches its recompute on another row: from whoever made it, behind that pass, or
+ * from a row that has received it, behind the task that waited for it. */
+static td_status check_handoff(const flow *f, size_t slot, size_t before, td_err *err)
+{
+    const plan *const p = f->p;
+    const uint32_t again = f->task[FLOW_R][slot], recv = f->task[FLOW_RECV_HANDOFF][slot];
+    const uint32_t made = f->task[FLOW_F][before], got = f->task[FLOW_RECV_ACT][slot];
+    if (f->m->stream_of[made] == f->m->stream_of[again]) /* the same row computes it */
+        return check_arrival(f, made, PLAN_NONE, again, err);
+    if (recv == PLAN_NONE)
+        return check_fail(f->m, again, err, "no message brings the input it recomputes from");
+    const plan_task *const r = &p->tasks[recv];
+    if (map_rank(f->m, recv) != map_rank(f->m, again) || r->join == PLAN_NONE || r->join > again ||
+        (r->flags & TASK_FLAG_JOIN_NEXT))
+        return check_fail(f->m, again, err, "it does not wait for the input it recomputes from");
+    const uint32_t from = map_rank(f->m, r->link), gate = p->tasks[r->link].gate;
+    const uint32_t there = from == map_rank(f->m, made)                      ? made
+                           : got != PLAN_NONE && from == map_rank(f->m, got) ? p->tasks[got].join
+                                                                             : PLAN_NONE;
+    if (there == PLAN_NONE || gate == PLAN_NONE || gate < there ||
+        f->m->stream_of[gate] != f->m->stream_of[there])
+        return check_fail(f->m, r->link, err, "it leaves before its tensor is there");
+    return TD_OK;
+}
+
 static td_status missing(const flow *f, const char *what, int32_t stage, uint32_t m, uint32_t k,
                          td_err *err)
 {
@@ -143,8 +168,7 @@ static td_status check_slot(const flow *f, int32_t replica, int32_t stage, uint3
     if (away && again == PLAN_NONE) return missing(f, "the recompute", stage, m, k, err);
     if (again != PLAN_NONE && again > bwd)
         return check_fail(f->m, bwd, err, "it comes before its recompute");
-    if (away && stage > 0 && f->task[FLOW_RECV_HANDOFF][s] == PLAN_NONE)
-        return check_fail(f->m, again, err, "no message brings the input it recomputes from");
+    if (away && stage > 0) TD_TRY(check_handoff(f, s, s - per_stage, err));
     if (!away && fwd >= bwd) return check_fail(f->m, bwd, err, "it comes before its forward");
     if (!f->whole[s] && f->task[FLOW_W][s] <= bwd)
         return check_fail(f->m, f->task[FLOW_W][s], err, "it comes before its input gradient");
@@ -162,9 +186,9 @@ td_status check_flow(const plan_map *m, td_arena *a, td_err *err)
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         if (p->ranks[r].replica < 0 || p->ranks[r].replica >= p->dp)
             return td_fail(err, TD_EPLAN, "rank %u: no such replica", r);
-        if (p->ranks[r].place < 0 || p->ranks[r].place >= p->n_rows)
-            return td_fail(err, TD_EPLAN, "rank %u: place %d of %d rows", r, p->ranks[r].place,
-                           p->n_rows);
+        if (p->ranks[r].device < 0 || p->ranks[r].tp < 1)
+            return td_fail(err, TD_EPLAN, "rank %u: device %d, tensor-parallel degree %d", r,
+                           p->ranks[r].device, p->ranks[r].tp);
         if (p->ranks[r].replica >= replicas) replicas = p->ranks[r].replica + 1;
     }
     f.slots = slot_of(&f, replicas, 0, 0, 0);

@@ -59,9 +59,9 @@ const plan_field plan_head_fields[] = {
 };
 const size_t plan_head_n_fields = COUNT(plan_head_fields);
 
-static const plan_field inst_fields[] = {SIGNED(plan_inst, pipe), SIGNED(plan_inst, stage),
-                                         SIGNED(plan_inst, forward_row),
-                                         SIGNED(plan_inst, backward_row)};
+static const plan_field inst_fields[] = {
+    SIGNED(plan_inst, pipe), SIGNED(plan_inst, stage), SIGNED(plan_inst, forward_row),
+    SIGNED(plan_inst, backward_row), WORDS(plan_inst, all_step, bool_words)};
 static const plan_field class_fields[] = {
     WORDS(plan_class, kind, kind_words), FIELD(plan_class, detail),
     FIELD(plan_class, purpose),          FIELD(plan_class, inst),
@@ -77,12 +77,17 @@ static const plan_field number_fields[] = {{"value", 0, sizeof(uint32_t), false,
 static const plan_field bclass_fields[] = {WORDS(plan_bclass, what, size_words),
                                            FIELD(plan_bclass, inst), SIGNED(plan_bclass, slice_len),
                                            SIGNED(plan_bclass, prefix), SIGNED(plan_bclass, bytes)};
-static const plan_field rank_fields[] = {
-    SIGNED(plan_rank, row),         SIGNED(plan_rank, replica),
-    SIGNED(plan_rank, shard),       SIGNED(plan_rank, place),
-    FIELD(plan_rank, first_stream), FIELD(plan_rank, n_streams),
-    FIELD(plan_rank, first_buffer), FIELD(plan_rank, n_buffers),
-    SIGNED(plan_rank, arena_bytes), SIGNED(plan_rank, persistent_bytes)};
+static const plan_field rank_fields[] = {SIGNED(plan_rank, row),
+                                         SIGNED(plan_rank, replica),
+                                         SIGNED(plan_rank, shard),
+                                         SIGNED(plan_rank, tp),
+                                         SIGNED(plan_rank, device),
+                                         FIELD(plan_rank, first_stream),
+                                         FIELD(plan_rank, n_streams),
+                                         FIELD(plan_rank, first_buffer),
+                                         FIELD(plan_rank, n_buffers),
+                                         SIGNED(plan_rank, arena_bytes),
+                                         SIGNED(plan_rank, persistent_bytes)};
 static const plan_field stream_fields[] = {
     WORDS(plan_stream, kind, stream_words), FIELD(plan_stream, rank),
     FIELD(plan_stream, first_task), FIELD(plan_stream, n_tasks), FIELD(plan_stream, channel)};

@@ -20,6 +20,7 @@ static const sched_family *const table[] = {
     &family_chimera,
     &family_dualpipe,
     &family_dualpipev,
+    &family_fbd,
     &family_hanayo,
     &family_vocab_1,
     &family_vocab_2,

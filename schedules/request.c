@@ -176,7 +176,7 @@ static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td
     out->sizes.chunks = (int32_t)(s->n_stages < rows ? 1 : s->n_stages / rows);
     out->sizes.vocab_shards = s->vocab == VOCAB_NONE ? 0 : s->n_rows;
     out->sizes.vocab_fused = s->vocab == VOCAB_2;
-    out->sizes.twins = s->n_pipes;
+    out->sizes.twins = sched_copies(s);
     if (!out->has_model) {
         out->sizes.run.seq_len = unit_tokens(s);
         return TD_OK;
@@ -213,7 +213,7 @@ static td_status take_plan(const request *q, const char *text, const char *name,
     }
     out->sizes.vocab_shards = c1 ? p->n_rows : 0;
     out->sizes.vocab_fused = c1 && !c2;
-    out->sizes.twins = p->n_pipes;
+    out->sizes.twins = p->n_pipes * (p->n_insts > 0 && p->insts[0].all_step ? 2 : 1);
     for (uint32_t i = 0; i < p->n_classes; i++)
         if (p->classes[i].kind == TASK_COLL && p->classes[i].purpose == PURPOSE_WEIGHTS)
             out->sizes.run.zero1 = true;
@@ -235,6 +235,7 @@ static td_status lower_schedule(const request *q, const char *after, td_arena *a
                                 td_err *err)
 {
     TD_TRY(assign_layers(q, a, out, err));
+    if (out->schedule.tp_backward > 0 && q->tp == 1) out->sizes.run.tp = out->schedule.tp_backward;
     out->lower = (lower_options){.sizes = &out->sizes,
                                  .dp = (int32_t)q->dp,
                                  .tp = (int32_t)q->tp,

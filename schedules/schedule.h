@@ -49,6 +49,9 @@ typedef struct sched_pipe {
 } sched_pipe;
 
 typedef enum sched_handoff { HANDOFF_NONE, HANDOFF_DIRECT, HANDOFF_LAGGED } sched_handoff;
+/* Forward rows get the weights from the backward rows once these have stepped; or both sum their
+ * gradients (those of a forward row are zero) and step alike. */
+typedef enum sched_weights { WEIGHTS_REFRESH, WEIGHTS_ALL_STEP } sched_weights;
 typedef enum sched_vocab { VOCAB_NONE, VOCAB_1, VOCAB_2, VOCAB_INTERLACED } sched_vocab;
 typedef enum sched_sync { SYNC_EAGER, SYNC_END } sched_sync;
 
@@ -79,7 +82,9 @@ typedef struct schedule {
 
     int32_t tp_forward, tp_backward; /* tensor-parallel degrees of the roles; 0: the run's --tp */
     sched_handoff handoff;
-    int32_t *credits; /* [n_stages] how far a forward row may run ahead of its backward row */
+    int32_t *credits; /* [n_stages] microbatches that a forward row may be ahead of the hand-offs
+                         it sends; NULL: no bound, and lagged hand-offs do not wait */
+    sched_weights weights; /* of disaggregated stages */
     sched_vocab vocab;
     bool vocab_edge; /* T of k waits for C0 of k+1, which brings its loss gradient along */
     sched_sync sync;
@@ -93,6 +98,8 @@ static inline bool sched_is_pass(const sched_cell *c) { return c->kind < PASS_CO
 
 /* Whether forward and backward of some stage live on different rows. */
 bool sched_is_disaggregated(const schedule *s);
+/* Ranks of one replica that step each weight: twins, and forward rows that step as well. */
+int32_t sched_copies(const schedule *s);
 
 /* --- schedule_text.c: the text form (DESIGN section 4) --- */
 

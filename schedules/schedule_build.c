@@ -155,6 +155,11 @@ td_status sched_need_one_slice(const sched_request *q, const char *family, td_er
                    family);
 }
 
+int32_t sched_copies(const schedule *s)
+{
+    return s->n_pipes * (s->weights == WEIGHTS_ALL_STEP && sched_is_disaggregated(s) ? 2 : 1);
+}
+
 bool sched_is_disaggregated(const schedule *s)
 {
     for (int32_t p = 0; p < s->n_pipes; p++)

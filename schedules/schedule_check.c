@@ -36,6 +36,12 @@ static td_status check_shape(const schedule *s, td_err *err)
     for (int32_t m = 0; m < s->n_microbatches; m++)
         if (s->microbatch_pipe[m] < 0 || s->microbatch_pipe[m] >= s->n_pipes)
             return td_fail(err, TD_EPLAN, "microbatch %d belongs to no pipe", m);
+    for (int32_t i = 0; s->credits != NULL && i < s->n_stages; i++)
+        if (s->credits[i] < 0)
+            return td_fail(err, TD_EPLAN, "stage %d: %d credits", i, s->credits[i]);
+    if (s->tp_forward < 0 || s->tp_backward < 0)
+        return td_fail(err, TD_EPLAN, "tensor-parallel degrees of %d and %d", s->tp_forward,
+                       s->tp_backward);
     return check_slices(s, err);
 }
 

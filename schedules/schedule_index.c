@@ -88,19 +88,45 @@ static bool starts_node(const sched_row *row, int64_t i)
     return sched_is_pass(&row->cells[i]) && !(i > 0 && row->cells[i - 1].overlaps);
 }
 
+/* The forward of the node that begins with c before which a mark stands, or NULL. */
+static const sched_cell *marked_forward(const sched_index *ix, const sched_cell *c)
+{
+    while (!handoff_is_marked(ix, c)) {
+        if (!c->overlaps) return NULL;
+        c++;
+    }
+    return c;
+}
+
+static void add_mark(sched_index *ix, const sched_cell *forward, sched_cell *mark, uint32_t node)
+{
+    *mark = *forward;
+    mark->kind = CELL_IDLE;
+    mark->overlaps = 0;
+    ix->cell[node] = mark;
+    ix->arrival[index_slot(ix->s, mark->stage, mark->microbatch, mark->slice)] = node;
+}
+
 td_status sched_index_build(const schedule *s, td_arena *a, sched_index *out, td_err *err)
 {
     *out = (sched_index){.s = s};
-    uint64_t n = 0;
+    uint64_t n = 0, n_marks = 0;
+    TD_TRY(handoff_build(out, a, err));
     for (int32_t r = 0; r < s->n_rows; r++)
-        for (int64_t i = 0; i < s->rows[r].n_cells; i++) n += starts_node(&s->rows[r], i);
+        for (int64_t i = 0; i < s->rows[r].n_cells; i++) {
+            if (!starts_node(&s->rows[r], i)) continue;
+            n++;
+            n_marks += marked_forward(out, &s->rows[r].cells[i]) != NULL;
+        }
+    n += n_marks;
     const uint64_t barriers = (uint64_t)BARRIER_COUNT * index_slot(s, 1, 0, 0);
     if (n + barriers >= NODE_NONE)
         return td_fail(err, TD_EUSAGE, "%llu passes: more than a plan can number",
                        (unsigned long long)n);
     out->row_first = TD_NEW_N(a, uint32_t, s->n_rows + 1);
     out->cell = TD_NEW_N(a, const sched_cell *, n);
-    if (out->row_first == NULL || out->cell == NULL)
+    sched_cell *mark = TD_NEW_N(a, sched_cell, n_marks);
+    if (out->row_first == NULL || out->cell == NULL || mark == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for %llu passes", (unsigned long long)n);
     uint32_t node = 0;
     for (int32_t r = 0; r < s->n_rows; r++) {
@@ -111,7 +137,11 @@ td_status sched_index_build(const schedule *s, td_arena *a, sched_index *out, td
                 TD_TRY(record_action(out, a, r, &row->cells[i], node, err));
                 continue;
             }
-            if (starts_node(row, i)) out->cell[node++] = &row->cells[i];
+            if (starts_node(row, i)) {
+                const sched_cell *const marked = marked_forward(out, &row->cells[i]);
+                if (marked != NULL) add_mark(out, marked, mark++, node++);
+                out->cell[node++] = &row->cells[i];
+            }
             TD_TRY(record(out, a, r, &row->cells[i], node - 1, err));
         }
     }
@@ -177,23 +207,6 @@ static int needs_of_backward(const sched_index *ix, const sched_cell *c, uint32_
     return n;
 }
 
-uint32_t index_handoff(const sched_index *ix, int32_t stage, int32_t m, int32_t k, int32_t *row)
-{
-    const schedule *const s = ix->s;
-    const sched_pipe *const p = &s->pipes[s->microbatch_pipe[m]];
-    if (s->handoff != HANDOFF_LAGGED) {
-        *row = p->forward_row[stage - 1];
-        return index_find(ix, PASS_F, stage - 1, m, k);
-    }
-    *row = p->forward_row[stage];
-    const int32_t credits = s->credits == NULL ? 0 : s->credits[stage];
-    if (credits == 0) return index_find(ix, PASS_F, stage, m, k);
-    /* the input of m + credits arrives before its forward: after the forward before that one */
-    const int32_t last = s->n_microbatches - 1;
-    const int32_t later = m + credits - 1 > last ? last : m + credits - 1;
-    return index_find(ix, PASS_F, stage, later, k);
-}
-
 /* On a row of its own, R has the stage's input from the forward rows. */
 static int needs_of_recompute(const sched_index *ix, const sched_cell *c, uint32_t *needs)
 {
@@ -215,6 +228,10 @@ int index_needs(const sched_index *ix, const sched_cell *c, int32_t row, uint32_
     const schedule *const s = ix->s;
     const int32_t stage = c->stage, m = c->microbatch, k = c->slice;
     int n = 0;
+    if (c->kind == CELL_IDLE) { /* a mark: the input of its forward is there */
+        needs[0] = index_find(ix, PASS_F, stage - 1, m, k);
+        return 1;
+    }
     switch ((pass_kind)c->kind) {
     case PASS_F:
         if (stage > 0)
@@ -222,7 +239,8 @@ int index_needs(const sched_index *ix, const sched_cell *c, int32_t row, uint32_
         else if (ix->pos[PASS_E] != NULL)
             needs[n++] = index_barrier(ix, BARRIER_E, m, k);
         if (k > 0) needs[n++] = index_find(ix, PASS_F, stage, m, k - 1);
-        return n;
+        needs[n] = index_credit(ix, stage, m, k);
+        return needs[n] == NODE_NONE ? n : n + 1;
     case PASS_B:
     case PASS_I: return needs_of_backward(ix, c, needs);
     case PASS_W: needs[0] = index_find(ix, PASS_I, stage, m, k); return 1;
@@ -258,7 +276,12 @@ void index_node_text(const sched_index *ix, uint32_t node, td_text *out)
     }
     td_text_addf(out, "row %d ", index_row(ix, node));
     const sched_cell *c = ix->cell[node];
-    sched_print_cell(c, s->n_slices, out);
+    sched_cell forward = *c;
+    if (c->kind == CELL_IDLE) {
+        td_text_add(out, "input of ");
+        forward.kind = PASS_F;
+    }
+    sched_print_cell(&forward, s->n_slices, out);
     while (c->overlaps) {
         c++;
         td_text_add(out, "&");

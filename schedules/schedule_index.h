@@ -7,10 +7,11 @@
 
 #define NODE_NONE UINT32_MAX
 
-/* A node is one compute task of a row: node = row_first[row] + position, a pair being one. Behind
- * the rows' nodes come barrier nodes, one per (barrier kind, microbatch, slice): "this vocabulary
- * pass is done on every row"; BARRIER_READY: every row has come to its S, which interlaced
- * pipelines run at once. */
+/* A node is one compute task of a row: node = row_first[row] + position, a pair being one, and a
+ * mark (a moment in the row that is no pass's end, see index_arrival) being one. Behind the rows'
+ * nodes come barrier nodes, one per (barrier kind, microbatch, slice): "this vocabulary pass is
+ * done on every row"; BARRIER_READY: every row has come to its S, which interlaced pipelines run at
+ * once. */
 typedef enum barrier_kind {
     BARRIER_S,
     BARRIER_T,
@@ -23,13 +24,19 @@ typedef struct sched_index {
     const schedule *s;
     uint32_t *row_first;           /* [n_rows + 1] */
     uint32_t n_nodes, n_all_nodes; /* without and with barriers */
-    const sched_cell **cell;       /* [n_nodes] the first cell of each node */
+    const sched_cell **cell;       /* [n_nodes] the first cell of each node; a mark's is CELL_IDLE
+                                      and names the forward behind it */
     uint32_t *pos[PASS_COUNT];     /* node of a pass, NODE_NONE where absent; NULL: kind unused */
     uint32_t *level; /* [n_all_nodes] 1 + length of the longest path to it; see weight_of */
     /* A communication trail: the node before which an action stands, by (stage, microbatch); of
      * SEND_F, RECV_F, SEND_B, RECV_B in this order. NODE_NONE where absent; NULL: no such action.
      */
     uint32_t *trail[4];
+    /* Of disaggregated schedules with hand-offs, else NULL (schedule_handoff.c). */
+    uint32_t *pipe_first; /* [n_pipes + 1] microbatches of the pipes before */
+    uint32_t *forwards;   /* of each stage and pipe, in the order of their row */
+    uint32_t *ordinal;    /* of a forward among those, by (stage, microbatch, slice) */
+    uint32_t *arrival;    /* the mark before a forward, NODE_NONE where there is none */
 } sched_index;
 
 /* Builds the index; fails with TD_EPLAN on a pass that is doubled, out of range, or on a row that
@@ -62,10 +69,31 @@ uint32_t index_find_backward(const sched_index *ix, int32_t stage, int32_t m, in
 uint32_t index_barrier(const sched_index *ix, barrier_kind b, int32_t m, int32_t k);
 int32_t index_row(const sched_index *ix, uint32_t node);
 
-/* The forward pass after which the input of (stage, m, k) leaves for the stage's backward row, and
- * the row that runs it: direct, the previous stage's; lagged, the dual's own, at the moment the
- * input of the microbatch `credits` later has arrived. Requires stage > 0. */
+static inline bool index_in_range(const schedule *s, const sched_cell *c)
+{
+    return c->stage < s->n_stages && c->microbatch >= 0 && c->microbatch < s->n_microbatches &&
+           c->slice < s->n_slices;
+}
+
+/* --- schedule_handoff.c --- */
+
+/* Fills what the other functions here read; called before nodes are numbered. */
+TD_MUST_USE td_status handoff_build(sched_index *ix, td_arena *a, td_err *err);
+/* Whether something leaves when the input of this cell has arrived, so that a mark precedes it. */
+bool handoff_is_marked(const sched_index *ix, const sched_cell *c);
+/* The mark at which the input of (stage, m, k) has arrived on its forward row, or NODE_NONE. */
+uint32_t index_arrival(const sched_index *ix, int32_t stage, int32_t m, int32_t k);
+
+/* The node after which the input of (stage, m, k) leaves for the stage's backward row, and the row
+ * that sends it: direct, the previous stage's forward; lagged, on the stage's own forward row, the
+ * arrival of the input `credits` microbatches later, or the last forward. Requires stage > 0. */
 uint32_t index_handoff(const sched_index *ix, int32_t stage, int32_t m, int32_t k, int32_t *row);
+/* Where the sender waits until that hand-off has been taken: false when credits do not bound it;
+ * else *join is a forward of the sender, NODE_NONE: the end of its row. Requires stage > 0. */
+bool index_handoff_bound(const sched_index *ix, int32_t stage, int32_t m, int32_t k,
+                         uint32_t *join);
+/* The recompute whose hand-off the forward of (stage, m, k) waits for, or NODE_NONE. */
+uint32_t index_credit(const sched_index *ix, int32_t stage, int32_t m, int32_t k);
 
 /* The nodes that a pass needs, in a fixed order; returns how many (at most 8). Entries may be
  * NODE_NONE where a needed pass does not exist, which sched_check reports. */

@@ -318,6 +318,10 @@ static td_status header_options(parser *p, const char *text, bool *known)
         s->handoff = HANDOFF_DIRECT;
     else if (strcmp(text, "handoff lagged") == 0)
         s->handoff = HANDOFF_LAGGED;
+    else if (strcmp(text, "weights refresh") == 0)
+        s->weights = WEIGHTS_REFRESH;
+    else if (strcmp(text, "weights all-step") == 0)
+        s->weights = WEIGHTS_ALL_STEP;
     else if (strcmp(text, "vocab 1") == 0)
         s->vocab = VOCAB_1;
     else if (strcmp(text, "vocab 2") == 0)

@@ -129,6 +129,7 @@ static void print_headers(const schedule *s, td_text *out)
         td_text_add(out, "# credits ");
         print_list(out, s->credits, s->n_stages);
     }
+    if (s->weights == WEIGHTS_ALL_STEP) td_text_add(out, "# weights all-step\n");
     static const char *const vocab[] = {"", "1", "2", "interlaced"};
     if (s->vocab != VOCAB_NONE) {
         td_text_addf(out, "# vocab %s%s\n", vocab[s->vocab], s->vocab_edge ? " repo-edge" : "");
@@ -184,7 +185,8 @@ bool sched_equal(const schedule *a, const schedule *b)
         a->n_microbatches != b->n_microbatches || a->n_slices != b->n_slices ||
         a->tp_forward != b->tp_forward || a->tp_backward != b->tp_backward ||
         a->handoff != b->handoff || a->vocab != b->vocab || a->vocab_edge != b->vocab_edge ||
-        a->sync != b->sync || a->validate != b->validate || !same_syncs(a, b))
+        a->sync != b->sync || a->validate != b->validate || a->weights != b->weights ||
+        !same_syncs(a, b))
         return false;
     const size_t stages = (size_t)a->n_stages, microbatches = (size_t)a->n_microbatches;
     if (!same_ints(a->microbatch_pipe, b->microbatch_pipe, microbatches) ||

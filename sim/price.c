@@ -20,16 +20,35 @@ td_status sim_protocol_parse(const char *name, sim_protocol *out, td_err *err)
     return td_fail(err, TD_EUSAGE, "--protocol %s: legal: eager, rendezvous", name);
 }
 
-int32_t sim_device_of(const plan *p, uint32_t rank)
+int32_t sim_device_of(const plan *p, uint32_t rank) { return p->ranks[rank].device; }
+
+/* A cost model as a row of another tensor-parallel degree sees it. */
+typedef struct row_cost {
+    sizes z;
+    cost_model c;
+} row_cost;
+
+static const cost_model *cost_at(const plan *p, int32_t row, const cost_model *cost, row_cost *at)
 {
-    const plan_rank *const r = &p->ranks[rank];
-    return (r->place * (p->dp < 1 ? 1 : p->dp) + r->replica) * (p->tp < 1 ? 1 : p->tp) + r->shard;
+    if (p->tp <= 1 || cost->sizes == NULL) return cost;
+    uint32_t r = 0;
+    while (r < p->n_ranks && p->ranks[r].row != row) r++;
+    if (r == p->n_ranks || p->ranks[r].tp == p->tp) return cost;
+    at->z = *cost->sizes;
+    at->z.run.tp = p->ranks[r].tp;
+    at->c = *cost;
+    at->c.sizes = &at->z;
+    at->c.unit_tp = p->tp;
+    return &at->c;
 }
 
-static pass_query query_of(const plan *p, const plan_class *c)
+/* A recompute on a row that has run no forward is a whole forward, ends of the model included. */
+static pass_query query_of(const plan *p, const plan_class *c, const cost_model *cost)
 {
-    return (pass_query){.pass = (pass_kind)c->kind,
-                        .stage = p->insts[c->inst].stage,
+    const plan_inst *const i = &p->insts[c->inst];
+    const bool whole = c->kind == PASS_R && i->forward_row != i->backward_row;
+    return (pass_query){.pass = whole && cost->units == NULL ? PASS_F : (pass_kind)c->kind,
+                        .stage = i->stage,
                         .slice_len = c->slice_len,
                         .prefix = c->prefix,
                         .seq_len = p->seq_len};
@@ -39,8 +58,8 @@ static pass_query query_of(const plan *p, const plan_class *c)
 static td_status price_pair(const plan *p, const plan_class *c, const cost_model *cost, int64_t *ns,
                             td_err *err)
 {
-    const pass_query x = query_of(p, &p->classes[c->bytes]);
-    const pass_query y = query_of(p, &p->classes[c->second]);
+    const pass_query x = query_of(p, &p->classes[c->bytes], cost);
+    const pass_query y = query_of(p, &p->classes[c->second], cost);
     const bool forward_first = x.pass == PASS_F;
     return cost_pair(cost, forward_first ? &x : &y, forward_first ? &y : &x, ns, err);
 }
@@ -59,8 +78,8 @@ static td_status price_collective(const plan *p, uint32_t coll, const plan_class
     int32_t n = 0;
     for (uint32_t i = 0; i < g->n_members; i++)
         for (int32_t d = 0; d < copies; d++)
-            devices[n++] = sim_device_of(p, p->group_members[g->first_member + i]) +
-                           d * (p->tp < 1 ? 1 : p->tp);
+            devices[n++] = p->ranks[p->group_members[g->first_member + i]].device +
+                           d * p->ranks[p->group_members[g->first_member + i]].tp;
     return cost_collective(cost, (coll_kind)c->detail, devices, n, g->true_size, c->bytes, ns, err);
 }
 
@@ -68,12 +87,18 @@ static td_status price_collective(const plan *p, uint32_t coll, const plan_class
 static td_status price_step(const plan *p, const plan_class *c, const cost_model *cost, int64_t *ns,
                             td_err *err)
 {
+    const int32_t row = c->slice_len;
+    row_cost at;
+    const cost_model *const here = cost_at(p, row, cost, &at);
     *ns = 0;
     for (uint32_t i = 0; i < p->n_insts; i++) {
+        const plan_inst *const inst = &p->insts[i];
+        const bool norm =
+            c->kind == TASK_NORM; /* each weight counts once, where its gradient was made */
         int64_t one = 0;
-        if (p->insts[i].backward_row != c->slice_len) continue;
-        TD_TRY(c->kind == TASK_NORM ? cost_norm(cost, p->insts[i].stage, &one, err)
-                                    : cost_optimizer(cost, p->insts[i].stage, &one, err));
+        if (norm ? inst->backward_row != row : !plan_trains(inst, row)) continue;
+        TD_TRY(norm ? cost_norm(here, inst->stage, &one, err)
+                    : cost_optimizer(here, inst->stage, &one, err));
         *ns += one;
     }
     return TD_OK;
@@ -83,8 +108,10 @@ static td_status price_class(const plan *p, const plan_class *c, uint32_t coll,
                              const cost_model *cost, td_arena *scratch, int64_t *ns, td_err *err)
 {
     if (c->kind < PASS_COUNT) {
-        const pass_query q = query_of(p, c);
-        return cost_pass(cost, &q, ns, err);
+        row_cost at;
+        const pass_query q = query_of(p, c, cost);
+        return cost_pass(cost_at(p, plan_home(&p->insts[c->inst], c->kind), cost, &at), &q, ns,
+                         err);
     }
     message_cost m = {0};
     switch ((task_kind)c->kind) {

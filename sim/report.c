@@ -116,6 +116,7 @@ void psim_report_json(const psim_options *o, const psim_result *r, td_text *t)
     td_text_add(t, "{\"schema\":1");
     json_text(t, "schedule", p->schedule_name);
     json_int(t, "ranks", p->n_ranks);
+    json_int(t, "devices", plan_devices(p));
     json_int(t, "stages", p->n_stages);
     json_int(t, "pipes", p->n_pipes);
     json_int(t, "microbatches", p->n_microbatches);

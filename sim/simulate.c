@@ -36,7 +36,7 @@ static td_status parse_deltas(const char *text, activation_deltas *out, td_err *
 static td_status local_cluster(psim_result *r, td_err *err)
 {
     const plan *const p = &r->setup.plan;
-    const int64_t need = (int64_t)p->n_rows * p->dp * p->tp;
+    const int64_t need = plan_devices(p);
     TD_TRY(cluster_local(need <= INT32_MAX ? (int32_t)need : INT32_MAX, &r->cluster, err));
     r->has_cluster = true;
     r->cost.cluster = &r->cluster;
@@ -46,7 +46,7 @@ static td_status local_cluster(psim_result *r, td_err *err)
 static int32_t ranks_of_node(const psim_result *r)
 {
     const plan *const p = &r->setup.plan;
-    const int64_t all = (int64_t)p->n_rows * p->dp * p->tp;
+    const int64_t all = plan_devices(p);
     return r->cluster.devices_per_node < all ? r->cluster.devices_per_node : (int32_t)all;
 }
 
@@ -73,7 +73,7 @@ static td_status share_cores(td_arena *a, psim_result *r, sim_options *o, td_err
 static td_status check_cluster(const psim_options *o, psim_result *r, td_err *err)
 {
     const plan *const p = &r->setup.plan;
-    const int64_t need = (int64_t)p->n_rows * p->dp * p->tp;
+    const int64_t need = plan_devices(p);
     if (need <= cluster_size(&r->cluster)) return TD_OK;
     if (strcmp(o->cluster, "local") == 0 && need <= INT32_MAX) /* ranks may share cores */
         return cluster_local((int32_t)need, &r->cluster, err);

@@ -60,8 +60,11 @@ static td_status make_meetings(int64_t n_tasks, td_arena *a, plan *p, td_err *er
     p->groups[0] = (plan_group){.n_members = RANKS, .true_size = RANKS};
     for (uint32_t r = 0; r < RANKS; r++) {
         const uint32_t compute = 2 * r * rounds, meet = compute + rounds;
-        p->ranks[r] = (plan_rank){
-            .row = (int32_t)r, .place = (int32_t)r, .first_stream = 2 * r, .n_streams = 2};
+        p->ranks[r] = (plan_rank){.row = (int32_t)r,
+                                  .tp = 1,
+                                  .device = (int32_t)r,
+                                  .first_stream = 2 * r,
+                                  .n_streams = 2};
         p->streams[2 * r] = (plan_stream){.rank = r, .first_task = compute, .n_tasks = rounds};
         p->streams[2 * r + 1] =
             (plan_stream){.kind = STREAM_COLL, .rank = r, .first_task = meet, .n_tasks = rounds};

@@ -216,7 +216,7 @@ static void deadlock_is_reported(void **state)
         {.kind = STREAM_BOTH, .rank = 1, .first_task = 4, .n_tasks = 2},
     };
     plan_rank ranks[] = {{.first_stream = 0, .n_streams = 2},
-                         {.row = 1, .place = 1, .first_stream = 2, .n_streams = 2}};
+                         {.row = 1, .device = 1, .first_stream = 2, .n_streams = 2}};
     plan_class classes[] = {{.kind = TASK_MARK, .inst = PLAN_NONE},
                             {.kind = TASK_SEND, .inst = PLAN_NONE}};
     const int64_t ns[] = {0, 7};
