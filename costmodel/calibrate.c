@@ -2,6 +2,7 @@
 #include "costmodel/calibrate.h"
 
 #include "base/text.h"
+#include "costmodel/calibrate_context.h"
 #include "costmodel/robust_fit.h"
 
 #include <gsl/gsl_statistics_double.h>
@@ -104,6 +105,13 @@ static fit_row row_of(const fitter *f, const sample *x)
     return (fit_row){{layers, layers * tokens, x->part == PART_LAYERS ? layers * seen : 0}, x->ns};
 }
 
+/* Where what contexts add has a fit of its own, the pass's fit is of slices without one. */
+static bool is_counted(const fitter *f, const sample *x)
+{
+    if (x->what != SAMPLE_PASS || x->part != PART_LAYERS || x->prefix == 0) return true;
+    return f->out->context[x->recompute][x->pass].n == 0;
+}
+
 static bool is_alone(const sample *x)
 {
     /* messages and collectives take several ranks to happen at all */
@@ -153,7 +161,8 @@ static td_status fit_one(fitter *f, const selection *sel, const char *what, prof
     for (size_t i = 0; i < f->s->n; i++) {
         if (!selects(sel, &f->s->items[i])) continue;
         any = true;
-        if (is_alone(&f->s->items[i])) rows[n++] = row_of(f, &f->s->items[i]);
+        if (is_alone(&f->s->items[i]) && is_counted(f, &f->s->items[i]))
+            rows[n++] = row_of(f, &f->s->items[i]);
     }
     if (!any) return TD_OK;
     if (n == 0)
@@ -166,6 +175,28 @@ static td_status fit_one(fitter *f, const selection *sel, const char *what, prof
     report_fit(f, what, out, used);
     report_open(f, what, sel, used);
     f->fits++;
+    return TD_OK;
+}
+
+static td_status fit_contexts(fitter *f)
+{
+    for (int r = 0; r < 3; r++)
+        for (int k = 0; k < PASS_COUNT; k++) {
+            profile_context_fit *const c = &f->out->context[r][k];
+            TD_TRY(calibrate_context(f->s, (pass_kind)k, (recompute_mode)r, f->a, c, f->err));
+            if (c->n == 0) continue;
+            td_text_addf(f->report,
+                         "context of pass %c%s%s: %" PRId32 " samples, residual %.1f %%:",
+                         pass_letter((pass_kind)k), r > 0 ? ", recompute " : "",
+                         r > 0 ? recompute_names[r] : "", c->n, 100 * c->error);
+            static const char *const terms[] = {"constant", "tokens", "context", "product"};
+            for (int t = 0; t < CONTEXT_TERMS; t++) {
+                td_text_addf(f->report, " %s %.4g", terms[t], c->c[t].value);
+                if (isfinite(c->c[t].half)) td_text_addf(f->report, " +- %.2g", c->c[t].half);
+                td_text_add(f->report, " ns");
+            }
+            td_text_add(f->report, "\n");
+        }
     return TD_OK;
 }
 
@@ -275,6 +306,7 @@ static td_status fit_all(fitter *f)
         {SAMPLE_MESSAGE, "message", &f->out->message},
         {SAMPLE_ALL_REDUCE, "all-reduce", &f->out->all_reduce},
     };
+    TD_TRY(fit_contexts(f));
     TD_TRY(fit_passes(f));
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         const selection sel = {.what = others[i].what};

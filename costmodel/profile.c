@@ -9,6 +9,16 @@ double profile_context(bool causal, int64_t slice_len, int64_t prefix)
     return (double)prefix + (causal ? ((double)slice_len + 1) / 2 : (double)slice_len);
 }
 
+void profile_context_terms(double batch, int64_t slice_len, int64_t prefix,
+                           double terms[CONTEXT_TERMS])
+{
+    const double i = (double)slice_len, j = (double)prefix;
+    terms[0] = 1;
+    terms[1] = batch * i;
+    terms[2] = batch * j;
+    terms[3] = batch * i * j;
+}
+
 double profile_eval(const profile_fit *f, double x1, double x2)
 {
     const double ns = f->c[0].value + f->c[1].value * x1 + f->c[2].value * x2;
@@ -66,7 +76,8 @@ typedef struct part_query {
     const profile *p;
     stage_part part;
     recompute_mode mode;
-    double tokens, attended; /* the two terms of a fit */
+    double tokens, attended, bare; /* the two terms of a fit; bare: attended without context */
+    const double *context;         /* [CONTEXT_TERMS], NULL: there is none */
 } part_query;
 
 static const profile_fit *fit_of(const part_query *q, pass_kind kind, recompute_mode mode)
@@ -79,7 +90,12 @@ static bool fitted(const part_query *q, pass_kind kind, recompute_mode mode, dou
 {
     const profile_fit *const f = fit_of(q, kind, mode);
     if (f == NULL) return false;
-    *ns = profile_eval(f, q->tokens, q->attended);
+    const profile_context_fit *const c = &q->p->context[mode][kind];
+    const bool apart = q->part == PART_LAYERS && q->context != NULL && c->n > 0;
+    *ns = profile_eval(f, q->tokens, apart ? q->bare : q->attended);
+    double added = 0;
+    for (int k = 0; apart && k < CONTEXT_TERMS; k++) added += c->c[k].value * q->context[k];
+    if (*ns + added > 0) *ns += added;
     return true;
 }
 
@@ -196,10 +212,19 @@ td_status profile_pass_ns(const profile *p, const sizes *z, const pass_query *q,
     const stage_desc *const s = &z->stages[q->stage];
     const double tokens = (double)z->run.micro_batch * (double)q->slice_len;
     const double context = profile_context(z->model->causal, q->slice_len, q->prefix);
+    const double bare = profile_context(z->model->causal, q->slice_len, 0);
+    double terms[CONTEXT_TERMS];
+    profile_context_terms((double)z->run.micro_batch, q->slice_len, q->prefix, terms);
     *ns = 0;
     for (int part = 0; part < PART_COUNT; part++) {
         if (!has_part(z, s, q->pass, (stage_part)part)) continue;
-        const part_query one = {p, (stage_part)part, z->run.recompute, tokens, tokens * context};
+        const part_query one = {.p = p,
+                                .part = (stage_part)part,
+                                .mode = z->run.recompute,
+                                .tokens = tokens,
+                                .attended = tokens * context,
+                                .bare = tokens * bare,
+                                .context = q->prefix > 0 ? terms : NULL};
         double x = 0;
         const bool shard =
             q->pass == PASS_S || q->pass == PASS_T || q->pass == PASS_E || q->pass == PASS_G;

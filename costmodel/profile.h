@@ -25,6 +25,15 @@ typedef struct profile_fit {
     estimate c[PROFILE_TERMS];
 } profile_fit;
 
+/* What j > 0 tokens of context add to a pass of one layer over i tokens of b sequences, in ns:
+ * c[0] + c[1] b i + c[2] b j + c[3] b i j (Li et al. 2021, arXiv 2102.07988, section 3.4). */
+enum { CONTEXT_TERMS = 4 };
+typedef struct profile_context_fit {
+    int32_t n;    /* samples; 0: not known, the pass's own fit counts the context */
+    double error; /* spread of the residuals relative to the whole pass */
+    estimate c[CONTEXT_TERMS];
+} profile_context_fit;
+
 /* How many times longer a pass takes when k ranks of the machine are at work. */
 typedef struct contention {
     int32_t busy;
@@ -38,6 +47,7 @@ typedef struct profile {
     int64_t tp;
     int32_t cores;                               /* of the machine; 0: unknown */
     profile_fit pass[3][PASS_COUNT][PART_COUNT]; /* by recompute_mode first */
+    profile_context_fit context[3][PASS_COUNT];  /* of layers, by recompute_mode first */
     profile_fit optimizer, norm, message, all_reduce;
     contention busy[PROFILE_BUSY_MAX]; /* ascending; without busy = 1, which is 1 */
     int32_t n_busy;
@@ -61,6 +71,10 @@ double profile_context(bool causal, int64_t slice_len, int64_t prefix);
  * the largest; of kinds that were not, and of anything but a pass (PASS_COUNT), the largest of all.
  */
 double profile_spread(const profile *p, pass_kind kind);
+
+/* What the terms of a context fit multiply. */
+void profile_context_terms(double batch, int64_t slice_len, int64_t prefix,
+                           double terms[CONTEXT_TERMS]);
 
 /* ns of one fit. */
 double profile_eval(const profile_fit *f, double x1, double x2);

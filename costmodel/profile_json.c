@@ -65,6 +65,27 @@ static void print_named(td_text *out, const char *name, const profile_fit *f)
     print_fit(out, f);
 }
 
+static void print_contexts(const profile *p, td_text *out)
+{
+    const char *comma = ",\n\"contexts\":[\n";
+    for (int r = 0; r < 3; r++)
+        for (int k = 0; k < PASS_COUNT; k++) {
+            const profile_context_fit *const f = &p->context[r][k];
+            if (f->n == 0) continue;
+            td_text_addf(out,
+                         "%s {\"pass\":\"%c\",\"recompute\":\"%s\",\"samples\":%" PRId32
+                         ",\"relative_error\":%.17g,\"ns\":[",
+                         comma, pass_letter((pass_kind)k), recompute_names[r], f->n, f->error);
+            for (int i = 0; i < CONTEXT_TERMS; i++) {
+                if (i > 0) td_text_add(out, ",");
+                print_estimate(out, &f->c[i]);
+            }
+            td_text_add(out, "]}");
+            comma = ",\n";
+        }
+    if (comma[2] == '\0') td_text_add(out, "\n]");
+}
+
 void profile_print(const profile *p, td_text *out)
 {
     print_head(p, out);
@@ -82,6 +103,7 @@ void profile_print(const profile *p, td_text *out)
                 comma = ",\n";
             }
     td_text_add(out, "\n]");
+    print_contexts(p, out);
     print_named(out, "optimizer", &p->optimizer);
     print_named(out, "norm", &p->norm);
     print_named(out, "message", &p->message);
@@ -173,6 +195,29 @@ static td_status read_pass(const json_view *v, profile *p, td_err *err)
     return read_fit(v, f, err);
 }
 
+static td_status read_context(const json_view *v, profile *p, td_err *err)
+{
+    char letter[4] = "";
+    int recompute = 0;
+    int64_t n = 0;
+    const json_t *const list = json_object_get(v->object, "ns");
+    TD_TRY(json_text(v, "pass", true, letter, sizeof letter, err));
+    const pass_kind kind = pass_from_letter(letter[0]);
+    if (kind == PASS_COUNT || letter[1] != '\0')
+        return json_fail(v, "pass", err, "'%s' is not the letter of a pass", letter);
+    TD_TRY(read_word(v, "recompute", recompute_names, 3, &recompute, err));
+    profile_context_fit *const f = &p->context[recompute][kind];
+    if (f->n > 0) return json_fail(v, "pass", err, "context of %s twice", letter);
+    TD_TRY(json_i64(v, "samples", true, 1, INT32_MAX, &n, err));
+    TD_TRY(json_f64(v, "relative_error", false, 0, big, &f->error, err));
+    if (json_array_size(list) != CONTEXT_TERMS)
+        return json_fail(v, "ns", err, "wants %d pairs", CONTEXT_TERMS);
+    for (int i = 0; i < CONTEXT_TERMS; i++)
+        TD_TRY(read_estimate(v, "ns", json_array_get(list, (size_t)i), &f->c[i], err));
+    f->n = (int32_t)n;
+    return TD_OK;
+}
+
 static td_status read_busy(const json_view *v, profile *p, td_err *err)
 {
     const int32_t i = p->n_busy;
@@ -228,10 +273,11 @@ static td_status read_profile(const json_view *v, profile *p, td_err *err)
 {
     int64_t version = 0, cores = 0;
     int dtype = 0;
-    TD_TRY(json_only(v,
-                     "tandem_profile source date device cores dtype tp model passes optimizer "
-                     "norm message all_reduce contention",
-                     err));
+    TD_TRY(json_only(
+        v,
+        "tandem_profile source date device cores dtype tp model passes contexts optimizer "
+        "norm message all_reduce contention",
+        err));
     TD_TRY(json_i64(v, "tandem_profile", true, 1, 1, &version, err));
     TD_TRY(json_text(v, "source", false, p->source, sizeof p->source, err));
     TD_TRY(json_text(v, "date", false, p->date, sizeof p->date, err));
@@ -241,6 +287,7 @@ static td_status read_profile(const json_view *v, profile *p, td_err *err)
     TD_TRY(json_i64(v, "tp", false, 1, INT32_MAX, &p->tp, err));
     TD_TRY(read_profile_model(v, &p->model, err));
     TD_TRY(read_list(v, "passes", (size_t)3 * PASS_COUNT * PART_COUNT, p, read_pass, err));
+    TD_TRY(read_list(v, "contexts", (size_t)3 * PASS_COUNT, p, read_context, err));
     TD_TRY(read_named(v, "optimizer", &p->optimizer, err));
     TD_TRY(read_named(v, "norm", &p->norm, err));
     TD_TRY(read_named(v, "message", &p->message, err));

@@ -100,7 +100,7 @@ typedef struct bench {
 typedef struct bench_case {
     stage_part part;
     stage_desc stage;
-    int64_t seq;
+    int64_t seq, prefix; /* prefix > 0: a slice behind so many tokens */
 } bench_case;
 
 static float *numbers(td_arena *a, int64_t n)
@@ -111,11 +111,37 @@ static float *numbers(td_arena *a, int64_t n)
     return x;
 }
 
+/* Keys and values of the slice and of what is before it, in two pieces, and their gradients. */
+static td_status open_cache(const sizes *z, const bench_case *k, td_arena *a, stage_args *out,
+                            td_err *err)
+{
+    if (k->prefix == 0) return TD_OK;
+    stage_kv *const kv = TD_NEW_N(a, stage_kv, 2);
+    int64_t dkv = 0;
+    TD_TRY(sizes_bytes(z, SIZE_DKV, 0, k->prefix + k->seq, 0, &dkv, err));
+    out->prefix = k->prefix;
+    out->n_kv = 2;
+    out->kv = kv;
+    out->keys = TD_NEW_N(a, k_keys, 2);
+    out->dkv = numbers(a, dkv / 4);
+    if (kv == NULL || out->keys == NULL || out->dkv == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    kv[0].len = k->prefix;
+    kv[1].len = k->seq;
+    for (int i = 0; i < 2; i++) {
+        int64_t bytes = 0;
+        TD_TRY(sizes_bytes(z, SIZE_KV, 0, kv[i].len, 0, &bytes, err));
+        kv[i].at = numbers(a, bytes / 4);
+        if (kv[i].at == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    }
+    return TD_OK;
+}
+
 static td_status open_worker(const bench *b, const stage_code *c, int i, td_arena *a,
                              bench_worker *w, td_err *err)
 {
-    const int64_t border = c->rows * c->m->hidden;
-    int32_t *const ids = td_alloc(a, (size_t)(2 * c->rows), sizeof *ids);
+    const int64_t border = c->rows * c->m->hidden, tokens = c->batch * c->whole;
+    int32_t *const ids = td_alloc(a, (size_t)(2 * tokens), sizeof *ids);
     float *const weights = td_alloc(a, (size_t)c->elements, sizeof *weights);
     *w = (bench_worker){.code = c, .ctx = b->ctx[i], .moments = numbers(a, 2 * c->elements)};
     w->args = (stage_args){.input = numbers(a, border),
@@ -127,7 +153,7 @@ static td_status open_worker(const bench *b, const stage_code *c, int i, td_aren
                            .stash = td_alloc(a, 1, (size_t)c->stash.bytes + 64),
                            .scratch = td_alloc(a, 1, (size_t)c->scratch.bytes),
                            .ids = ids,
-                           .targets = ids + c->rows,
+                           .targets = ids + tokens,
                            .grad_scale = 1.0f};
     if (ids == NULL || weights == NULL || w->moments == NULL || w->args.input == NULL ||
         w->args.output == NULL || w->args.doutput == NULL || w->args.dinput == NULL ||
@@ -135,7 +161,7 @@ static td_status open_worker(const bench *b, const stage_code *c, int i, td_aren
         return td_fail(err, TD_ENOMEM, "out of memory for the bench");
     params_init(c->m, c->params, c->n_params, 1, weights);
     for (int64_t k = 0; k < 2 * c->elements; k++) w->moments[k] *= w->moments[k];
-    corpus_random(5, c->m->vocab, c->rows, ids, ids + c->rows);
+    corpus_random(5, c->m->vocab, tokens, ids, ids + tokens);
     return TD_OK;
 }
 
@@ -149,6 +175,7 @@ static td_status add_sample(bench *b, const bench_case *k, int what, int64_t ele
                 .layers = k->stage.n_layers,
                 .micro_batch = b->run.micro_batch,
                 .slice_len = k->seq,
+                .prefix = k->prefix,
                 .busy = busy,
                 .ns = (double)(ns < 1 ? 1 : ns)};
     if (what >= 2)
@@ -159,6 +186,19 @@ static td_status add_sample(bench *b, const bench_case *k, int what, int64_t ele
     return samples_add(&b->out, &s, err);
 }
 
+/* The stage of a case: for whole sequences, or for the last slice of one. */
+static td_status open_case(const bench *b, const sizes *z, const bench_case *k, td_arena *a,
+                           stage_code **out, td_err *err)
+{
+    TD_TRY(stage_open(z, b->ctx[0], a, out, err));
+    if (k->prefix == 0) return TD_OK;
+    stage_code *const slice = TD_NEW(a, stage_code);
+    if (slice == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    TD_TRY(stage_open_as(z, 0, *out, k->seq, false, slice, err));
+    *out = slice;
+    return TD_OK;
+}
+
 /* All pieces of work of one case, alone and together, round by round so that drifts hit all alike.
  */
 static td_status bench_one(bench *b, const bench_case *k, bool step, td_err *err)
@@ -166,16 +206,18 @@ static td_status bench_one(bench *b, const bench_case *k, bool step, td_err *err
     td_arena *const a = td_arena_new();
     if (a == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
     sizes z = {.model = b->m, .run = b->run, .stages = &k->stage, .n_stages = 1, .chunks = 1};
-    z.run.seq_len = k->seq;
+    z.run.seq_len = k->prefix + k->seq;
     stage_code *code = NULL;
     bench_worker *const workers = TD_NEW_N(a, bench_worker, b->cores);
     const int kinds = step ? 4 : 2, loads = b->cores > 1 ? 2 : 1;
     int64_t *const ns = TD_NEW_N(a, int64_t, 4 * 2 * b->o->repeats);
     td_status st = workers == NULL || ns == NULL
                        ? td_fail(err, TD_ENOMEM, "out of memory for the bench")
-                       : stage_open(&z, b->ctx[0], a, &code, err);
-    for (int i = 0; st == TD_OK && i < b->cores; i++)
+                       : open_case(b, &z, k, a, &code, err);
+    for (int i = 0; st == TD_OK && i < b->cores; i++) {
         st = open_worker(b, code, i, a, &workers[i], err);
+        if (st == TD_OK) st = open_cache(&z, k, a, &workers[i].args, err);
+    }
     for (int64_t r = -1; st == TD_OK && r < b->o->repeats; r++) /* the first round warms up */
         for (int load = 0; st == TD_OK && load < loads; load++)
             for (int what = 0; st == TD_OK && what < kinds; what++) {
@@ -349,21 +391,31 @@ static td_status bench_all(bench *b, td_err *err)
 {
     const int64_t full = b->run.seq_len;
     const int64_t lengths[3] = {full >= 4 ? full / 4 : full, full >= 2 ? full / 2 : full, full};
+    /* slices: which length, behind how many eighths of a sequence; enough to tell the terms of what
+     * a context adds apart, with some to spare for their intervals */
+    static const int8_t behind[][2] = {{0, 1}, {0, 2}, {0, 4}, {0, 6}, {1, 1}, {1, 2}, {1, 4}};
     const int64_t two = b->m->n_layers < 2 ? b->m->n_layers : 2;
     cli_progress progress = cli_progress_begin(CLI_AUTO);
     td_status st = TD_OK;
     for (int i = full >= 4 ? 0 : 2; st == TD_OK && i < 3; i++) {
         const bench_case cases[PARTS] = {
-            {PART_LAYERS, {.n_layers = 1}, lengths[i]},
-            {PART_LAYERS, {.n_layers = two}, lengths[i]},
-            {PART_EMBEDDING, {.embedding = true}, lengths[i]},
-            {PART_HEAD, {.head = true, .first_layer = b->m->n_layers}, lengths[i]}};
+            {PART_LAYERS, {.n_layers = 1}, lengths[i], 0},
+            {PART_LAYERS, {.n_layers = two}, lengths[i], 0},
+            {PART_EMBEDDING, {.embedding = true}, lengths[i], 0},
+            {PART_HEAD, {.head = true, .first_layer = b->m->n_layers}, lengths[i], 0}};
         for (int k = 0; st == TD_OK && k < PARTS; k++) {
             if (k == 1 && two < 2) continue;
             (void)cli_progress_show(&progress, "%s of %lld tokens", stage_part_name(cases[k].part),
                                     (long long)lengths[i]);
             st = bench_one(b, &cases[k], i == 2 && k < 2, err);
         }
+    }
+    for (size_t i = 0; st == TD_OK && b->m->causal && full >= 8 && i < sizeof behind / 2; i++) {
+        const bench_case slice = {
+            PART_LAYERS, {.n_layers = 1}, lengths[behind[i][0]], full * behind[i][1] / 8};
+        (void)cli_progress_show(&progress, "layers of %lld tokens behind %lld",
+                                (long long)slice.seq, (long long)slice.prefix);
+        st = bench_one(b, &slice, false, err);
     }
     for (int64_t bytes = 1024; st == TD_OK && bytes <= (int64_t)4 << 20; bytes *= 16)
         st = bench_message(b, bytes, err);

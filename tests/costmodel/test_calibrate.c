@@ -210,12 +210,68 @@ static void refuses_nonsense(void **state)
 
 #define WITH_ARENA(f) cmocka_unit_test_setup_teardown(f, t_arena_setup, t_arena_teardown)
 
+/* Slices behind contexts: what these add is found with an interval that holds it, survives the
+ * profile's text, and is in the price of a slice; without enough samples it is left out. */
+static void finds_contexts(void **state)
+{
+    static const double added[] = {4000, 3.5, 25, 0.75};
+    td_rng rng = td_rng_seed(17);
+    for (int few = 0; few < 2; few++) {
+        samples s = samples_new(*state);
+        td_err err = {0};
+        model_desc m;
+        const run_shape run = {.micro_batch = 2, .seq_len = 512, .tp = 1, .dp = 1};
+        T_OK(model_load("tiny-gpt2", &m, &err), &err);
+        T_OK(samples_header_model(&s, &m, &run, &err), &err);
+        for (int64_t b = 1; b <= 2; b++)
+            for (int64_t len = 64; len <= 256; len *= 2)
+                for (int64_t prefix = 0; prefix <= (few ? 64 : 256); prefix += 64) {
+                    const double i = (double)(b * len), j = (double)(b * prefix);
+                    const double bare = 5e4 + 900 * i + 2 * i * ((double)len + 1) / 2;
+                    double more =
+                        added[0] + added[1] * i + added[2] * j + added[3] * i * (double)prefix;
+                    more *= 1 + 0.01 * td_rng_normal(&rng);
+                    add(&s, (sample){.what = SAMPLE_PASS,
+                                     .pass = PASS_F,
+                                     .part = PART_LAYERS,
+                                     .layers = 3,
+                                     .micro_batch = few ? 1 : b,
+                                     .slice_len = len,
+                                     .prefix = prefix,
+                                     .busy = 1,
+                                     .ns = 3 * (bare + (prefix > 0 ? more : 0))});
+                }
+        profile p, back;
+        td_text report = {0}, text = {0};
+        T_OK(calibrate_fit(&s, &p, &report, &err), &err);
+        const profile_context_fit *const c = &p.context[0][PASS_F];
+        assert_true((strstr(report.s, "context of pass F") != NULL) == (few == 0));
+        td_text_free(&report);
+        assert_int_equal(c->n, few ? 0 : 24);
+        profile_print(&p, &text);
+        T_OK(profile_parse(text.s, text.len, "printed", &back, &err), &err);
+        assert_memory_equal(&p.context, &back.context, sizeof p.context);
+        td_text_free(&text);
+        if (few) continue;
+        T_CLOSE(c->c[2].value, added[2], 0.2, 0);
+        T_CLOSE(c->c[3].value, added[3], 0.03, 0);
+        for (int k = 0; k < CONTEXT_TERMS; k++) /* twice the interval: hardly ever outside */
+            assert_true(fabs(c->c[k].value - added[k]) <= 2 * c->c[k].half);
+        const stage_desc stage = {.n_layers = 4};
+        const sizes z = {.model = &m, .run = run, .stages = &stage, .n_stages = 1, .chunks = 1};
+        double slice = 0, whole = 0;
+        T_OK(profile_pass_ns(&p, &z, &(pass_query){PASS_F, 0, 128, 0, 512}, &whole, &err), &err);
+        T_OK(profile_pass_ns(&p, &z, &(pass_query){PASS_F, 0, 128, 192, 512}, &slice, &err), &err);
+        T_CLOSE(slice - whole,
+                4 * (added[0] + added[1] * 256 + added[2] * 384 + added[3] * 256 * 192), 0.02, 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_ARENA(recovers_speeds),
-        WITH_ARENA(says_what_is_open),
-        WITH_ARENA(no_interval_is_read_back),
+        WITH_ARENA(finds_contexts),    WITH_ARENA(recovers_speeds),
+        WITH_ARENA(says_what_is_open), WITH_ARENA(no_interval_is_read_back),
         WITH_ARENA(refuses_nonsense),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
