@@ -113,7 +113,7 @@ static bool copies_are_equal(const executor *x)
         const int32_t stage = p->insts[i].stage;
         const stage_code *const c = &x->stages[stage];
         const float *const first = weights_of(x, (uint32_t)stage, 0);
-        for (int32_t d = 0; d < p->dp; d++)
+        for (int32_t d = 0; c->elements > 0 && d < p->dp; d++)
             if (memcmp(first, weights_of(x, i, d), (size_t)c->elements * sizeof *first) != 0)
                 return false;
     }

@@ -25,6 +25,7 @@ enum { KEPT_STEPS = 5 };
 typedef struct training {
     const pexec_options *o;
     train_engine *engine; /* or NULL */
+    run_setup setup;      /* outlives the executor, which points into it */
     team *team;
     bool speaks; /* one process does */
     executor *x;
@@ -330,18 +331,18 @@ static td_status find_inputs(training *t, td_arena *a, run_setup *s, td_err *err
 
 static td_status train(training *t, const cli_args *args, td_arena *a, td_err *err)
 {
-    run_setup setup;
-    TD_TRY(team_agree(t->team, find_inputs(t, a, &setup, err), err));
-    TD_TRY(pexec_same(t->team, &setup, args, err));
+    run_setup *const setup = &t->setup;
+    TD_TRY(team_agree(t->team, find_inputs(t, a, setup, err), err));
+    TD_TRY(pexec_same(t->team, setup, args, err));
     TD_TRY(team_same(t->team, corpus_hash(&t->text), "text of --data", err));
-    TD_TRY(prepare(t, &setup, a, err));
+    TD_TRY(prepare(t, setup, a, err));
     if (t->o->resume != NULL) TD_TRY(resume(t, args, a, err));
-    if (t->engine != NULL) TD_TRY(t->engine->open(t->engine->self, &setup, t->x, a, err));
+    if (t->engine != NULL) TD_TRY(t->engine->open(t->engine->self, setup, t->x, a, err));
     t->progress = cli_progress_begin(t->o->quiet || !t->speaks ? CLI_NEVER : CLI_AUTO);
     if (!t->o->quiet && t->speaks)
         (void)fprintf(stderr, "%s: %u ranks, %d microbatches of %lld x %lld tokens, %s\n",
-                      setup.model.name, setup.plan.n_ranks, setup.plan.n_microbatches,
-                      (long long)setup.sizes.run.micro_batch, (long long)setup.sizes.run.seq_len,
+                      setup->model.name, setup->plan.n_ranks, setup->plan.n_microbatches,
+                      (long long)setup->sizes.run.micro_batch, (long long)setup->sizes.run.seq_len,
                       k_blas_info(&t->x->blas));
     const td_status st = loop(t, err);
     cli_progress_end(&t->progress);
