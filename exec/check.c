@@ -2,6 +2,7 @@
 #include "exec/check.h"
 #include "exec/data.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Which accumulators of a stage a pass adds to: those that I and those that W adds to. */
@@ -93,6 +94,8 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
         out->loss_reference = reference_loss;
     }
     if (memcmp(&loss, &reference_loss, sizeof loss) != 0) out->losses_equal = false;
+    const double error = fabs(loss / reference_loss - 1);
+    if (!(error <= out->loss_rel_err)) out->loss_rel_err = error;
     for (uint32_t i = 0; i < p->n_insts; i++)
         reference_compare(&c->f, &c->x->stages[p->insts[i].stage], c->grads[i], c->f.grads,
                           &out->gradients);
@@ -167,7 +170,8 @@ td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_a
     exec_close(c.x);
     if (st != TD_OK) return st;
     const bool equal = out->losses_equal && out->gradients.bitwise && out->weights.bitwise;
-    const bool near = out->gradients.max_rel_err <= CHECK_TOLERANCE &&
+    const bool near = out->loss_rel_err <= CHECK_TOLERANCE &&
+                      out->gradients.max_rel_err <= CHECK_TOLERANCE &&
                       out->weights.max_rel_err <= CHECK_WEIGHTS_TOLERANCE;
     out->pass = out->memory && out->copies && (out->exact ? equal : near);
     return TD_OK;

@@ -20,9 +20,10 @@ typedef struct check_result {
     comparison gradients;        /* of every step */
     comparison weights;          /* after the last step */
     bool copies; /* twins, replicas and both ends' tied tables have equal weights, bit for bit */
-    bool losses_equal; /* every bit, every step */
-    bool exact;        /* accumulation order is the reference's: bitwise is demanded */
-    bool memory;       /* touched equals predicted on every rank */
+    bool losses_equal;   /* every bit, every step */
+    double loss_rel_err; /* largest of all steps */
+    bool exact;          /* accumulation order is the reference's: bitwise is demanded */
+    bool memory;         /* touched equals predicted on every rank */
     bool pass;
     check_rank *ranks; /* [n_ranks] */
     int64_t rss_bytes;
