@@ -80,6 +80,24 @@ static void measure_rank(const plan *p, const task_times *t, uint32_t rank, rank
     }
 }
 
+/* Whether a pass takes its input (a backward: its gradient) from a neighbouring stage of its own
+ * row. Instances of a pipe stand together, by stage. */
+static bool is_handed_over(const plan *p, uint8_t kind, uint32_t cls)
+{
+    const plan_inst *const i = &p->insts[p->classes[cls].inst];
+    if (kind == PASS_F) return i->stage > 0 && i->forward_row == (i - 1)->forward_row;
+    if (kind != PASS_B && kind != PASS_I) return false;
+    return i->stage + 1 < p->n_stages && i->backward_row == (i + 1)->backward_row;
+}
+
+static int64_t handovers_of(const plan *p, const plan_task *t)
+{
+    if (t->kind < PASS_COUNT) return is_handed_over(p, t->kind, t->cls);
+    if (t->kind != TASK_PAIR) return 0;
+    const plan_member *const m = &p->members[t->link];
+    return is_handed_over(p, m[0].kind, m[0].cls) + is_handed_over(p, m[1].kind, m[1].cls);
+}
+
 td_status metrics_of(const plan *p, const task_times *t, activation_deltas d, td_arena *a,
                      plan_metrics *out, td_err *err)
 {
@@ -89,6 +107,7 @@ td_status metrics_of(const plan *p, const task_times *t, activation_deltas d, td
     for (uint32_t i = 0; i < p->n_tasks; i++) {
         if (t->begin_ns[i] < begin) begin = t->begin_ns[i];
         if (t->end_ns[i] > end) end = t->end_ns[i];
+        out->local_handovers += handovers_of(p, &p->tasks[i]);
         if (p->tasks[i].kind != TASK_SEND) continue;
         out->messages++;
         out->message_bytes += p->classes[p->tasks[i].cls].bytes;

@@ -19,7 +19,7 @@ typedef struct sweep_row {
     uint32_t ranks;
     int32_t microbatches;
     int64_t step_ns, peak_bytes, messages, message_bytes;
-    double bubble_frac, peak_activations, tokens_per_s;
+    double bubble_frac, span_bubble_frac, peak_activations, tokens_per_s;
 } sweep_row;
 
 typedef struct sweep {
@@ -84,6 +84,7 @@ static void take_result(sweep_row *row, const psim_result *r)
     row->messages = r->metrics.messages;
     row->message_bytes = r->metrics.message_bytes;
     row->bubble_frac = r->metrics.bubble_frac;
+    row->span_bubble_frac = r->metrics.span_bubble_frac;
     for (uint32_t i = 0; i < p->n_ranks; i++) {
         const rank_metrics *const m = &r->metrics.ranks[i];
         if (m->peak_bytes > row->peak_bytes) row->peak_bytes = m->peak_bytes;
@@ -192,6 +193,13 @@ static td_status make_rows(sweep *s, td_err *err)
 
 /* --- output --- */
 
+static bool is_number(const char *s)
+{
+    int64_t x = 0;
+    return *s != '0' && *s != '+' && *s != '-' &&
+           td_parse_i64(s, 1, INT64_MAX, "", &x, NULL) == TD_OK;
+}
+
 static void print_json(const sweep *s, td_text *t)
 {
     td_text_add(t, "{\"schema\":1,\"rows\":[");
@@ -204,7 +212,10 @@ static void print_json(const sweep *s, td_text *t)
             td_text_add(t, i > 0 ? "," : "");
             td_text_json(t, s->axes[i].name);
             td_text_add(t, ":");
-            td_text_json(t, row->values[i]);
+            if (is_number(row->values[i]))
+                td_text_add(t, row->values[i]);
+            else
+                td_text_json(t, row->values[i]);
         }
         td_text_add(t, "}");
         if (row->status != TD_OK) {
@@ -215,11 +226,12 @@ static void print_json(const sweep *s, td_text *t)
         }
         td_text_addf(t,
                      ",\"ranks\":%u,\"microbatches\":%d,\"step_ns\":%lld,\"bubble_frac\":%.15g"
-                     ",\"peak_bytes\":%lld,\"peak_activations\":%.15g,\"messages\":%lld"
+                     ",\"span_bubble_frac\":%.15g,\"peak_bytes\":%lld,\"peak_activations\":%.15g,"
+                     "\"messages\":%lld"
                      ",\"message_bytes\":%lld",
                      row->ranks, row->microbatches, (long long)row->step_ns, row->bubble_frac,
-                     (long long)row->peak_bytes, row->peak_activations, (long long)row->messages,
-                     (long long)row->message_bytes);
+                     row->span_bubble_frac, (long long)row->peak_bytes, row->peak_activations,
+                     (long long)row->messages, (long long)row->message_bytes);
         if (row->tokens_per_s > 0) td_text_addf(t, ",\"tokens_per_s\":%.15g", row->tokens_per_s);
         td_text_add(t, "}");
     }

@@ -134,6 +134,7 @@ void psim_report_json(const psim_options *o, const psim_result *r, td_text *t)
     if (r->setup.has_model) json_real(t, "tokens_per_s", psim_tokens_per_s(r));
     json_int(t, "tasks", m->tasks);
     json_int(t, "messages", m->messages);
+    json_int(t, "local_handovers", m->local_handovers);
     json_int(t, "message_bytes", m->message_bytes);
     json_int(t, "shared_flows", (int64_t)r->stats.shared_flows);
     json_text(t, "protocol", sim_protocol_name(r->protocol));

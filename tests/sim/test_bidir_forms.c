@@ -65,10 +65,12 @@ static void two_pipes(void **state)
                     }
                     check_weights(a, &q, &r, 2);
                     assert_int_equal(r.m.messages, 2 * q.m * v * (d - 1));
+                    assert_int_equal(r.m.local_handovers, 2 * q.m * (v - 1));
                     q.family = "bitpipe";
                     q.options = "vshape=0";
                     const bidir_result looping = bidir_run(a, &q);
                     assert_int_equal(looping.m.messages, 2 * q.m * (v * d - 1));
+                    assert_int_equal(looping.m.local_handovers, 0);
                     assert_int_equal(looping.m.step_ns, r.m.step_ns);
                     td_arena_free(a);
                 }
@@ -121,6 +123,7 @@ static void waves(void **state)
                 check_peaks(a, &q, &r, d - (d - 1) / (2.0 * w), d);
                 check_weights(a, &q, &r, 1);
                 assert_int_equal(r.m.messages, 2 * q.m * 2 * w * (d - 1));
+                assert_int_equal(r.m.local_handovers, 2 * q.m * (2 * w - 1));
                 td_arena_free(a);
             }
 }
@@ -160,6 +163,7 @@ static void dual_steps(void **state)
                     check_peaks(a, &q, &r, peak, peak);
                     check_weights(a, &q, &r, folded ? 1 : 2);
                     assert_int_equal(r.m.messages, (folded ? 4 : 2) * q.m * (d - 1));
+                    assert_int_equal(r.m.local_handovers, folded ? 2 * q.m : 0);
                     td_arena_free(a);
                 }
 }
