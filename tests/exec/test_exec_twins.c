@@ -105,6 +105,29 @@ static void test_replicas(void **state)
     hold(&k, "chimera", NULL, 2, 1, 2, false);
 }
 
+/* A forward and a backward in one cell, and split backwards. Folded in half there is one copy. */
+static void test_overlapped_pairs(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        const exec_law k = {.model = models[i]};
+        for (int32_t d = 2; d <= 4; d += 2)
+            for (int32_t n = 2 * d; n <= 4 * d; n *= 2) {
+                hold(&k, "dualpipe", NULL, d, 1, n, false);
+                hold(&k, "dualpipev", NULL, d, 2, n, true);
+            }
+        const exec_law full = {.model = models[i], .recompute = RECOMPUTE_FULL, .steps = 2};
+        hold(&full, "dualpipe", NULL, 4, 1, 8, false);
+        hold(&full, "dualpipev", NULL, 2, 2, 4, true);
+        const exec_law shared = {.model = models[i], .dp = 2, .zero1 = true, .steps = 3};
+        hold(&shared, "dualpipe", "sync=end", 2, 1, 4, false);
+        hold(&shared, "dualpipev", NULL, 2, 2, 4, false);
+    }
+    const exec_law k = {.model = &law_gpt2, .steps = 2, .jitter_ns = 200000};
+    hold(&k, "dualpipe", "overlap=0", 4, 1, 8, false);
+    hold(&k, "dualpipe", NULL, 8, 1, 16, false);
+}
+
 /* Bytes of a rank's optimizer state. */
 static int64_t optimizer_bytes(const plan *p, uint32_t rank)
 {
@@ -239,34 +262,24 @@ static void test_same_bits_again(void **state)
     }
 }
 
-static bool is_plain(const schedule *s)
-{
-    for (int32_t r = 0; r < s->n_rows; r++)
-        for (int64_t i = 0; i < s->rows[r].n_cells; i++)
-            if (s->rows[r].cells[i].kind == PASS_I) return false;
-    return s->n_slices == 1;
-}
-
-/* Any placement and order, ends on any ranks, microbatches on any pipe. */
+/* Any placement and order, ends on any ranks, microbatches on any pipe, slices, split backwards. */
 static void test_random_schedules(void **state)
 {
     (void)state;
-    int held = 0, twins = 0;
-    for (uint64_t seed = 1; held < 24; seed++) {
+    int twins = 0, sliced = 0;
+    for (uint64_t seed = 1; seed <= 40; seed++) {
         td_arena *const a = td_arena_new();
         const schedule s = gen_schedule(a, seed);
-        if (is_plain(&s)) {
-            const exec_law k = {.model = models[held % 3],
-                                .dp = 1 + (int32_t)(seed % 2),
-                                .zero1 = seed / 2 % 2 == 0,
-                                .steps = 2};
-            (void)exec_law_holds(&k, &s, a, NULL);
-            held++;
-            twins += s.n_pipes > 1;
-        }
+        const exec_law k = {.model = models[seed % (s.n_slices > 1 ? 2 : 3)], /* BERT is whole */
+                            .dp = 1 + (int32_t)(seed % 2),
+                            .zero1 = seed / 2 % 2 == 0,
+                            .steps = 2};
+        (void)exec_law_holds(&k, &s, a, NULL);
+        twins += s.n_pipes > 1;
+        sliced += s.n_pipes > 1 && s.n_slices > 1;
         td_arena_free(a);
     }
-    assert_true(twins > 4);
+    assert_true(twins > 8 && sliced > 4);
 }
 
 /* The middle one of three ranks holds both ends, but adds each to that of another rank: it must not
@@ -281,7 +294,7 @@ static void test_ends_in_a_chain(void **state)
         const int32_t first = s.pipes[0].backward_row[0];
         const bool chain = s.n_pipes == 2 && s.n_rows > 2 && first + 2 < s.n_rows &&
                            s.pipes[0].backward_row[s.n_stages - 1] == first + 1;
-        if (chain && is_plain(&s)) {
+        if (chain) {
             const exec_law k = {.model = &law_gpt2, .steps = 2, .zero1 = held % 2 == 1};
             (void)exec_law_holds(&k, &s, a, NULL);
             held++;
@@ -303,6 +316,7 @@ int main(void)
         cmocka_unit_test(test_random_schedules),
         cmocka_unit_test(test_ends_in_a_chain),
         cmocka_unit_test(test_same_bits_again),
+        cmocka_unit_test(test_overlapped_pairs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
