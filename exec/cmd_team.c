@@ -38,6 +38,15 @@ td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *er
     return team_open(&t, o->timeout * 1000000000, a, out, err);
 }
 
+void pexec_report(const executor *x, td_status st)
+{
+    if (x == NULL || x->start_ns == 0 || (st != TD_EDEVICE && st != TD_EPLAN)) return;
+    td_text t = {0};
+    exec_report(x, &t);
+    (void)fputs(t.s == NULL ? "" : t.s, stderr);
+    td_text_free(&t);
+}
+
 td_status pexec_leave(team *t, td_status st, td_err *err)
 {
     if (t == NULL) return st;

@@ -99,9 +99,20 @@ static td_status train_step(training *t, int64_t step, td_err *err)
                          .eps = 1e-8f,
                          .weight_decay = (float)t->o->weight_decay,
                          .clip = t->o->clip,
-                         .number = step,
+                         .number = step - t->state.skipped,
+                         .skip = t->o->skip_limit > 0,
                          .stop = interrupted != 0};
-    TD_TRY(exec_run_step(t->x, &s, &t->loss, err));
+    double loss = 0;
+    TD_TRY(exec_run_step(t->x, &s, &loss, err));
+    if (isfinite(t->x->grad_norm)) {
+        t->loss = loss;
+    } else if (++t->state.skipped > t->o->skip_limit) {
+        return td_fail(err, TD_EMISMATCH,
+                       "step %lld: loss or gradient is not finite, as in %lld steps before; "
+                       "--skip-limit is %lld; a lower --lr or --clip may help",
+                       (long long)step, (long long)t->state.skipped - 1,
+                       (long long)t->o->skip_limit);
+    }
     if (t->best_ns == 0 || t->x->step_ns < t->best_ns) t->best_ns = t->x->step_ns;
     keep_times(t, step - t->first, t->x->step_ns);
     return TD_OK;
@@ -199,15 +210,15 @@ static void print_result(const training *t)
 {
     const double bits = t->val_loss / log(2.0) / t->text.bytes_per_token;
     if (t->o->json) {
-        (void)printf(
-            "{\"schema\": 1, \"steps\": %lld, \"loss\": %.17g, \"validation_loss\": %.17g, "
-            "\"validation_bits_per_byte\": %.9g, \"tokens_per_s\": %.6g, "
-            "\"seconds\": %.6g, \"best_step_s\": %.6g, \"median_step_ns\": %lld, "
-            "\"emulated\": %s, \"rss_bytes\": %lld}\n",
-            (long long)t->done, t->loss, t->val_loss, bits, t->tokens_per_s,
-            (double)(td_now_ns() - t->began_ns) / 1e9, (double)t->best_ns / 1e9,
-            (long long)t->kept_ns[median_step(t)], t->engine == NULL ? "false" : "true",
-            (long long)process_rss_bytes());
+        (void)printf("{\"schema\": 1, \"steps\": %lld, \"skipped\": %lld, \"loss\": %.17g, "
+                     "\"validation_loss\": %.17g, "
+                     "\"validation_bits_per_byte\": %.9g, \"tokens_per_s\": %.6g, "
+                     "\"seconds\": %.6g, \"best_step_s\": %.6g, \"median_step_ns\": %lld, "
+                     "\"emulated\": %s, \"rss_bytes\": %lld}\n",
+                     (long long)t->done, (long long)t->state.skipped, t->loss, t->val_loss, bits,
+                     t->tokens_per_s, (double)(td_now_ns() - t->began_ns) / 1e9,
+                     (double)t->best_ns / 1e9, (long long)t->kept_ns[median_step(t)],
+                     t->engine == NULL ? "false" : "true", (long long)process_rss_bytes());
         return;
     }
     if (t->engine != NULL) {
@@ -346,6 +357,7 @@ static td_status train(training *t, const cli_args *args, td_arena *a, td_err *e
                       k_blas_info(&t->x->blas));
     const td_status st = loop(t, err);
     cli_progress_end(&t->progress);
+    pexec_report(t->x, st);
     TD_TRY(st);
     if (t->o->trace != NULL) TD_TRY(write_trace(t, args, a, err));
     if (t->o->out != NULL) TD_TRY(checkpoint_write(t->x, NULL, t->o->out, err));

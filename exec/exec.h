@@ -28,6 +28,7 @@ typedef struct exec_post {
     uint32_t task;
     uint32_t post_at; /* just before this compute position; n_compute: at the end */
     uint32_t channel; /* messages */
+    int64_t posted_ns;
     wire_op op;
 } exec_post;
 
@@ -43,6 +44,10 @@ typedef struct exec_rank {
     stage_kv *kv;         /* [n_slices] of the pass at hand */
     k_keys *keys;         /* [n_slices] workspace of it */
     td_rng jitter;
+    /* of the step at hand; for others to read when the rank's thread has ended */
+    uint32_t at, n_posted; /* compute position, and posts behind it */
+    bool computes;         /* the task at that position has begun */
+    bool spoilt;           /* a number was not finite, and step.skip is set */
 } exec_rank;
 
 /* The numbers of one optimizer step. */
@@ -52,6 +57,8 @@ typedef struct exec_step {
     long number;             /* 1 for the first */
     float *const *grads_out; /* [n_insts of replica 0] copies of the summed gradients, or NULL */
     bool stop;               /* this process was asked to stop after the step */
+    bool skip;               /* numbers that are not finite are no error: the weights stay as they
+                                are, the gradients are cleared, and grad_norm is not finite */
 } exec_step;
 
 enum { EXEC_STEP_WORDS = 3 }; /* behind the losses, for exec_team_step */
@@ -130,6 +137,11 @@ TD_MUST_USE td_status exec_mirror(executor *x, bool whole, td_err *err);
  * message begins when its later end was posted. room: as t. */
 TD_MUST_USE td_status exec_gather_times(const executor *x, task_times *t, const task_times *room,
                                         td_err *err);
+
+/* --- exec_report.c --- */
+
+/* The last tasks of each stream of this process's ranks, a line each: for a run that waits. */
+void exec_report(const executor *x, td_text *out);
 
 /* --- worker.c --- */
 

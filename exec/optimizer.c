@@ -142,6 +142,7 @@ void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
     }
     if (table == NULL) return;
     memset(table, 0, (size_t)x->n_tensors * sizeof *table);
+    if (r->spoilt) table[0] = NAN; /* a loss can be infinite while its gradient is not */
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held h = held_at(x, r, i);
         if (h.role != ROLE_GRADS) continue;
@@ -231,7 +232,7 @@ td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
     }
     double sum = 0;
     for (int64_t i = 0; table != NULL && i < x->n_tensors; i++) sum += table[i];
-    if (!isfinite(sum)) return not_finite(x, r, table, err);
+    if (!isfinite(sum) && !x->step.skip) return not_finite(x, r, table, err);
     const double norm = sqrt(sum);
     if (r->index == 0 || x->options.team != NULL) x->grad_norm = norm; /* the same everywhere */
     const float scale = optimizer_clip(norm, x->step.clip);
@@ -240,7 +241,10 @@ td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
         if (w.role != ROLE_WEIGHTS) continue;
         float *const g = exec_buffer(x, r->index, SIZE_GRADS, w.inst);
         float *const m = exec_buffer(x, r->index, SIZE_OPTIMIZER, w.inst);
-        if (g != NULL && m != NULL) update(x, r, w.inst, scale, (float *)(void *)w.at, g, m);
+        if (g != NULL && !isfinite(sum))
+            k_fill_cpu(r->ctx, x->stages[p->insts[w.inst].stage].grad_elements, 0.0f, g);
+        else if (g != NULL && m != NULL)
+            update(x, r, w.inst, scale, (float *)(void *)w.at, g, m);
     }
     return TD_OK;
 }

@@ -116,17 +116,26 @@ static void bind(const executor *x, const exec_rank *r, const plan_member *m, st
     }
 }
 
-static td_status check_finite(executor *x, const exec_rank *r, const stage_code *c, int32_t stage,
+/* The norm will tell all ranks. */
+static td_status spoil(exec_rank *r)
+{
+    r->spoilt = true;
+    return TD_OK;
+}
+
+static td_status check_finite(executor *x, exec_rank *r, const stage_code *c, int32_t stage,
                               uint32_t m, const stage_args *a, td_err *err)
 {
     if (c->at.head) {
         if (isfinite(a->loss)) return TD_OK;
+        if (x->step.skip) return spoil(r);
         return td_fail(err, TD_EMISMATCH,
                        "step %ld: the loss of microbatch %u is not finite (stage "
                        "%d, rank %u); a lower --lr or --clip may help",
                        x->step.number, m, stage, r->index);
     }
     if (isfinite(k_sumsq_cpu(r->ctx, c->rows * c->m->hidden, a->output))) return TD_OK;
+    if (x->step.skip) return spoil(r);
     return td_fail(err, TD_EMISMATCH,
                    "step %ld: the output of stage %d for microbatch %u is not "
                    "finite (rank %u); a lower --lr or --clip may help",

@@ -53,6 +53,9 @@ TD_MUST_USE td_status pexec_backend(const pexec_options *o, td_err *err);
 TD_MUST_USE td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *err);
 /* The same version, command line, model and plan on all processes, and a process a rank. */
 TD_MUST_USE td_status pexec_same(team *t, const run_setup *s, const cli_args *args, td_err *err);
+/* Says on stderr where the ranks of this process stand, after a step that failed because something
+ * did not come. */
+void pexec_report(const executor *x, td_status st);
 /* Parts with the processes: with st, which is returned, others are told why unless all agreed on
  * it. Only one process keeps a message to print. */
 TD_MUST_USE td_status pexec_leave(team *t, td_status st, td_err *err);

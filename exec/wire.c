@@ -27,8 +27,7 @@ bool wire_aborted(wire *w) { return wire_error(w).code != TD_OK; }
 
 void wire_next_step(wire *w) { w->methods->next_step(w); }
 
-td_status wire_late(const wire_op *op, int64_t deadline_ns, td_err *err)
+td_status wire_late(int64_t deadline_ns, td_err *err)
 {
-    return td_fail(err, TD_EPLAN, "rank %u: task %u waited %.3g s for its other end", op->rank,
-                   op->task, (double)deadline_ns / 1e9);
+    return td_fail(err, TD_EDEVICE, "waited %.3g s for its other end", (double)deadline_ns / 1e9);
 }

@@ -76,8 +76,8 @@ void wire_send(wire *w, uint32_t channel, wire_op *op);
 void wire_recv(wire *w, uint32_t channel, wire_op *op);
 void wire_collective(wire *w, uint32_t coll, uint32_t member, wire_op *op);
 
-/* Waits until the operation is done. TD_EINTR when another rank gave up: its reason is wire_error;
- * a deadline names the operation. */
+/* Waits until the operation is done. TD_EINTR when another rank gave up: its reason is wire_error.
+ * TD_EDEVICE after the deadline. */
 TD_MUST_USE td_status wire_wait(wire *w, wire_op *op, td_err *err);
 
 /* The rank posts and waits no more in this step. With threads, a step in which every rank waits or

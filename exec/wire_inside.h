@@ -22,6 +22,6 @@ struct wire {
 };
 
 /* The message of a wait that lasted too long. */
-td_status wire_late(const wire_op *op, int64_t deadline_ns, td_err *err);
+td_status wire_late(int64_t deadline_ns, td_err *err);
 
 #endif

@@ -247,7 +247,7 @@ static td_status wait_remote(wire *base, wire_op *op, td_err *err)
         (void)pthread_mutex_unlock(&w->team->lock);
         if (done) return TD_OK;
         if (over) return td_fail(err, TD_EINTR, "another rank gave up");
-        if (td_now_ns() > until) return wire_late(op, w->deadline_ns, err);
+        if (td_now_ns() > until) return wire_late(w->deadline_ns, err);
         team_pause(turn);
     }
 }

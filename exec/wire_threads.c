@@ -254,7 +254,7 @@ static td_status wait_threads(wire *base, wire_op *op, td_err *err)
     (void)pthread_mutex_unlock(&w->lock);
     if (done) return TD_OK;
     if (!late) return td_fail(err, TD_EINTR, "another rank gave up");
-    return wire_late(op, w->deadline_ns, err);
+    return wire_late(w->deadline_ns, err);
 }
 
 static td_status open_colls(const wire_shape *s, td_arena *a, threads_wire *w, td_err *err)

@@ -44,6 +44,7 @@ void worker_post(executor *x, const exec_rank *r, exec_post *o)
     const plan_task *const t = &p->tasks[o->task];
     const plan_class *const c = &p->classes[t->cls];
     char *const at = worker_payload(x, r, o->task);
+    o->posted_ns = td_now_ns();
     o->op = (wire_op){
         .data = at, .bytes = at == NULL ? 0 : c->bytes, .rank = r->index, .task = o->task};
     if (t->kind == TASK_SEND) {
@@ -70,11 +71,27 @@ static void delay(executor *x, exec_rank *r)
     (void)nanosleep(&ts, NULL);
 }
 
+static td_status name_wait(const executor *x, uint32_t task, td_err *err)
+{
+    const plan *const p = x->p;
+    const plan_task *const t = &p->tasks[task];
+    td_text name = {0};
+    plan_task_text(p, task, &name);
+    if (t->kind == TASK_SEND || t->kind == TASK_RECV)
+        td_text_addf(&name, " %s rank %u", t->kind == TASK_SEND ? "to" : "from",
+                     plan_task_rank(p, t->link));
+    const td_status st = td_wrap(err, "step %ld: %s", x->step.number, name.s == NULL ? "" : name.s);
+    td_text_free(&name);
+    return st;
+}
+
 static td_status join_at(executor *x, exec_rank *r, uint32_t position, td_err *err)
 {
     for (uint32_t j = r->first_join[position]; j < r->first_join[position + 1]; j++) {
         exec_post *const o = &r->posts[r->joins[j]];
-        TD_TRY(wire_wait(x->wire, &o->op, err));
+        const td_status st = wire_wait(x->wire, &o->op, err);
+        if (st == TD_EINTR) return st; /* the reason is the wire's */
+        if (st != TD_OK) return name_wait(x, o->task, err);
         x->times.begin_ns[o->task] = o->op.begin_ns - x->start_ns;
         x->times.end_ns[o->task] = o->op.end_ns - x->start_ns;
     }
@@ -84,12 +101,15 @@ static td_status join_at(executor *x, exec_rank *r, uint32_t position, td_err *e
 td_status worker_run(executor *x, exec_rank *r, td_err *err)
 {
     const plan_stream *const s = plan_compute(x->p, r->index);
-    uint32_t posted = 0;
+    r->n_posted = 0;
+    r->spoilt = false;
     for (uint32_t i = 0; i < r->n_posts; i++) r->posts[i].op.done = false;
     for (uint32_t at = 0; at <= s->n_tasks; at++) {
-        while (posted < r->n_posts && r->posts[posted].post_at <= at) {
+        r->at = at;
+        r->computes = false;
+        while (r->n_posted < r->n_posts && r->posts[r->n_posted].post_at <= at) {
             delay(x, r);
-            worker_post(x, r, &r->posts[posted++]);
+            worker_post(x, r, &r->posts[r->n_posted++]);
         }
         TD_TRY(join_at(x, r, at, err));
         if (at == s->n_tasks) break;
@@ -97,6 +117,7 @@ td_status worker_run(executor *x, exec_rank *r, td_err *err)
         delay(x, r);
         const uint32_t task = s->first_task + at;
         x->times.begin_ns[task] = td_now_ns() - x->start_ns;
+        r->computes = true;
         TD_TRY(worker_compute(x, r, task, err));
         x->times.end_ns[task] = td_now_ns() - x->start_ns;
     }

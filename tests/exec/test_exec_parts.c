@@ -208,7 +208,7 @@ static void test_wire_deadline_and_size(void **state)
     int32_t x = 1, y[2] = {0};
     wire_op send = {.data = &x, .bytes = 4};
     wire_send(w, 0, &send);
-    assert_int_equal(wire_wait(w, &send, &err), TD_EPLAN);
+    assert_int_equal(wire_wait(w, &send, &err), TD_EDEVICE);
     wire_op recv = {.data = y, .bytes = 8, .rank = 1};
     wire_recv(w, 0, &recv);
     assert_true(wire_aborted(w));
