@@ -134,6 +134,7 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
     TD_TRY(zb_problem_of(q, placement == 0 ? 1 : 2, true, q->pp, a, &z, err));
     zb_search_options o = {
         .objective = (zb_objective)objective, .seed = q->seed, .search_s = q->search_s};
+    if (search == SEARCH_EXACT) o.trials = 4000000; /* a start for the proof */
     TD_TRY(first_orders(&z, o.objective, search == SEARCH_HEURISTIC, a, &best, err));
     if (!best.found)
         return td_fail(err, TD_EUSAGE,

@@ -11,7 +11,7 @@
 
 #include <string.h>
 
-enum { SLOTS = 1 << 20, ENTRIES_MAX = 1 << 19, POOL_MAX = 1 << 25, COMPARED_MAX = 32 };
+enum { SLOTS = 1 << 19, ENTRIES_MAX = 1 << 19, POOL_MAX = 1 << 25, COMPARED_MAX = 32 };
 static const int64_t default_states = 2000000;
 
 /* States that led nowhere, by the passes that are done in them. */
