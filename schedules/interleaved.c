@@ -6,6 +6,7 @@
 
 typedef struct interleave {
     int32_t pp, chunks, microbatches, group;
+    bool forwards_first;
 } interleave;
 
 /* The k-th forward of the table: groups, in them chunks, in them microbatches. */
@@ -54,7 +55,7 @@ static void add_row(td_arena *a, schedule *s, const interleave *t, int32_t row, 
 {
     const int32_t total = t->microbatches * t->chunks;
     int32_t warmup = 2 * (t->pp - 1 - row) + (t->chunks - 1) * t->group;
-    if (warmup > total) warmup = total;
+    if (warmup > total || t->forwards_first) warmup = total;
     row_writer w = row_writer_of(a, s, row);
     int32_t *const next = TD_NEW_N(a, int32_t, t->chunks); /* backward microbatch of each chunk */
     if (next == NULL) {
@@ -91,6 +92,9 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
         return td_fail(err, TD_EUSAGE, "%d chunks of %d microbatches: too many passes to count",
                        t.chunks, q->microbatches);
     if (q->pp >= 1 && q->microbatches >= 1) TD_TRY(choose_group(q, &t.group, err));
+    int64_t compat = 0;
+    TD_TRY(sched_option_i64(q, "compat", 0, 1, 0, &compat, err));
+    t.forwards_first = compat == 1 && t.microbatches == t.pp;
     TD_TRY(sched_new(a, q->pp, (int64_t)q->pp * t.chunks, 1, q->microbatches, 1, out, err));
     bool failed = false;
     for (int32_t r = 0; r < out->n_rows; r++) {
@@ -103,6 +107,7 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
 static const sched_option options[] = {
     {"group", "P|integer",
      "microbatches that pass through a chunk together (Megatron's microbatch group size)"},
+    {"compat", "0|1", "1: with M = P run all forwards first, as older Megatron does"},
     {NULL, NULL, NULL},
 };
 

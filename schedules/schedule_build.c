@@ -102,10 +102,12 @@ void sched_place(schedule *s, int32_t pipe, int32_t stage, int32_t row)
 td_status sched_option_i64(const sched_request *q, const char *key, int64_t min, int64_t max,
                            int64_t fallback, int64_t *out, td_err *err)
 {
+    char name[80];
+    (void)snprintf(name, sizeof name, "--opt %s", key);
     *out = fallback;
     for (int32_t i = 0; i < q->n_options; i++)
         if (strcmp(q->options[i].key, key) == 0)
-            TD_TRY(td_parse_i64(q->options[i].value, min, max, key, out, err));
+            TD_TRY(td_parse_i64(q->options[i].value, min, max, name, out, err));
     return TD_OK;
 }
 

@@ -208,6 +208,7 @@ static void matrix(void **state)
     } rows[] = {
         {"gpipe", NULL, 1, 4, 21, 4, 4},
         {"1f1b", NULL, 1, 4, 21, 1, 4},
+        {"interleaved-1f1b", "compat=1", 2, 4, 16.5, 4, 4},
         {"chimera", NULL, 1, 4, 16, 3, 4},
         {"bitpipe", NULL, 2, 4, 14, 3.5, 4},
         {"hanayo", NULL, 2, 4, 18, 2.5, 4},
@@ -216,7 +217,7 @@ static void matrix(void **state)
         {"hanayo", NULL, 4, 8, 28.5, 3.25, 4},
         {"gpipe", NULL, 1, 16, 57, 16, 16},
         {"1f1b", NULL, 1, 16, 57, 1, 4},
-        {"interleaved-1f1b", NULL, 2, 16, 52.5, 2.5, 5.5},
+        {"interleaved-1f1b", "compat=1", 2, 16, 52.5, 2.5, 5.5},
         {"chimera", NULL, 1, 16, 58, 3, 4},
         {"chimera", "doubling=1", 1, 16, 51, 7, 8},
         {"bitpipe", NULL, 2, 16, 53, 3.5, 4},
