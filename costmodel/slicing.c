@@ -75,7 +75,7 @@ static void slice_group(programme *p, int32_t b, double cap)
     sum[0] = 0;
     for (int32_t end = 1; end <= units; end++) {
         const double *const t = slicing_time(p->t, b, 1, end);
-        double best = INFINITY;
+        double best = (double)INFINITY;
         int32_t at = 0;
         for (int32_t k = 1; k <= end; k++) {
             if (!(t[k - 1] <= cap)) continue;
@@ -101,7 +101,7 @@ static double solve(programme *p, double cap)
     for (int32_t b = 1; b <= p->t->batch; b++) slice_group(p, b, cap);
     p->group[0] = 0;
     for (int32_t x = 1; x <= p->t->batch; x++) {
-        p->group[x] = INFINITY;
+        p->group[x] = (double)INFINITY;
         for (int32_t b = 1; b <= x; b++) {
             const double sum = p->group[x - b] + sum_of_group(p, b);
             if (!(sum < p->group[x])) continue;
@@ -129,11 +129,11 @@ static double longest_of(const programme *p, int32_t b, int32_t *n)
 /* A lower bound of the longest slice: no group size can do with a shorter one. */
 static double least_cap(const slicing_times *t, double *cap)
 {
-    double least = INFINITY;
+    double least = (double)INFINITY;
     for (int32_t b = 1; b <= t->batch; b++) {
         cap[0] = 0;
         for (int32_t end = 1; end <= t->units; end++) {
-            cap[end] = INFINITY;
+            cap[end] = (double)INFINITY;
             for (int32_t k = 1; k <= end; k++) {
                 const double x = fmax(cap[end - k], *slicing_time(t, b, k, end));
                 if (x < cap[end]) cap[end] = x;
@@ -231,8 +231,8 @@ static td_status search(const slicing_times *t, int32_t stages, td_arena *scratc
     double *const caps = TD_NEW_N(scratch, double, (size_t)t->units + 1);
     if (caps == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the slicing programme");
     const double fill = stages - 1, floor_ns = least_cap(t, caps);
-    double best = INFINITY, best_cap = INFINITY;
-    for (double cap = INFINITY;;) {
+    double best = (double)INFINITY, best_cap = (double)INFINITY;
+    for (double cap = (double)INFINITY;;) {
         const double sum = solve(&p, cap);
         /* sums only grow from here on */
         if (!(sum + fill * floor_ns < best)) break;
@@ -269,7 +269,7 @@ static void slice_exactly(const slicing_times *t, int32_t b, int32_t n, double c
     for (int32_t s = 0; s < n; s++)
         for (int32_t end = 0; end <= units; end++) {
             const size_t at = (size_t)s * ((size_t)units + 1) + (size_t)end;
-            best[at] = INFINITY;
+            best[at] = (double)INFINITY;
             for (int32_t k = 1; k <= end; k++) {
                 const double x = *slicing_time(t, b, k, end);
                 if (s == 0 && k < end) continue; /* the first slice begins at the first unit */
@@ -292,7 +292,7 @@ td_status slicing_balanced(const slicing_times *t, int32_t stages, int32_t b, in
     double *const best = TD_NEW_N(a, double, slots);
     int32_t *const last = TD_NEW_N(a, int32_t, slots);
     if (best == NULL || last == NULL) return td_fail(err, TD_ENOMEM, "out of memory for slices");
-    slice_exactly(t, b, n, INFINITY, false, best, last);
+    slice_exactly(t, b, n, (double)INFINITY, false, best, last);
     slice_exactly(t, b, n, best[slots - 1], true, best, last);
     TD_TRY(new_slicing(a, 1, n, out, err));
     out->group_batch[0] = b;

@@ -225,7 +225,8 @@ static void brute_force(void **state)
                     *slicing_time(&t, b, k, end) =
                         n % 2 == 0 ? (double)td_rng_below(&rng, 30)
                                    : 5 * td_rng_unit(&rng) + b * k * (1 + 0.1 * end);
-        attempt at = {.t = &t, .stages = 1 + (int32_t)td_rng_below(&rng, 9), .best = INFINITY};
+        attempt at = {
+            .t = &t, .stages = 1 + (int32_t)td_rng_below(&rng, 9), .best = (double)INFINITY};
         try_groups(&at, batch, 0, 0);
         const slicing s = best(a, &t, at.stages);
         T_CLOSE(s.latency_ns, at.best, 1e-12, 1e-12);
@@ -258,7 +259,7 @@ static void balanced(void **state)
         for (int32_t end = 1; end <= t.units; end++)
             for (int32_t k = 1; k <= end; k++)
                 *slicing_time(&t, 1, k, end) = 1 + (double)td_rng_below(&rng, 40);
-        double want[2] = {INFINITY, INFINITY};
+        double want[2] = {(double)INFINITY, (double)INFINITY};
         try_exactly(&t, t.units, n, 0, 0, want);
         slicing s;
         td_err err = {0};
@@ -296,7 +297,7 @@ static void refused(void **state)
     const slicing_times t = new_times(*state, 1, 3);
     T_FAILS(slicing_best(&t, 0, *state, &s, &err), TD_EUSAGE, &err, "needs a stage");
     T_FAILS(slicing_uniform(&t, 2, 1, 4, *state, &s, &err), TD_EUSAGE, &err, "at most 3");
-    *slicing_time(&t, 1, 2, 3) = NAN;
+    *slicing_time(&t, 1, 2, 3) = (double)NAN;
     T_FAILS(slicing_best(&t, 2, *state, &s, &err), TD_EUSAGE, &err, "2 units behind 1");
 }
 
