@@ -173,7 +173,8 @@ td_status stash_layout_of(const sizes *z, int32_t stage, int64_t slice_len, stas
     keep_levels(&d, part, &s);
     s.layers = s.bytes;
     s.kept = layer_block(&d, part_of_layer(&d, mode, part));
-    s.bytes = plus(s.bytes, mul(d.stage->n_layers, s.kept.bytes));
+    s.layer_stride = s.kept.bytes;
+    s.bytes = plus(s.bytes, mul(d.stage->n_layers, s.layer_stride));
     s.logits_ld = d.vocab_ld;
     if (d.stage->head) keep_head(&d, mode == RECOMPUTE_FULL, part, &s);
     if (s.bytes >= HUGE_BYTES) return td_fail(err, TD_EUSAGE, "stash: does not fit 63 bits");
@@ -191,10 +192,59 @@ bool weight_pass_reads_doutput(const model_desc *m, const stage_desc *stage)
     return m->family != MODEL_BERT && stage->n_layers > 0 && !stage->head;
 }
 
+enum { LOGITS_ROWS = 256 }; /* enough rows that a product runs at full speed */
+
+/* What the head and a slice's ends work with. */
+static void work_of_ends(const shard_dims *d, bool logits, scratch_layout *s)
+{
+    if (d->stage->head && d->stage->vocab_rows == 0) {
+        s->logits_rows = d->rows < LOGITS_ROWS ? d->rows : LOGITS_ROWS;
+        if (logits) s->logits = region(&s->bytes, mul(mul(s->logits_rows, d->vocab_ld), d->e));
+        s->losses = region(&s->bytes, mul(d->rows, 8));
+    }
+    if (d->sliced && (d->stage->embedding || d->stage->head))
+        s->tokens = region(&s->bytes, mul(d->rows, 2 * (int64_t)sizeof(int32_t)));
+}
+
+td_status forward_layout_of(const sizes *z, int32_t stage, int64_t slice_len, stash_layout *kept,
+                            scratch_layout *work, td_err *err)
+{
+    shard_dims d;
+    TD_TRY(sizes_dims(z, stage, slice_len, &d, err));
+    stash_layout s;
+    scratch_layout w;
+    memset(&s, 0xff, sizeof s);
+    memset(&w, 0xff, sizeof w);
+    s.bytes = 0;
+    if (d.stage->embedding && d.bert) {
+        s.embed_sum = hidden_tensor(&d, &s.bytes);
+        s.embed_mean = row_stats(&d, &s.bytes);
+        s.embed_rstd = row_stats(&d, &s.bytes);
+    }
+    s.first_level = d.stage->embedding ? 0 : 1;
+    const int64_t end = d.stage->n_layers + (d.stage->head ? 1 : 0);
+    s.n_levels = end > s.first_level ? end - s.first_level : 0;
+    s.inputs = s.bytes;
+    s.input_stride = 0;
+    if (s.n_levels > 0) (void)hidden_tensor(&d, &s.bytes);
+    s.layers = s.bytes;
+    s.layer_stride = 0;
+    s.kept = layer_block(&d, T_FORWARD);
+    if (d.stage->n_layers > 0) s.bytes = plus(s.bytes, s.kept.bytes);
+    s.logits_ld = d.vocab_ld;
+    if (d.stage->head) keep_head(&d, true, STASH_F_TO_B, &s);
+    w.bytes = s.bytes;
+    work_of_ends(&d, true, &w);
+    s.bytes = w.bytes;
+    if (s.bytes >= HUGE_BYTES) return td_fail(err, TD_EUSAGE, "forward: does not fit 63 bits");
+    *kept = s;
+    *work = w;
+    return TD_OK;
+}
+
 td_status scratch_layout_of(const sizes *z, int32_t stage, int64_t slice_len, scratch_layout *out,
                             td_err *err)
 {
-    enum { LOGITS_ROWS = 256 }; /* enough rows that a product runs at full speed */
     shard_dims d;
     TD_TRY(sizes_dims(z, stage, slice_len, &d, err));
     const recompute_mode mode = z->run.recompute;
@@ -208,14 +258,7 @@ td_status scratch_layout_of(const sizes *z, int32_t stage, int64_t slice_len, sc
     s.delta = region(&s.bytes, mul(mul(d.rows, d.heads), 4));
     s.layer = layer_block(&d, recomputed(mode));
     if (mode != RECOMPUTE_NONE) s.recomputed = region(&s.bytes, s.layer.bytes);
-    if (d.stage->head && d.stage->vocab_rows == 0) {
-        s.logits_rows = d.rows < LOGITS_ROWS ? d.rows : LOGITS_ROWS;
-        if (mode == RECOMPUTE_FULL)
-            s.logits = region(&s.bytes, mul(mul(s.logits_rows, d.vocab_ld), d.e));
-        s.losses = region(&s.bytes, mul(d.rows, 8));
-    }
-    if (d.sliced && (d.stage->embedding || d.stage->head))
-        s.tokens = region(&s.bytes, mul(d.rows, 2 * (int64_t)sizeof(int32_t)));
+    work_of_ends(&d, mode == RECOMPUTE_FULL, &s);
     if (s.bytes >= HUGE_BYTES) return td_fail(err, TD_EUSAGE, "scratch: does not fit 63 bits");
     *out = s;
     return TD_OK;

@@ -145,6 +145,13 @@ static td_status activation_bytes(const sizes *z, size_kind kind, int32_t stage,
         *n = s.bytes;
         return TD_OK;
     }
+    case SIZE_FORWARD: {
+        stash_layout kept;
+        scratch_layout work;
+        TD_TRY(forward_layout_of(z, stage, slice_len, &kept, &work, err));
+        *n = work.bytes;
+        return TD_OK;
+    }
     case SIZE_KV: *n = mul(mul(d.rows, kv), d.e); return TD_OK;
     case SIZE_DKV:
         *n = mul(mul(mul(z->run.micro_batch, plus(prefix, slice_len)), kv), 4);

@@ -18,7 +18,8 @@
     X(SIZE_KV, "keys and values")  /* of a slice; per layer K, then V: [b, slice_len, kv width] */ \
     X(SIZE_DKV, "dK and dV")       /* fp32, of a microbatch; per layer dK, dV: [b, L, kv width] */ \
     X(SIZE_SCRATCH, "scratch")     /* workspace of one pass, reused by all */                      \
-    X(SIZE_TOKENS, "tokens")       /* input ids and targets of one microbatch */                   \
+    X(SIZE_FORWARD, "forward workspace") /* of a forward that keeps nothing */                     \
+    X(SIZE_TOKENS, "tokens")             /* input ids and targets of one microbatch */             \
     X(SIZE_VOCAB_STATS, "softmax statistics")                                                      \
     X(SIZE_VOCAB_STASH, "vocabulary stash") /* local softmax kept from S to T */                   \
     X(SIZE_NORM, "norm partials")           /* per-tensor sums of squares of a stage */            \
@@ -168,7 +169,8 @@ typedef struct stash_layout {
     int64_t first_level, n_levels; /* level l is the input of the stage's layer l; level 0 is the
                             INPUT buffer unless the stage embeds, the last level (n_layers) is the
                             OUTPUT buffer unless the stage has the head */
-    int64_t layers;                /* first layer's block; blocks lie kept.bytes apart */
+    int64_t layers;                /* first layer's block */
+    int64_t layer_stride;          /* blocks lie so far apart */
     layer_layout kept;             /* F keeps none under full recomputation; no o and lse under
                                       selective */
     int64_t final_out, final_mean, final_rstd; /* final norm; BERT: of the head's transform */
@@ -201,6 +203,12 @@ TD_MUST_USE td_status stash_layout_of(const sizes *z, int32_t stage, int64_t sli
                                       stash_part part, stash_layout *out, td_err *err);
 TD_MUST_USE td_status scratch_layout_of(const sizes *z, int32_t stage, int64_t slice_len,
                                         scratch_layout *out, td_err *err);
+
+/* Workspace of a forward that keeps nothing for a backward, in bytes from the start of the
+ * SIZE_FORWARD buffer: the levels lie over each other, and so do the blocks of the layers; the head
+ * works in pieces. `kept` and `work` share the buffer and its end. */
+TD_MUST_USE td_status forward_layout_of(const sizes *z, int32_t stage, int64_t slice_len,
+                                        stash_layout *kept, scratch_layout *work, td_err *err);
 
 /* Boundary tensors that W reads beside the stash: the stage's input, the gradient of its output. */
 bool weight_pass_reads_input(const model_desc *m, const stage_desc *stage);

@@ -65,6 +65,33 @@ static td_status open_run(const plan *p, const sizes *z, const check_options *o,
     return TD_OK;
 }
 
+static const float *weights_of(const executor *x, uint32_t inst, int32_t replica)
+{
+    return exec_buffer(x, exec_rank_of(x, inst, replica), SIZE_WEIGHTS, inst);
+}
+
+/* Whether all copies of each stage, those of forward rows included, and both copies of a tied table
+ * hold the same bits. */
+static bool copies_are_equal(const executor *x)
+{
+    const plan *const p = x->p;
+    for (uint32_t i = 0; i < p->n_insts; i++) {
+        const int32_t stage = p->insts[i].stage;
+        const stage_code *const c = &x->stages[stage];
+        const float *const first = weights_of(x, (uint32_t)stage, 0);
+        for (uint32_t r = 0; r < p->n_ranks; r++) {
+            const float *const copy = exec_buffer(x, r, SIZE_WEIGHTS, i);
+            if (copy != NULL && memcmp(first, copy, (size_t)c->elements * sizeof *first) != 0)
+                return false;
+        }
+    }
+    const stage_code *const a = &x->stages[0], *const b = &x->stages[p->n_stages - 1];
+    if (stage_tied_offset(a) < 0 || stage_tied_offset(b) < 0) return true;
+    return memcmp(weights_of(x, 0, 0) + stage_tied_offset(a),
+                  weights_of(x, (uint32_t)p->n_stages - 1, 0) + stage_tied_offset(b),
+                  (size_t)(a->m->vocab * a->m->hidden) * sizeof(float)) == 0;
+}
+
 static td_status one_step(check_run *c, const check_options *o, int64_t step, check_result *out,
                           td_err *err)
 {
@@ -96,35 +123,12 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
     if (memcmp(&loss, &reference_loss, sizeof loss) != 0) out->losses_equal = false;
     const double error = fabs(loss / reference_loss - 1);
     if (!(error <= out->loss_rel_err)) out->loss_rel_err = error;
+    out->copies = out->copies && copies_are_equal(c->x);
     for (uint32_t i = 0; i < p->n_insts; i++)
         reference_compare(&c->f, &c->x->stages[p->insts[i].stage], c->grads[i], c->f.grads,
                           &out->gradients);
     reference_update(&c->f, &s);
     return TD_OK;
-}
-
-static const float *weights_of(const executor *x, uint32_t inst, int32_t replica)
-{
-    return exec_buffer(x, exec_rank_of(x, inst, replica), SIZE_WEIGHTS, inst);
-}
-
-/* Whether all copies of each stage, and both copies of a tied table, hold the same bits. */
-static bool copies_are_equal(const executor *x)
-{
-    const plan *const p = x->p;
-    for (uint32_t i = 0; i < p->n_insts; i++) {
-        const int32_t stage = p->insts[i].stage;
-        const stage_code *const c = &x->stages[stage];
-        const float *const first = weights_of(x, (uint32_t)stage, 0);
-        for (int32_t d = 0; c->elements > 0 && d < p->dp; d++)
-            if (memcmp(first, weights_of(x, i, d), (size_t)c->elements * sizeof *first) != 0)
-                return false;
-    }
-    const stage_code *const a = &x->stages[0], *const b = &x->stages[p->n_stages - 1];
-    if (stage_tied_offset(a) < 0 || stage_tied_offset(b) < 0) return true;
-    return memcmp(weights_of(x, 0, 0) + stage_tied_offset(a),
-                  weights_of(x, (uint32_t)p->n_stages - 1, 0) + stage_tied_offset(b),
-                  (size_t)(a->m->vocab * a->m->hidden) * sizeof(float)) == 0;
 }
 
 static td_status run(check_run *c, const check_options *o, td_arena *a, check_result *out,
@@ -139,7 +143,6 @@ static td_status run(check_run *c, const check_options *o, td_arena *a, check_re
             reference_compare(&c->f, &c->x->stages[p->insts[i].stage],
                               exec_buffer(c->x, exec_rank_of(c->x, i, d), SIZE_WEIGHTS, i),
                               c->f.weights, &out->weights);
-    out->copies = copies_are_equal(c->x);
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         const rank_arena *const m = &c->x->ranks[r].arena;
         out->ranks[r] = (check_rank){.peak_bytes = p->ranks[r].arena_bytes,
@@ -157,6 +160,7 @@ td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_a
     *out = (check_result){.gradients = {.bitwise = true},
                           .weights = {.bitwise = true},
                           .losses_equal = true,
+                          .copies = true,
                           .memory = true,
                           .exact = order_is_plain(p, a)};
     out->ranks = TD_NEW_N(a, check_rank, p->n_ranks);

@@ -19,7 +19,8 @@ typedef struct check_result {
     double loss, loss_reference; /* of the first step */
     comparison gradients;        /* of every step */
     comparison weights;          /* after the last step */
-    bool copies; /* twins, replicas and both ends' tied tables have equal weights, bit for bit */
+    bool copies; /* after every step twins, replicas, forward and backward rows and both ends' tied
+                    tables have equal weights, bit for bit */
     bool losses_equal;   /* every bit, every step */
     double loss_rel_err; /* largest of all steps */
     bool exact;          /* accumulation order is the reference's: bitwise is demanded */

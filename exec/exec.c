@@ -8,13 +8,12 @@
 
 static td_status refuse_kind(const plan *p, uint8_t kind, td_err *err)
 {
-    if (kind == PASS_F || kind == PASS_B || kind == PASS_I || kind == PASS_W || kind == TASK_PAIR ||
-        kind == TASK_SEND || kind == TASK_RECV || kind == TASK_COLL || kind == TASK_NORM ||
-        kind == TASK_OPTIMIZER || kind == TASK_MARK)
+    if (kind <= PASS_R || kind == TASK_PAIR || kind == TASK_SEND || kind == TASK_RECV ||
+        kind == TASK_COLL || kind == TASK_NORM || kind == TASK_OPTIMIZER || kind == TASK_MARK)
         return TD_OK;
     return td_fail(err, TD_EUSAGE,
                    "schedule %s: %s tasks are not executed yet; choose a schedule of "
-                   "F, B, I and W passes",
+                   "F, B, I, W and R passes",
                    p->schedule_name == NULL ? "of this plan" : p->schedule_name,
                    kind < PASS_COUNT ? pass_name((pass_kind)kind) : "validation");
 }

@@ -61,7 +61,7 @@ typedef struct exec_step {
                                 are, the gradients are cleared, and grad_norm is not finite */
 } exec_step;
 
-enum { EXEC_STEP_WORDS = 3 }; /* behind the losses, for exec_team_step */
+enum { EXEC_STEP_WORDS = 4 }; /* behind the losses, for exec_team_step */
 
 typedef struct executor {
     const plan *p;

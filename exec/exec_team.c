@@ -44,7 +44,7 @@ static td_status share_gradients(executor *x, uint32_t rank, td_err *err)
 {
     const plan *const p = x->p;
     for (uint32_t i = 0; i < p->n_insts; i++) {
-        if (p->insts[i].backward_row != p->ranks[rank].row) continue;
+        if (!plan_trains(&p->insts[i], p->ranks[rank].row)) continue;
         const optimizer_share s = optimizer_share_of(x, rank, i);
         for (uint32_t to = 0; to < p->n_insts; to++)
             for (int32_t k = 0; optimizer_hands_out(x, &s, rank, i, to) && k < s.n; k++)
@@ -68,8 +68,10 @@ td_status exec_team_step(executor *x, td_err *err)
     words[0] = first ? (double)(x->start_ns / 1000000000) : 0.0;
     words[1] = first ? (double)(x->start_ns % 1000000000) : 0.0;
     words[2] = x->step.stop ? 1.0 : 0.0;
+    words[3] = exec_rank_of(x, 0, 0) == team_index(t) ? x->grad_norm : 0.0;
     TD_TRY(team_fold(t, TEAM_SUM, x->losses, n + EXEC_STEP_WORDS, err));
     x->stop = words[2] > 0.0;
+    x->grad_norm = words[3];
     const int64_t origin = (int64_t)words[0] * 1000000000 + (int64_t)words[1];
     const int64_t late = x->start_ns - x->clock_ns - origin;
     const plan_rank *const r = &p->ranks[team_index(t)];

@@ -147,7 +147,8 @@ void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
         const held h = held_at(x, r, i);
         if (h.role != ROLE_GRADS) continue;
         const optimizer_share s = optimizer_share_of(x, r->index, h.inst);
-        const bool counts = p->insts[h.inst].pipe == 0 && p->ranks[r->index].replica == 0;
+        const bool counts = p->insts[h.inst].pipe == 0 && p->ranks[r->index].replica == 0 &&
+                            p->insts[h.inst].backward_row == p->ranks[r->index].row;
         if (s.whole && !counts) continue;
         const stage_code *const c = &x->stages[p->insts[h.inst].stage];
         const float *const g = (const float *)(void *)h.at;
@@ -179,7 +180,9 @@ bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t r
 {
     const plan *const p = x->p;
     if (x->step.grads_out == NULL || x->step.grads_out[to] == NULL) return false;
-    if (s->whole) return to == inst && p->ranks[rank].replica == 0;
+    if (s->whole)
+        return to == inst && p->ranks[rank].replica == 0 &&
+               p->insts[inst].backward_row == p->ranks[rank].row;
     return p->insts[to].stage == p->insts[inst].stage;
 }
 
@@ -234,7 +237,7 @@ td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
     for (int64_t i = 0; table != NULL && i < x->n_tensors; i++) sum += table[i];
     if (!isfinite(sum) && !x->step.skip) return not_finite(x, r, table, err);
     const double norm = sqrt(sum);
-    if (r->index == 0 || x->options.team != NULL) x->grad_norm = norm; /* the same everywhere */
+    if (exec_rank_of(x, 0, 0) == r->index) x->grad_norm = norm; /* the same wherever it is known */
     const float scale = optimizer_clip(norm, x->step.clip);
     for (uint32_t i = first; i < end; i++) {
         const held w = held_at(x, r, i);

@@ -5,7 +5,14 @@
 
 /* --- the code of each class --- */
 
-/* out[0]: with a whole backward, out[1]: with a split one. */
+/* A forward on a row that does not run the backward. */
+static bool keeps_nothing(const plan *p, const plan_class *k)
+{
+    const plan_inst *const i = &p->insts[k->inst];
+    return k->kind == PASS_F && i->forward_row != i->backward_row;
+}
+
+/* out[0]: with a whole backward, out[1]: with a split one; both the same where nothing is kept. */
 static td_status open_code(executor *x, const plan_class *k, td_arena *a, const stage_code **out,
                            td_err *err)
 {
@@ -14,6 +21,11 @@ static td_status open_code(executor *x, const plan_class *k, td_arena *a, const 
     stage_code *const c = TD_NEW_N(a, stage_code, 2);
     if (c == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the passes");
     for (int split = 0; split < 2; split++) {
+        if (keeps_nothing(x->p, k)) {
+            TD_TRY(stage_open_forward(x->z, stage, whole, k->slice_len, &c[0], err));
+            out[split] = &c[0];
+            continue;
+        }
         TD_TRY(stage_open_as(x->z, stage, whole, k->slice_len, split == 1, &c[split], err));
         out[split] = &c[split];
     }
@@ -27,7 +39,8 @@ static uint32_t same_code(const plan *p, uint32_t cls)
     for (uint32_t i = 0; i < cls; i++) {
         const plan_class *const o = &p->classes[i];
         if (o->kind < PASS_COUNT && o->slice_len == k->slice_len &&
-            p->insts[o->inst].stage == p->insts[k->inst].stage)
+            p->insts[o->inst].stage == p->insts[k->inst].stage &&
+            keeps_nothing(p, o) == keeps_nothing(p, k))
             return i;
     }
     return cls;
@@ -159,7 +172,12 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
     case PASS_W: stage_weight_gradient(r->ctx, c, &a); return TD_OK;
     default: break;
     }
+    if (keeps_nothing(p, k)) a.stash = a.scratch;
+    /* a recompute's output has been sent already: it goes where nobody looks */
+    if (m->kind == PASS_R && !c->at.head)
+        a.output = (float *)(void *)(a.scratch + c->scratch.narrow);
     stage_forward(r->ctx, c, &a);
+    if (m->kind == PASS_R) return TD_OK; /* its forward was looked at */
     double *const loss =
         &x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch];
     if (c->at.head) *loss = m->slice == 0 ? a.loss : *loss + a.loss;

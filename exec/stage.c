@@ -98,6 +98,16 @@ td_status stage_open_as(const sizes *z, int32_t stage, const stage_code *whole, 
     return open_layouts(z, stage, seq, split, out, err);
 }
 
+td_status stage_open_forward(const sizes *z, int32_t stage, const stage_code *whole, int64_t seq,
+                             stage_code *out, td_err *err)
+{
+    *out = *whole;
+    out->seq = seq;
+    out->rows = out->batch * seq;
+    out->split = false;
+    return forward_layout_of(z, stage, seq, &out->stash, &out->scratch, err);
+}
+
 int64_t stage_head_grad(const stage_code *c)
 {
     if (!c->at.head) return -1;
@@ -163,8 +173,8 @@ static float *layer_tensor(const stage_code *c, const stage_args *p, int64_t lay
     for (int i = 0; i < KEPT_PARTS; i++) {
         const layer_layout *const k = &parts[i].at->kept;
         if (parts[i].base != NULL && field_of(k, field) >= 0)
-            return at_bytes(parts[i].base,
-                            parts[i].at->layers + layer * k->bytes + field_of(k, field));
+            return at_bytes(parts[i].base, parts[i].at->layers + layer * parts[i].at->layer_stride +
+                                               field_of(k, field));
     }
     const int64_t again = field_of(&c->scratch.layer, field);
     return p->scratch != NULL && again >= 0 ? at_bytes(p->scratch, c->scratch.recomputed + again)

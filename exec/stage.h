@@ -36,6 +36,11 @@ TD_MUST_USE td_status stage_open(const sizes *z, k_ctx *ctx, td_arena *a, stage_
 TD_MUST_USE td_status stage_open_as(const sizes *z, int32_t stage, const stage_code *whole,
                                     int64_t seq, bool split, stage_code *out, td_err *err);
 
+/* The same stage for forwards that keep nothing: `scratch` is their whole workspace, and the stash
+ * lies in it. */
+TD_MUST_USE td_status stage_open_forward(const sizes *z, int32_t stage, const stage_code *whole,
+                                         int64_t seq, stage_code *out, td_err *err);
+
 static inline bool stage_is_sliced(const stage_code *c) { return c->seq < c->whole; }
 
 /* The keys and values of one slice: per layer K, then V, [batch, len, kv_heads * head_dim]. */

@@ -13,6 +13,7 @@ td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
     case PASS_B:
     case PASS_I:
     case PASS_W:
+    case PASS_R:
         return pass_run(x, r,
                         &(plan_member){.kind = t->kind,
                                        .slice = t->slice,

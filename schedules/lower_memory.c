@@ -102,13 +102,13 @@ td_status memory_of_run(memory *mem, size_kind what, int32_t inst, uint32_t *out
 }
 
 /* One workspace a rank, as large as its hungriest pass needs. */
-td_status memory_scratch(memory *mem, int32_t inst, int32_t m, int32_t k, uint32_t *out,
-                         td_err *err)
+td_status memory_scratch(memory *mem, size_kind what, int32_t inst, int32_t m, int32_t k,
+                         uint32_t *out, td_err *err)
 {
     uint32_t bclass = 0;
     *out = mem->scratch;
     if (!mem->opens) return TD_OK; /* a replica of a row that is done */
-    TD_TRY(memory_class(mem, SIZE_SCRATCH, inst, m, k, &bclass, err));
+    TD_TRY(memory_class(mem, what, inst, m, k, &bclass, err));
     if (mem->scratch == PLAN_NONE) TD_TRY(memory_new(mem, bclass, true, &mem->scratch, err));
     *out = mem->scratch;
     if (*out == PLAN_NONE) return TD_OK;

@@ -75,8 +75,8 @@ TD_MUST_USE td_status memory_tensor(memory *mem, memory_table table, int32_t sta
                                     int32_t k, uint32_t *out, td_err *err);
 TD_MUST_USE td_status memory_of_run(memory *mem, size_kind what, int32_t inst, uint32_t *out,
                                     td_err *err);
-TD_MUST_USE td_status memory_scratch(memory *mem, int32_t inst, int32_t m, int32_t k, uint32_t *out,
-                                     td_err *err);
+TD_MUST_USE td_status memory_scratch(memory *mem, size_kind what, int32_t inst, int32_t m,
+                                     int32_t k, uint32_t *out, td_err *err);
 
 /* Records a use of the task at hand and stretches the buffer's life over it. */
 void memory_use(memory *mem, use_mode mode, use_role role, uint32_t buffer);

@@ -52,7 +52,8 @@ static td_status use_run(memory *mem, use_mode mode, use_role role, size_kind wh
 static td_status use_scratch(memory *mem, const pass_at *p, td_err *err)
 {
     uint32_t b = PLAN_NONE;
-    TD_TRY(memory_scratch(mem, p->inst, p->m, p->k, &b, err));
+    const bool alone = p->away && p->kind == PASS_F; /* nothing is kept for a backward */
+    TD_TRY(memory_scratch(mem, alone ? SIZE_FORWARD : SIZE_SCRATCH, p->inst, p->m, p->k, &b, err));
     memory_use(mem, USE_WRITE, ROLE_SCRATCH, b);
     return TD_OK;
 }
