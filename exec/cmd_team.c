@@ -9,7 +9,38 @@
 
 extern char **environ;
 
-enum { WIRE_AUTO, WIRE_THREADS, WIRE_MPI }; /* the order of --wire */
+enum { WIRE_AUTO, WIRE_THREADS, WIRE_MPI, WIRE_TCP }; /* the order of --wire */
+
+static td_status join_mpi(const launch *l, td_arena *a, transport *out, td_err *err)
+{
+    if (l->by == LAUNCHED_ALONE && getenv("PMIX_RANK") == NULL)
+        return td_fail(
+            err, TD_EUSAGE,
+            "--wire mpi: no launcher is seen; start one process a rank, as in mpirun -n 4 "
+            "pexec train --pp 4 ...");
+    TD_TRY(transport_open_mpi(a, out, err));
+    if (l->by != LAUNCHED_BY_OPENMPI && l->by != LAUNCHED_BY_MPICH) return TD_OK;
+    if (out->size == l->size && out->index == l->rank) return TD_OK;
+    return td_fail(err, TD_EUSAGE,
+                   "--wire mpi: MPI says rank %u of %u, but %s says %u of %u; this pexec was built "
+                   "with another MPI than the launcher's",
+                   out->index, out->size, launcher_name(l->by), l->rank, l->size);
+}
+
+static td_status join_tcp(const launch *l, int64_t deadline_ns, td_arena *a, transport *out,
+                          td_err *err)
+{
+    if (l->by == LAUNCHED_ALONE)
+        return td_fail(err, TD_EUSAGE,
+                       "--wire tcp: no launcher is seen; set RANK, WORLD_SIZE, LOCAL_RANK, "
+                       "MASTER_ADDR and MASTER_PORT, as torchrun does");
+    if (l->host[0] == '\0' || l->port == 0)
+        return td_fail(
+            err, TD_EUSAGE,
+            "--wire tcp: %s does not say where rank 0 is; set MASTER_ADDR and MASTER_PORT",
+            launcher_name(l->by));
+    return transport_open_tcp(l, deadline_ns, a, out, err);
+}
 
 td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *err)
 {
@@ -18,24 +49,14 @@ td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *er
     launch l;
     TD_TRY(launch_read((const char *const *)environ, &l, err));
     if (o->wire == WIRE_AUTO && l.size == 1) return TD_OK;
-    if (o->wire == WIRE_MPI && l.by == LAUNCHED_ALONE && getenv("PMIX_RANK") == NULL)
-        return td_fail(
-            err, TD_EUSAGE,
-            "--wire mpi: no launcher is seen; start one process a rank, as in mpirun -n 4 "
-            "pexec train --pp 4 ...");
-    if (o->wire == WIRE_AUTO && l.by != LAUNCHED_BY_OPENMPI && l.by != LAUNCHED_BY_MPICH)
-        return td_fail(err, TD_EUSAGE,
-                       "--wire auto: %s started %u processes, and only MPI joins them; use mpirun, "
-                       "or --wire threads in one process",
-                       launcher_name(l.by), l.size);
+    const bool by_mpi = l.by == LAUNCHED_BY_OPENMPI || l.by == LAUNCHED_BY_MPICH;
+    const int64_t deadline_ns = o->timeout * 1000000000;
     transport t;
-    TD_TRY(transport_open_mpi(a, &t, err));
-    if (l.by != LAUNCHED_ALONE && (t.size != l.size || t.index != l.rank))
-        return td_fail(err, TD_EUSAGE,
-                       "--wire mpi: MPI says rank %u of %u, but %s says %u of %u; this pexec was "
-                       "built with another MPI than the launcher's",
-                       t.index, t.size, launcher_name(l.by), l.rank, l.size);
-    return team_open(&t, o->timeout * 1000000000, a, out, err);
+    if (o->wire == WIRE_MPI || (o->wire == WIRE_AUTO && by_mpi))
+        TD_TRY(join_mpi(&l, a, &t, err));
+    else
+        TD_TRY(join_tcp(&l, deadline_ns, a, &t, err));
+    return team_open(&t, deadline_ns, a, out, err);
 }
 
 void pexec_report(const executor *x, td_status st)

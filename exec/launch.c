@@ -205,5 +205,8 @@ td_status launch_read(const char *const *environment, launch *out, td_err *err)
     TD_TRY(read_numbers(v, &names_of[out->by], out, err));
     if (out->by == LAUNCHED_BY_SLURM) TD_TRY(meet_by_slurm(v, out, err));
     if (out->by == LAUNCHED_BY_TORCHRUN) TD_TRY(meet_by_torchrun(v, out, err));
+    if (out->host[0] == '\0' && look_up(v, "MASTER_ADDR") != NULL)
+        (void)snprintf(out->host, sizeof out->host, "%.250s", look_up(v, "MASTER_ADDR"));
+    if (out->port == 0) TD_TRY(read_port(v, "MASTER_PORT", 0, &out->port, err));
     return read_port(v, "PEXEC_PORT", 0, &out->port, err);
 }

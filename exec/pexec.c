@@ -17,9 +17,10 @@ static const cli_option machine_options[] = {
      .arg = "NAME",
      .at = AT(wire),
      .def = "auto",
-     .choices = "auto|threads|mpi",
-     .help = "what moves tensors between ranks: threads of this process, or MPI between the "
-             "processes that mpirun started; auto: what the launcher's variables ask for"},
+     .choices = "auto|threads|mpi|tcp",
+     .help = "what moves tensors between ranks: threads of this process; MPI or TCP between one "
+             "process a rank; auto: what the launcher's variables say (mpirun: mpi; torchrun, "
+             "srun: tcp; else threads)"},
     {.kind = CLI_INT,
      .name = "timeout",
      .arg = "S",

@@ -10,7 +10,7 @@ typedef struct pexec_options {
     request what;
     bool json;
     int backend; /* 0 cpu, 1 cuda */
-    int wire;    /* 0 auto, 1 threads, 2 mpi */
+    int wire;    /* 0 auto, 1 threads, 2 mpi, 3 tcp */
     int64_t threads_per_rank, seed, timeout;
     /* train */
     const char *data, *vocab, *merges, *trace, *out;

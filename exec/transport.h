@@ -4,7 +4,7 @@
 #ifndef EXEC_TRANSPORT_H
 #define EXEC_TRANSPORT_H
 
-#include "base/base.h"
+#include "exec/launch.h"
 
 /* A message under way; lives until it is done, as its data does. All but `done` is the
  * transport's. */
@@ -38,5 +38,8 @@ struct transport {
 
 /* Joins the processes that the launcher of MPI started. TD_EUSAGE where this build has no MPI. */
 TD_MUST_USE td_status transport_open_mpi(td_arena *a, transport *out, td_err *err);
+/* Joins the processes of a launch over TCP, at l->host and l->port. Errors as tcp_meet. */
+TD_MUST_USE td_status transport_open_tcp(const launch *l, int64_t deadline_ns, td_arena *a,
+                                         transport *out, td_err *err);
 
 #endif
