@@ -300,10 +300,13 @@ td_status cmd_sweep(td_arena *a, const cli_args *args, const void *options, td_e
         if (s.traces == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     }
     size_t failed = 0;
+    cli_progress progress = cli_progress_begin(CLI_AUTO);
     for (size_t k = 0; k < s.n_rows; k++) {
+        (void)cli_progress_show(&progress, "%zu of %zu: %s", k + 1, s.n_rows, s.rows[k].schedule);
         TD_TRY(try_row(&s, &s.rows[k], err));
         failed += s.rows[k].status != TD_OK;
     }
+    cli_progress_end(&progress);
     if (failed == s.n_rows)
         return td_fail(err, s.rows[0].status, "%s%s", s.rows[0].why,
                        failed > 1 ? " (and no other combination can be)" : "");

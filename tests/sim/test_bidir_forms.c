@@ -100,6 +100,7 @@ static void many_pipes(void **state)
                 q.options = td_sprintf(a, "f=%d doubling=1", f);
                 const bidir_result doubled = bidir_run(a, &q);
                 check_step(a, &q, &doubled, 3 * q.m + 1.5 * idle);
+                if (f == 1) check_peaks(a, &q, &doubled, 2 * d - (d / 2.0 - 1), 2 * d);
                 assert_int_equal(doubled.m.messages, 2 * q.m * (d - 1));
                 td_arena_free(a);
             }
@@ -166,6 +167,37 @@ static void dual_steps(void **state)
                     assert_int_equal(r.m.local_handovers, folded ? 2 * q.m : 0);
                     td_arena_free(a);
                 }
+}
+
+/* DualPipeV on R ranks does what the first R of DualPipe's 2R ranks do with twice the microbatches,
+ * chunk for direction, at the same times. */
+static void dual_folds(void **state)
+{
+    (void)state;
+    for (int32_t d = 1; d <= 6; d++)
+        for (int32_t more = 0; more < 5; more++) {
+            td_arena *const a = td_arena_new();
+            bidir_query q = {
+                .family = "dualpipe", .pp = 2 * d, .m = 4 * d + 2 * more, .v = 1, .f = 1, .b = 2};
+            const bidir_result wide = bidir_run(a, &q);
+            q.family = "dualpipev";
+            q.pp = d;
+            q.m = 2 * d + more;
+            q.v = 2;
+            const bidir_result v = bidir_run(a, &q);
+            for (uint32_t r = 0; r < (uint32_t)d; r++) {
+                const plan_stream *const x = plan_compute(&wide.p, r);
+                const plan_stream *const y = plan_compute(&v.p, r);
+                assert_int_equal(x->n_tasks, y->n_tasks);
+                for (uint32_t i = 0; i < x->n_tasks; i++) {
+                    assert_int_equal(wide.p.tasks[x->first_task + i].kind,
+                                     v.p.tasks[y->first_task + i].kind);
+                    assert_int_equal(wide.t.begin_ns[x->first_task + i],
+                                     v.t.begin_ns[y->first_task + i]);
+                }
+            }
+            td_arena_free(a);
+        }
 }
 
 /* Where the form does not hold: the outer ranks idle less when a pair costs less than F + B; the
@@ -288,10 +320,15 @@ static void latency(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(two_pipes), cmocka_unit_test(many_pipes),
-        cmocka_unit_test(waves),     cmocka_unit_test(dual_steps),
-        T_TEST(dual_beyond),         T_TEST(matrix),
-        T_TEST(crossover),           cmocka_unit_test(latency),
+        cmocka_unit_test(two_pipes),
+        cmocka_unit_test(many_pipes),
+        cmocka_unit_test(waves),
+        cmocka_unit_test(dual_steps),
+        cmocka_unit_test(dual_folds),
+        T_TEST(dual_beyond),
+        T_TEST(matrix),
+        T_TEST(crossover),
+        cmocka_unit_test(latency),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
