@@ -191,7 +191,7 @@ static void times_text(const slices_job *j, const slicing *s, const evens *e, td
     }
     td_text_addf(out, "  latency    %.6g ms = %.6g of all slices + %d x %.6g of the longest\n",
                  s->latency_ns / 1e6, s->sum_ns / 1e6, j->stages - 1, s->max_ns / 1e6);
-    td_text_addf(out, "  not cut    %.6g ms; best even cut (%d slices) %.6g ms\n",
+    td_text_addf(out, "  not cut    %.6g ms; best even cut, into %d: %.6g ms\n",
                  e->s[0].latency_ns / 1e6, e->slices[e->best], e->s[e->best].latency_ns / 1e6);
 }
 

@@ -144,7 +144,7 @@ static void print_cut(const entry *e, int64_t granularity, char *out, size_t siz
     const slicing *const s = &e->best;
     const int32_t n = s->group_first[1];
     if (n == 1)
-        (void)snprintf(out, size, "%d groups, not cut", s->n_groups);
+        (void)snprintf(out, size, "%d x 1 slice", s->n_groups);
     else
         (void)snprintf(out, size, "%d x %d slices, %lld..%lld", s->n_groups, n,
                        (long long)(s->length[0] * granularity),

@@ -1,5 +1,6 @@
 /* Sequence-level schedules: the orders of the worked examples, idle time and peaks against closed
  * forms, unequal slices, what is refused, random sizes. */
+#include "costmodel/slicing.h"
 #include "sim/sim.h"
 #include "t.h"
 
@@ -269,6 +270,69 @@ static void unequal_slices(void **state)
     }
 }
 
+/* Steps over the work of a 7B GPT at 131072 tokens, when slices cost what their FLOPs do: the even
+ * cut loses all that slices win, the cut of equal cost keeps it. */
+static double over_ideal(td_arena *a, const char *name, const slicing_flops *f, int32_t s,
+                         const int32_t *tokens)
+{
+    const query q = {.name = name, .times = "F=1,B=2", .pp = 4, .m = 8, .s = s, .tokens = tokens};
+    const outcome o = run(a, &q);
+    const double scale = 1e9 / slicing_flops_between(f, 0, 131072);
+    const double unit = 131072.0 / (double)o.seq_len;
+    int64_t *const ns = TD_NEW_N(a, int64_t, o.p.n_classes);
+    for (uint32_t i = 0; i < o.p.n_classes; i++) {
+        const plan_class *const c = &o.p.classes[i];
+        const int64_t from = (int64_t)(c->prefix * unit);
+        const int64_t to = from + (int64_t)(c->slice_len * unit);
+        const double cost = scale * slicing_flops_between(f, from, to);
+        if (c->kind < PASS_COUNT) ns[i] = llround(c->kind == PASS_F ? cost : 2 * cost);
+    }
+    const sim_options so = {.protocol = PROTOCOL_EAGER};
+    task_times t = {0};
+    plan_metrics m;
+    td_err err = {0};
+    T_OK(sim_run(&o.p, ns, &so, a, &t, NULL, &err), &err);
+    T_OK(metrics_of(&o.p, &t, (activation_deltas){1, 0, -1}, a, &m, &err), &err);
+    return (double)m.step_ns / (8 * 3e9);
+}
+
+static void long_context(void **state)
+{
+    const model_desc m = {.n_layers = 32,
+                          .hidden = 4096,
+                          .n_heads = 32,
+                          .n_kv_heads = 32,
+                          .head_dim = 128,
+                          .ffn = 16384};
+    const slicing_flops f = slicing_flops_of(&m, 32768);
+    int64_t length[4];
+    int32_t tokens[4];
+    td_err err = {0};
+    T_OK(slicing_equal(&f, 131072, 4, 8, length, &err), &err);
+    for (int k = 0; k < 4; k++) tokens[k] = (int32_t)length[k];
+    T_CLOSE(over_ideal(*state, "1f1b", &f, 1, NULL), 1.375, 0, 5e-4);
+    T_CLOSE(over_ideal(*state, "seq1f1b", &f, 4, NULL), 1.617, 0, 5e-4);
+    T_CLOSE(over_ideal(*state, "seq1f1b", &f, 4, tokens), 1.094, 0, 5e-4);
+}
+
+/* Peaks weigh slices by their tokens: a first slice longer than the others is held longest. */
+static void weighted_peaks(void **state)
+{
+    static const int32_t short_cut[] = {5271, 4232, 3639, 3242};
+    static const int32_t long_cut[] = {55712, 30872, 24064, 20424};
+    query q = {
+        .name = "seq1f1b", .times = "F=1,B=2", .pp = 8, .m = 16, .s = 4, .tokens = short_cut};
+    outcome o = run(*state, &q);
+    T_CLOSE(o.metrics.ranks[0].peak_activations, 2.90, 0, 5e-3);
+    q.pp = 4;
+    q.tokens = long_cut;
+    o = run(*state, &q);
+    T_CLOSE(o.metrics.ranks[0].peak_activations, 2.09, 0, 5e-3);
+    q.tokens = NULL;
+    o = run(*state, &q);
+    T_CLOSE(o.metrics.ranks[0].peak_activations, 1.75, 0, 1e-9);
+}
+
 /* All forwards, then all backwards, over a chain: sum + (P - 1) max of each half is exact
  * (TeraPipe, eq. 5), for any slice times. */
 static void terapipe_latency(void **state)
@@ -356,9 +420,10 @@ static void refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T_TEST(worked_examples),        T_TEST(compat),       T_TEST(closed_forms),
-        T_TEST(closed_forms_of_chunks), T_TEST(safe_groups),  T_TEST(unequal_slices),
-        T_TEST(terapipe_latency),       T_TEST(random_sizes), T_TEST(refused),
+        T_TEST(worked_examples),        T_TEST(compat),         T_TEST(closed_forms),
+        T_TEST(closed_forms_of_chunks), T_TEST(safe_groups),    T_TEST(unequal_slices),
+        T_TEST(long_context),           T_TEST(weighted_peaks), T_TEST(terapipe_latency),
+        T_TEST(random_sizes),           T_TEST(refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
