@@ -33,7 +33,7 @@ static void test_two_directions(void **state)
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         const exec_law k = {.model = models[i]};
         for (int32_t d = 2; d <= 4; d += 2)
-            for (int32_t n = d; n <= 4 * d; n *= 2) {
+            for (int32_t n = d; n <= (i == 0 ? 4 : 2) * d; n *= 2) {
                 hold(&k, "bitpipe", NULL, d, 2, n, false);
                 hold(&k, "chimera", NULL, d, 1, n, false);
             }
@@ -50,7 +50,8 @@ static void test_waves(void **state)
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         const exec_law k = {.model = models[i]};
         for (int32_t d = 2; d <= 4; d += 2)
-            for (int32_t n = d; n <= 4 * d; n *= 2) hold(&k, "hanayo", NULL, d, 2, n, true);
+            for (int32_t n = d; n <= (i == 0 ? 4 : 2) * d; n *= 2)
+                hold(&k, "hanayo", NULL, d, 2, n, true);
     }
     const exec_law k = {.model = &law_llama, .steps = 2};
     hold(&k, "hanayo", NULL, 2, 4, 4, true);
@@ -112,7 +113,7 @@ static void test_overlapped_pairs(void **state)
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         const exec_law k = {.model = models[i]};
         for (int32_t d = 2; d <= 4; d += 2)
-            for (int32_t n = 2 * d; n <= 4 * d; n *= 2) {
+            for (int32_t n = 2 * d; n <= (i == 0 ? 4 : 2) * d; n *= 2) {
                 hold(&k, "dualpipe", NULL, d, 1, n, false);
                 hold(&k, "dualpipev", NULL, d, 2, n, true);
             }
@@ -267,7 +268,7 @@ static void test_random_schedules(void **state)
 {
     (void)state;
     int twins = 0, sliced = 0;
-    for (uint64_t seed = 1; seed <= 40; seed++) {
+    for (uint64_t seed = 1; seed <= 30; seed++) {
         td_arena *const a = td_arena_new();
         const schedule s = gen_schedule(a, seed);
         const exec_law k = {.model = models[seed % (s.n_slices > 1 ? 2 : 3)], /* BERT is whole */
@@ -279,7 +280,7 @@ static void test_random_schedules(void **state)
         sliced += s.n_pipes > 1 && s.n_slices > 1;
         td_arena_free(a);
     }
-    assert_true(twins > 8 && sliced > 4);
+    assert_true(twins > 6 && sliced > 3);
 }
 
 /* The middle one of three ranks holds both ends, but adds each to that of another rank: it must not
