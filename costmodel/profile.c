@@ -111,13 +111,9 @@ static bool from_halves(const part_query *q, pass_kind kind, recompute_mode mode
         return true;
     }
     if ((kind != PASS_I && kind != PASS_W) || !have_b) return false;
-    /* tables have no input to give a gradient to */
-    if (q->part == PART_EMBEDDING)
-        *ns = kind == PASS_W ? b : 0;
-    else if (kind == PASS_I)
-        *ns = have_w ? b - w : b / 2;
-    else
-        *ns = have_i ? b - i : b / 2;
+    /* half of what products take; attention's scores have no weights */
+    if (!have_w) w = have_i ? b - i : profile_eval(fit_of(q, PASS_B, mode), q->tokens, 0) / 2;
+    *ns = kind == PASS_I ? b - w : w;
     if (*ns < 0) *ns = 0;
     return true;
 }
@@ -138,13 +134,21 @@ static bool with_recompute(const part_query *q, pass_kind kind, double *ns)
     return true;
 }
 
+/* Whether I does all of the part's backward: of the embedding, which is no product, and of a head
+ * whose logits are made again in pieces. */
+static bool done_by_i(const part_query *q)
+{
+    return q->part == PART_EMBEDDING || (q->part == PART_HEAD && q->mode == RECOMPUTE_FULL);
+}
+
 static td_status part_ns(const part_query *q, pass_kind kind, double *ns, td_err *err)
 {
     *ns = 0;
+    if (kind == PASS_W && done_by_i(q)) return TD_OK;
+    if (kind == PASS_I && done_by_i(q)) kind = PASS_B;
     if (fitted(q, kind, q->mode, ns) || from_halves(q, kind, q->mode, ns)) return TD_OK;
     if (with_recompute(q, kind, ns)) return TD_OK;
     if (kind == PASS_R && fitted(q, PASS_F, RECOMPUTE_NONE, ns)) return TD_OK;
-    if (q->part == PART_EMBEDDING && kind == PASS_I) return TD_OK;
     return td_fail(err, TD_EUSAGE,
                    "profile: no time for pass %c of the %s; it was not measured, run pexec bench "
                    "with it and calibrate again",
@@ -166,7 +170,7 @@ static td_status shard_ns(const sizes *z, const part_query *q, pass_kind kind, d
     case PASS_S: *ns = share * (f + (z->vocab_fused ? i : 0)); return TD_OK;
     case PASS_T: *ns = share * (w + (z->vocab_fused ? 0 : i)); return TD_OK;
     case PASS_E: *ns = f; return TD_OK;
-    default: *ns = share * w; return TD_OK;
+    default: *ns = share * (i + w); return TD_OK;
     }
 }
 

@@ -197,10 +197,15 @@ static void profile_prices(void **state)
     T_CLOSE(price(&r, PASS_B, 1), 6 * layer + 600 + 6 * tokens, 0, 0.5);
     T_CLOSE(price(&r, PASS_I, 1) + price(&r, PASS_W, 1), price(&r, PASS_B, 1), 0, 1);
     T_CLOSE(price(&r, PASS_I, 0) + price(&r, PASS_W, 0), price(&r, PASS_B, 0), 0, 1);
+    /* W: products alone, half of their backward; the embedding is done by I */
+    T_CLOSE(price(&r, PASS_W, 0), 5 * (1000 + 10 * tokens), 0, 0.5);
+    T_CLOSE(price(&r, PASS_W, 1), 3 * (1000 + 10 * tokens) + 300 + 3 * tokens, 0, 0.5);
     T_CLOSE(price(&r, PASS_R, 1), 3 * layer, 0, 0.5);
     const double b = price(&r, PASS_B, 0);
     r.z.run.recompute = RECOMPUTE_FULL;
     T_CLOSE(price(&r, PASS_B, 0), b + 5 * layer, 0, 1);
+    T_CLOSE(price(&r, PASS_W, 1), 3 * (1000 + 10 * tokens), 0, 0.5); /* I does the head */
+    T_CLOSE(price(&r, PASS_I, 1) + price(&r, PASS_W, 1), price(&r, PASS_B, 1), 0, 1);
     r.z.run.recompute = RECOMPUTE_SELECTIVE;
     T_CLOSE(price(&r, PASS_B, 0), b + 5 * 0.25 * seen, 0, 1);
     r.cost.recompute_placed = true;
