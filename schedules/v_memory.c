@@ -100,7 +100,8 @@ typedef struct packer {
     v_slots *v;
     bool weights;  /* W has its slots: warm-up and cool-down move; else the cool-down alone */
     row_view *row; /* [p] */
-    int32_t peak;
+    int32_t peak;  /* chunk activations that no row passes */
+    int32_t room;  /* as many as may live at a time, or 0: the block's own peak */
 } packer;
 
 /* The j-th input gradient of a row, of both chunks together. */
@@ -176,33 +177,34 @@ static td_status pack(packer *t, td_arena *a, td_err *err)
     return v_squeeze(v, a, err);
 }
 
-static td_status order_of(const v_slots *v, td_arena *a, zb_order *out, td_err *err)
+/* The order of the slots, of the first m microbatches. */
+static td_status order_of(const v_slots *v, int32_t m, td_arena *a, zb_order *out, td_err *err)
 {
     static const uint8_t codes[V_KINDS] = {ZB_F * 2, ZB_F * 2 + 1, ZB_I * 2 + 1,
                                            ZB_I * 2, ZB_W * 2 + 1, ZB_W * 2};
     v_pass *all = NULL;
     size_t n = 0;
-    TD_TRY(zb_order_new(a, v->p, v->m, 2, out, err));
+    TD_TRY(zb_order_new(a, v->p, m, 2, out, err));
     TD_TRY(v_visit(v, a, &all, &n, err));
-    for (size_t i = 0; i < n; i++) zb_push(out, all[i].rank, codes[all[i].kind]);
+    for (size_t i = 0; i < n; i++)
+        if (all[i].k < m) zb_push(out, all[i].rank, codes[all[i].kind]);
     return TD_OK;
 }
 
-static td_status make_order(int32_t p, int32_t m, void (*block)(int32_t, int32_t, int32_t[4]),
-                            td_arena *a, zb_order *out, td_err *err)
+td_status v_pack(int32_t p, int32_t m, int32_t least, const int32_t (*block)[4], td_arena *a,
+                 zb_order *out, td_err *err)
 {
+    const int32_t n = m > least ? m : least;
     v_slots v;
-    TD_TRY(v_slots_new(a, p, m, &v, err));
-    const size_t room = (size_t)6 * (size_t)p + 16 + (size_t)12 * (size_t)m;
+    TD_TRY(v_slots_new(a, p, n, &v, err));
     row_view *const rows = TD_NEW_N(a, row_view, p);
     if (rows == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a schedule");
     for (int32_t r = 0; r < p; r++) {
-        int32_t at[4];
-        rows[r].at = TD_NEW_N(a, uint8_t, room);
+        const size_t width = (size_t)block[r][V_IU] + 16 + (size_t)12 * (size_t)n;
+        rows[r].at = TD_NEW_N(a, uint8_t, width);
         if (rows[r].at == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a schedule");
-        block(p, r, at);
         for (int kind = 0; kind < V_WD; kind++)
-            for (int32_t k = 0; k < m; k++) v_row(&v, kind, r)[k] = at[kind] + 6 * k;
+            for (int32_t k = 0; k < n; k++) v_row(&v, kind, r)[k] = block[r][kind] + 6 * k;
     }
     packer t = {.v = &v, .weights = true, .row = rows};
     TD_TRY(pack(&t, a, err));
@@ -210,7 +212,7 @@ static td_status make_order(int32_t p, int32_t m, void (*block)(int32_t, int32_t
     v.n_weights[0] = v.n_weights[1] = 0;
     TD_TRY(pack(&t, a, err));
     add_weights(&v, true, &rows[0]);
-    return order_of(&v, a, out, err);
+    return order_of(&v, m, a, out, err);
 }
 
 /* --- the families --- */
@@ -221,7 +223,10 @@ static td_status generate(const sched_request *q, const char *family,
 {
     zb_order o;
     TD_TRY(zb_check_shape(q, family, 2, err));
-    TD_TRY(make_order(q->pp, q->microbatches, block, a, &o, err));
+    int32_t(*const slots)[4] = td_alloc(a, (size_t)q->pp, sizeof *slots);
+    if (slots == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %d ranks", q->pp);
+    for (int32_t r = 0; r < q->pp; r++) block(q->pp, r, slots[r]);
+    TD_TRY(v_pack(q->pp, q->microbatches, 1, (const int32_t(*)[4])slots, a, &o, err));
     return zb_order_schedule(&o, a, out, err);
 }
 

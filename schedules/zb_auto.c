@@ -11,34 +11,33 @@ enum { SEARCH_LOCAL, SEARCH_HEURISTIC, SEARCH_EXACT };
 
 /* The best order so far. */
 typedef struct best_order {
+    const zb_problem *q;
+    zb_objective objective;
+    zb_replay replay;
     zb_order order;
     zb_score score;
     bool found;
 } best_order;
 
-static bool fits(const zb_problem *q, const zb_order *o)
+/* Takes an order if it is better than the best so far. False when it does not fit or finish. */
+static bool offer(void *to, const zb_order *o)
 {
-    for (int32_t r = 0; r < q->p; r++)
-        if (zb_peak(q, o, r) > q->limit[r]) return false;
-    return true;
-}
-
-/* Takes an order that fits and is better than the best so far. */
-static void offer(const zb_problem *q, zb_objective objective, zb_replay *w, const zb_order *o,
-                  best_order *best)
-{
+    best_order *const best = to;
     zb_score s;
-    if (!fits(q, o) || !zb_replay_run(q, o, w, &s)) return;
-    if (best->found && !zb_better(&s, &best->score, objective)) return;
+    for (int32_t r = 0; r < o->p; r++)
+        if (zb_peak(best->q, o, r) > best->q->limit[r]) return false;
+    if (!zb_replay_run(best->q, o, &best->replay, &s)) return false;
+    if (best->found && !zb_better(&s, &best->score, best->objective)) return true;
     best->found = true;
     best->score = s;
     zb_order_copy(&best->order, o);
+    return true;
 }
 
 /* One microbatch at a time: what every limit allows that allows one at all. */
-static td_status offer_frugal(const zb_problem *q, zb_objective objective, zb_replay *w,
-                              td_arena *a, best_order *best, td_err *err)
+static td_status offer_frugal(best_order *best, td_arena *a, td_err *err)
 {
+    const zb_problem *const q = best->q;
     zb_order o;
     TD_TRY(zb_order_new(a, q->p, q->m, q->chunks, &o, err));
     for (int32_t r = 0; r < q->p; r++)
@@ -49,14 +48,14 @@ static td_status offer_frugal(const zb_problem *q, zb_objective objective, zb_re
                 zb_push(&o, r, zb_code(ZB_W, c));
             }
         }
-    offer(q, objective, w, &o, best);
+    (void)offer(best, &o);
     return TD_OK;
 }
 
 /* The heuristic as if messages, forwards or memory were other than they are. */
-static td_status offer_variants(const zb_problem *q, zb_objective objective, zb_replay *w,
-                                td_arena *a, best_order *best, td_err *err)
+static td_status offer_variants(best_order *best, td_arena *a, td_err *err)
 {
+    const zb_problem *const q = best->q;
     zb_order o;
     zb_score s;
     bool found = false;
@@ -64,8 +63,8 @@ static td_status offer_variants(const zb_problem *q, zb_objective objective, zb_
         static const double comm[] = {0, 0.5, 1.5, 2, 3, 4};
         zb_problem like = *q;
         like.comm_ns = (int64_t)((double)q->comm_ns * comm[i]);
-        TD_TRY(zb_heuristic(&like, objective, a, &o, &s, &found, err));
-        if (found) offer(q, objective, w, &o, best);
+        TD_TRY(zb_heuristic(&like, best->objective, a, &o, &s, &found, err));
+        if (found) (void)offer(best, &o);
     }
     int64_t *const less = TD_NEW_N(a, int64_t, q->p);
     if (less == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a search");
@@ -73,30 +72,43 @@ static td_status offer_variants(const zb_problem *q, zb_objective objective, zb_
         zb_problem like = *q;
         for (int32_t r = 0; r < q->p; r++) less[r] = q->limit[r] - i * q->delta[ZB_F][r] / 2;
         like.limit = less;
-        TD_TRY(zb_heuristic(&like, objective, a, &o, &s, &found, err));
-        if (found) offer(q, objective, w, &o, best);
+        TD_TRY(zb_heuristic(&like, best->objective, a, &o, &s, &found, err));
+        if (found) (void)offer(best, &o);
     }
     return TD_OK;
 }
 
-static td_status first_orders(const zb_problem *q, zb_objective objective, bool heuristic_only,
-                              td_arena *a, best_order *best, td_err *err)
+/* The V's known forms, and blocks for the memory that every rank has. */
+static td_status offer_v(best_order *best, td_arena *a, td_err *err)
 {
-    zb_replay w;
+    const zb_problem *const q = best->q;
+    int64_t chunks = INT32_MAX;
+    for (int32_t r = 0; r < q->p; r++) {
+        const int64_t x = q->delta[ZB_F][r], y = q->delta[ZB_F][2 * q->p - 1 - r];
+        const int64_t fit = q->limit[r] / (x > y ? x : y);
+        if (fit < chunks) chunks = fit;
+    }
+    return zb_blocks(q, (int32_t)chunks, offer, best, a, err);
+}
+
+static td_status first_orders(best_order *best, bool heuristic_only, td_arena *a, td_err *err)
+{
+    const zb_problem *const q = best->q;
     zb_order o;
     zb_score s;
     bool found = false;
-    TD_TRY(zb_replay_new(a, q, &w, err));
+    TD_TRY(zb_replay_new(a, q, &best->replay, err));
     TD_TRY(zb_order_new(a, q->p, q->m, q->chunks, &best->order, err));
     if (q->chunks == 1) {
-        TD_TRY(zb_heuristic(q, objective, a, &o, &s, &found, err));
-        if (found) offer(q, objective, &w, &o, best);
-        if (!heuristic_only) TD_TRY(offer_variants(q, objective, &w, a, best, err));
+        TD_TRY(zb_heuristic(q, best->objective, a, &o, &s, &found, err));
+        if (found) (void)offer(best, &o);
+        if (!heuristic_only) TD_TRY(offer_variants(best, a, err));
     } else {
         TD_TRY(zb_v_auto(q, a, &o, &found, err));
-        if (found) offer(q, objective, &w, &o, best);
+        if (found) (void)offer(best, &o);
+        if (!found || !heuristic_only) TD_TRY(offer_v(best, a, err));
     }
-    if (!best->found || !heuristic_only) TD_TRY(offer_frugal(q, objective, &w, a, best, err));
+    if (!best->found || !heuristic_only) TD_TRY(offer_frugal(best, a, err));
     return TD_OK;
 }
 
@@ -122,7 +134,6 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
     static const char *const placements[] = {"linear", "v", NULL};
     int64_t search = 0, objective = 0, placement = 0;
     zb_problem z;
-    best_order best = {.found = false};
     TD_TRY(sched_option_choice(q, "search", searches, &search, err));
     TD_TRY(sched_option_choice(q, "objective", objectives, &objective, err));
     TD_TRY(sched_option_choice(q, "placement", placements, &placement, err));
@@ -135,7 +146,8 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
     zb_search_options o = {
         .objective = (zb_objective)objective, .seed = q->seed, .search_s = q->search_s};
     if (search == SEARCH_EXACT) o.trials = 4000000; /* a start for the proof */
-    TD_TRY(first_orders(&z, o.objective, search == SEARCH_HEURISTIC, a, &best, err));
+    best_order best = {.q = &z, .objective = o.objective};
+    TD_TRY(first_orders(&best, search == SEARCH_HEURISTIC, a, err));
     if (!best.found)
         return td_fail(err, TD_EUSAGE,
                        "--activation-limit %g: no schedule keeps less than one microbatch's "

@@ -24,6 +24,14 @@ static inline bool zb_better(const zb_score *x, const zb_score *y, zb_objective 
 TD_MUST_USE td_status zb_heuristic(const zb_problem *q, zb_objective objective, td_arena *a,
                                    zb_order *out, zb_score *score, bool *found, td_err *err);
 
+/* Takes an order that a search may start from; false when it does not fit the limits. */
+typedef bool (*zb_taker)(void *to, const zb_order *o);
+
+/* Offers orders on the V placement that keep about `limit` chunk activations. Requires
+ * q->chunks == 2. */
+TD_MUST_USE td_status zb_blocks(const zb_problem *q, int32_t limit, zb_taker take, void *to,
+                                td_arena *a, td_err *err);
+
 typedef struct zb_search_options {
     zb_objective objective;
     uint64_t seed;

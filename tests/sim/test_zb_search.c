@@ -136,6 +136,18 @@ static int64_t best_of_all(td_arena *a, const zb_problem *q, int limit)
     return best;
 }
 
+/* One microbatch at a time: as bad a start as a search can have. */
+static void serial(td_arena *a, const zb_problem *q, zb_order *o, zb_score *score)
+{
+    zb_replay w;
+    td_err err = {0};
+    T_OK(zb_replay_new(a, q, &w, &err), &err);
+    T_OK(zb_order_new(a, q->p, q->m, 1, o, &err), &err);
+    for (int32_t r = 0; r < q->p; r++)
+        for (int32_t k = 0; k < 3 * q->m; k++) zb_push(o, r, zb_code(k % 3, 0));
+    assert_true(zb_replay_run(q, o, &w, score));
+}
+
 static void proofs(void **state)
 {
     (void)state;
@@ -157,16 +169,46 @@ static void proofs(void **state)
                               .comm_ns = 1,
                               .delta = {delta[0], delta[1], delta[2]},
                               .limit = limits};
-        schedule s;
+        const zb_search_options o = {.objective = ZB_SPAN};
+        int64_t bound = 0;
+        zb_order order;
+        zb_score score;
         td_err err = {0};
-        T_OK(search(a, &u, p, m, limit, "exact", "linear", &s, &err), &err);
+        serial(a, &q, &order, &score);
+        T_OK(zb_exact(&q, &o, a, &order, &score, &bound, &err), &err);
         const int64_t best = best_of_all(a, &q, limit);
-        if (s.search.span_ns != best || s.search.bound_ns != best)
+        if (score.span_ns != best || bound != best)
             fail_msg("P=%d M=%d limit %d: span %lld, bound %lld, the best of all orders %lld", p, m,
-                     limit, (long long)s.search.span_ns, (long long)s.search.bound_ns,
-                     (long long)best);
+                     limit, (long long)score.span_ns, (long long)bound, (long long)best);
+        for (int32_t r = 0; r < p; r++) assert_true(zb_peak(&q, &order, r) <= limit);
         td_arena_free(a);
     }
+}
+
+/* The adaptive scheduler's bubble for unit passes and an even limit of `chunks`, from V-Min's
+ * memory to ZB-V's: 3p - 1 - 3 chunks + max(3p, p + 1 + chunks). */
+static void memory_for_bubbles(void **state)
+{
+    (void)state;
+    for (int32_t p = 4; p <= 10; p += 2)
+        for (int32_t chunks = 2 * ((p + 4) / 3); chunks <= 2 * p; chunks += 2) {
+            td_arena *const a = td_arena_new();
+            const zb_query q = {
+                .family = "zb-auto",
+                .pp = p,
+                .m = 4 * p,
+                .f = 1,
+                .i = 1,
+                .w = 1,
+                .options = td_sprintf(a, "placement=v search=heuristic limit=%d", chunks / 2)};
+            const zb_result r = zb_run(a, &q);
+            const int32_t least = 3 * p > p + 1 + chunks ? 3 * p : p + 1 + chunks;
+            const double want = 3 * p - 1 - 3 * chunks + least;
+            if (r.span - 6 * q.m > want + 1e-6 || r.peak > chunks)
+                fail_msg("%s: bubble %g for %g chunks, not %g", zb_text(a, &q), r.span - 6 * q.m,
+                         r.peak, want);
+            td_arena_free(a);
+        }
 }
 
 /* Optima that an integer programme proved. */
@@ -242,8 +284,9 @@ static void bad_input(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(within_limits), cmocka_unit_test(proofs), T_TEST(known_optima),
-        T_TEST(same_seed_same_order),    T_TEST(bad_input),
+        cmocka_unit_test(within_limits),      cmocka_unit_test(proofs),
+        cmocka_unit_test(memory_for_bubbles), T_TEST(known_optima),
+        T_TEST(same_seed_same_order),         T_TEST(bad_input),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

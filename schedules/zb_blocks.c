@@ -1,0 +1,94 @@
+/* Orders on the V placement for a limit of memory between V-Min and ZB-V: building blocks whose
+ * ranks lie i0 slots apart for the first of them and i1 for the others (the idea of the adaptive
+ * scheduler of arXiv 2405.15362), packed as V-Half is. */
+#include "schedules/v_slots.h"
+#include "schedules/zb_search.h"
+
+enum { PERIOD = 6, TURNS = 8, FITTING = 2 };
+
+typedef struct shape {
+    int32_t p, wide; /* ranks 1..wide lie `far` slots after the one before */
+    int32_t far, near;
+    int32_t gap[3]; /* at the turns, beyond one slot */
+} shape;
+
+static void fill_block(const shape *s, int32_t (*block)[4])
+{
+    const int32_t p = s->p;
+    int32_t at = 0;
+    for (int32_t r = 0; r < p; r++) {
+        if (r > 0) at += r <= s->wide ? s->far : s->near;
+        block[r][V_FD] = at;
+    }
+    at += s->gap[0];
+    for (int32_t r = p - 1; r >= 0; r--) block[r][V_FU] = ++at;
+    at += s->gap[1] + 1;
+    for (int32_t r = 0; r < p; r++) block[r][V_ID] = at + block[r][V_FD];
+    at += block[p - 1][V_FD] + s->gap[2];
+    for (int32_t r = p - 1; r >= 0; r--) block[r][V_IU] = ++at;
+}
+
+/* No two passes of a rank meet when the block repeats. */
+static bool is_free(const shape *s, const int32_t (*block)[4])
+{
+    for (int32_t r = 0; r < s->p; r++) {
+        unsigned taken = 0;
+        for (int k = 0; k < V_WD; k++) {
+            const unsigned bit = 1u << block[r][k] % PERIOD;
+            if ((taken & bit) != 0) return false;
+            taken |= bit;
+        }
+    }
+    return true;
+}
+
+/* Chunk activations alive at a time, from how long they live; at least one less than the peak. */
+static int32_t least_peak(const shape *s, const int32_t (*block)[4])
+{
+    int32_t most = 0;
+    for (int32_t r = 0; r < s->p; r++) {
+        const int32_t life = block[r][V_IU] - block[r][V_FD] + block[r][V_ID] - block[r][V_FU] + 4;
+        if (life / PERIOD > most) most = life / PERIOD;
+    }
+    return most;
+}
+
+static td_status try_gaps(const zb_problem *q, shape *s, int32_t limit, int32_t (*block)[4],
+                          zb_taker take, void *to, int *fitting, td_err *err)
+{
+    int turns = 0;
+    for (int32_t g = 0; g < PERIOD * PERIOD * PERIOD && turns < TURNS; g++) {
+        s->gap[0] = g / (PERIOD * PERIOD);
+        s->gap[1] = g / PERIOD % PERIOD;
+        s->gap[2] = g % PERIOD;
+        fill_block(s, block);
+        const int32_t(*const fixed)[4] = (const int32_t(*)[4])block;
+        if (least_peak(s, fixed) > limit || !is_free(s, fixed)) continue;
+        zb_order o;
+        td_arena *const scratch = td_arena_new();
+        if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a search");
+        const td_status st = v_pack(q->p, q->m, 2 * q->p, fixed, scratch, &o, err);
+        if (st == TD_OK) *fitting += take(to, &o);
+        td_arena_free(scratch);
+        if (st != TD_OK) return st;
+        turns++;
+    }
+    return TD_OK;
+}
+
+td_status zb_blocks(const zb_problem *q, int32_t limit, zb_taker take, void *to, td_arena *a,
+                    td_err *err)
+{
+    int32_t(*const block)[4] = td_alloc(a, (size_t)q->p, sizeof *block);
+    if (block == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a search");
+    for (int32_t far = 1; far < PERIOD; far++)
+        for (int32_t near = 1; near <= far; near++) {
+            int fitting = 0;
+            for (int32_t wide = near == far ? 0 : q->p - 2; wide >= 0 && fitting < FITTING;
+                 wide--) {
+                shape s = {.p = q->p, .wide = wide, .far = far, .near = near};
+                TD_TRY(try_gaps(q, &s, limit, block, take, to, &fitting, err));
+            }
+        }
+    return TD_OK;
+}
