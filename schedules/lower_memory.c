@@ -145,6 +145,17 @@ static void set_window(memory *mem, const plan *p, const plan_stream *s, uint32_
 
 /* --- the pass --- */
 
+/* How many buffers a task uses at most; a pass on a slice those of all slices before it too. */
+static size_t most_uses(const lowering *l, const plan *in, const plan_task *t)
+{
+    const bool cached = l->s->n_slices > 1 && l->o->sizes->model != NULL;
+    if (t->kind == TASK_PAIR)
+        return 2 * (MEMORY_PASS_USES + (cached ? (size_t)l->s->n_slices + 1 : 0));
+    if (t->kind < PASS_COUNT) return MEMORY_PASS_USES + (cached ? (size_t)t->slice + 2 : 0);
+    const bool step = t->kind == TASK_NORM || t->kind == TASK_OPTIMIZER;
+    return MEMORY_MEETING_USES + (step ? 3 * (size_t)in->n_insts : 0);
+}
+
 static td_status open_memory(memory *mem, const lowering *l, const plan *in, td_err *err)
 {
     *mem = (memory){.l = l, .scratch = PLAN_NONE, .seq_len = (int32_t)in->seq_len};
@@ -157,14 +168,13 @@ static td_status open_memory(memory *mem, const lowering *l, const plan *in, td_
         if (mem->tables[t] == NULL) return td_fail(err, TD_ENOMEM, "out of memory for buffers");
         for (size_t i = 0; i < slots; i++) mem->tables[t][i] = MEMORY_UNKNOWN;
     }
-    const size_t cached = l->s->n_slices > 1 ? (size_t)l->s->n_slices + 1 : 0;
     size_t bound = 0;
-    for (uint32_t i = 0; i < in->n_tasks; i++)
-        bound += in->tasks[i].kind < TASK_SEND
-                     ? 2 * (MEMORY_PASS_USES + cached)
-                     : MEMORY_MEETING_USES + 3 * (size_t)in->n_insts *
-                                                 (in->tasks[i].kind == TASK_NORM ||
-                                                  in->tasks[i].kind == TASK_OPTIMIZER);
+    for (uint32_t i = 0; i < in->n_tasks; i++) bound += most_uses(l, in, &in->tasks[i]);
+    if (bound >= PLAN_NONE)
+        return td_fail(err, TD_EUSAGE,
+                       "up to %zu uses of buffers: more than a plan can number; fewer "
+                       "--microbatches or slices",
+                       bound);
     mem->row_first = TD_NEW_N(l->a, size_t, l->s->n_rows + 1);
     mem->uses = TD_NEW_N(l->a, uint32_t, bound);
     mem->run_first = TD_NEW_N(l->a, size_t, l->s->n_rows);
