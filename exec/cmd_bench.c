@@ -14,13 +14,23 @@
 
 enum { MAX_BUSY = 64, PARTS = 4 };
 
+typedef enum work {
+    WORK_F,
+    WORK_B,
+    WORK_W, /* what is left of B is I */
+    WORK_OPTIMIZER,
+    WORK_NORM,
+    WORK_COUNT
+} work;
+
 /* One worker with a stage and buffers of its own, as a rank has them. */
 typedef struct bench_worker {
     const stage_code *code;
     k_ctx *ctx;
     stage_args args;
     float *moments;
-    int what; /* 0 forward, 1 backward, 2 optimizer, 3 norm */
+    const stage_code *split; /* for weight gradients alone */
+    work what;
     int64_t ns;
     pthread_barrier_t *start;
 } bench_worker;
@@ -34,9 +44,10 @@ static void work_once(bench_worker *w)
     float *const weights = (float *)(uintptr_t)w->args.weights;
     const int64_t begin = td_now_ns();
     switch (w->what) {
-    case 0: stage_forward(w->ctx, w->code, &w->args); break;
-    case 1: stage_backward(w->ctx, w->code, &w->args); break;
-    case 2:
+    case WORK_F: stage_forward(w->ctx, w->code, &w->args); break;
+    case WORK_B: stage_backward(w->ctx, w->code, &w->args); break;
+    case WORK_W: stage_weight_gradient(w->ctx, w->split, &w->args); break;
+    case WORK_OPTIMIZER:
         k_adamw_cpu(w->ctx, &step, n, weights, w->args.grads, w->moments, w->moments + n);
         break;
     default: sink = k_sumsq_cpu(w->ctx, n, w->args.grads); break;
@@ -60,7 +71,7 @@ static int compare_ns(const void *a, const void *b)
 }
 
 /* Time of one piece of work while `busy` workers do it at the same time: the workers' mean. */
-static td_status run_together(bench_worker *workers, int busy, int what, int64_t *ns, td_err *err)
+static td_status run_together(bench_worker *workers, int busy, work what, int64_t *ns, td_err *err)
 {
     pthread_t threads[MAX_BUSY];
     pthread_barrier_t start;
@@ -137,13 +148,14 @@ static td_status open_cache(const sizes *z, const bench_case *k, td_arena *a, st
     return TD_OK;
 }
 
-static td_status open_worker(const bench *b, const stage_code *c, int i, td_arena *a,
-                             bench_worker *w, td_err *err)
+static td_status open_worker(const bench *b, const stage_code *c, const stage_code *split, int i,
+                             td_arena *a, bench_worker *w, td_err *err)
 {
     const int64_t border = c->rows * c->m->hidden, tokens = c->batch * c->whole;
     int32_t *const ids = td_alloc(a, (size_t)(2 * tokens), sizeof *ids);
     float *const weights = td_alloc(a, (size_t)c->elements, sizeof *weights);
-    *w = (bench_worker){.code = c, .ctx = b->ctx[i], .moments = numbers(a, 2 * c->elements)};
+    *w = (bench_worker){
+        .code = c, .split = split, .ctx = b->ctx[i], .moments = numbers(a, 2 * c->elements)};
     w->args = (stage_args){.input = numbers(a, border),
                            .output = numbers(a, border),
                            .doutput = numbers(a, border),
@@ -151,13 +163,16 @@ static td_status open_worker(const bench *b, const stage_code *c, int i, td_aren
                            .weights = weights,
                            .grads = numbers(a, c->grad_elements),
                            .stash = td_alloc(a, 1, (size_t)c->stash.bytes + 64),
+                           .stash_w = (char *)numbers(a, split->stash_w.bytes / 4),
+                           .wstash = (char *)numbers(a, split->wstash.bytes / 4),
                            .scratch = td_alloc(a, 1, (size_t)c->scratch.bytes),
                            .ids = ids,
                            .targets = ids + tokens,
                            .grad_scale = 1.0f};
     if (ids == NULL || weights == NULL || w->moments == NULL || w->args.input == NULL ||
         w->args.output == NULL || w->args.doutput == NULL || w->args.dinput == NULL ||
-        w->args.grads == NULL || w->args.stash == NULL || w->args.scratch == NULL)
+        w->args.grads == NULL || w->args.stash == NULL || w->args.stash_w == NULL ||
+        w->args.wstash == NULL || w->args.scratch == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the bench");
     params_init(c->m, c->params, c->n_params, 1, weights);
     for (int64_t k = 0; k < 2 * c->elements; k++) w->moments[k] *= w->moments[k];
@@ -165,11 +180,13 @@ static td_status open_worker(const bench *b, const stage_code *c, int i, td_aren
     return TD_OK;
 }
 
-static td_status add_sample(bench *b, const bench_case *k, int what, int64_t elements, int busy,
+static td_status add_sample(bench *b, const bench_case *k, work what, int64_t elements, int busy,
                             int64_t ns, td_err *err)
 {
     sample s = {.what = SAMPLE_PASS,
-                .pass = what == 0 ? PASS_F : PASS_B,
+                .pass = what == WORK_F   ? PASS_F
+                        : what == WORK_B ? PASS_B
+                                         : PASS_W,
                 .part = k->part,
                 .recompute = b->run.recompute,
                 .layers = k->stage.n_layers,
@@ -178,25 +195,33 @@ static td_status add_sample(bench *b, const bench_case *k, int what, int64_t ele
                 .prefix = k->prefix,
                 .busy = busy,
                 .ns = (double)(ns < 1 ? 1 : ns)};
-    if (what >= 2)
-        s = (sample){.what = what == 2 ? SAMPLE_OPTIMIZER : SAMPLE_NORM,
+    if (what > WORK_W)
+        s = (sample){.what = what == WORK_OPTIMIZER ? SAMPLE_OPTIMIZER : SAMPLE_NORM,
                      .amount = elements,
                      .busy = busy,
                      .ns = s.ns};
     return samples_add(&b->out, &s, err);
 }
 
-/* The stage of a case: for whole sequences, or for the last slice of one. */
+/* The stage of a case, for whole sequences or for the last slice of one: out[0] with a whole
+ * backward, out[1] with a split one. */
 static td_status open_case(const bench *b, const sizes *z, const bench_case *k, td_arena *a,
                            stage_code **out, td_err *err)
 {
-    TD_TRY(stage_open(z, b->ctx[0], a, out, err));
-    if (k->prefix == 0) return TD_OK;
-    stage_code *const slice = TD_NEW(a, stage_code);
-    if (slice == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    TD_TRY(stage_open_as(z, 0, *out, k->seq, false, slice, err));
-    *out = slice;
-    return TD_OK;
+    stage_code *whole = NULL, *const both = TD_NEW_N(a, stage_code, 2);
+    if (both == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    *out = both;
+    TD_TRY(stage_open(z, b->ctx[0], a, &whole, err));
+    TD_TRY(stage_open_as(z, 0, whole, k->seq, false, &both[0], err));
+    return stage_open_as(z, 0, whole, k->seq, true, &both[1], err);
+}
+
+/* Whether a kind of work is measured: the step once a model, weight gradients where they are a pass
+ * and no matter what is before the slice. */
+static bool is_wanted(const bench_case *k, const stage_code *split, bool step, work what)
+{
+    if (what == WORK_W) return k->prefix == 0 && split->stash_w.bytes + split->wstash.bytes > 0;
+    return step || what < WORK_W;
 }
 
 /* All pieces of work of one case, alone and together, round by round so that drifts hit all alike.
@@ -209,25 +234,27 @@ static td_status bench_one(bench *b, const bench_case *k, bool step, td_err *err
     z.run.seq_len = k->prefix + k->seq;
     stage_code *code = NULL;
     bench_worker *const workers = TD_NEW_N(a, bench_worker, b->cores);
-    const int kinds = step ? 4 : 2, loads = b->cores > 1 ? 2 : 1;
-    int64_t *const ns = TD_NEW_N(a, int64_t, 4 * 2 * b->o->repeats);
+    const int loads = b->cores > 1 ? 2 : 1;
+    int64_t *const ns = TD_NEW_N(a, int64_t, WORK_COUNT * 2 * b->o->repeats);
     td_status st = workers == NULL || ns == NULL
                        ? td_fail(err, TD_ENOMEM, "out of memory for the bench")
                        : open_case(b, &z, k, a, &code, err);
     for (int i = 0; st == TD_OK && i < b->cores; i++) {
-        st = open_worker(b, code, i, a, &workers[i], err);
+        st = open_worker(b, &code[0], &code[1], i, a, &workers[i], err);
         if (st == TD_OK) st = open_cache(&z, k, a, &workers[i].args, err);
     }
     for (int64_t r = -1; st == TD_OK && r < b->o->repeats; r++) /* the first round warms up */
         for (int load = 0; st == TD_OK && load < loads; load++)
-            for (int what = 0; st == TD_OK && what < kinds; what++) {
+            for (work what = WORK_F; st == TD_OK && what < WORK_COUNT; what++) {
                 int64_t one = 0;
+                if (!is_wanted(k, &code[1], step, what)) continue;
                 st = run_together(workers, load == 0 ? 1 : b->cores, what, &one, err);
-                if (r >= 0) ns[(what * 2 + load) * b->o->repeats + r] = one;
+                if (r >= 0) ns[((int)what * 2 + load) * b->o->repeats + r] = one;
             }
     for (int load = 0; st == TD_OK && load < loads; load++)
-        for (int what = 0; st == TD_OK && what < kinds; what++) {
-            int64_t *const x = &ns[(what * 2 + load) * b->o->repeats];
+        for (work what = WORK_F; st == TD_OK && what < WORK_COUNT; what++) {
+            if (!is_wanted(k, &code[1], step, what)) continue;
+            int64_t *const x = &ns[((int)what * 2 + load) * b->o->repeats];
             qsort(x, (size_t)b->o->repeats, sizeof *x, compare_ns);
             st = add_sample(b, k, what, code->elements, load == 0 ? 1 : b->cores,
                             x[b->o->repeats / 2], err);
