@@ -42,6 +42,7 @@ static td_status generate(const request *q, td_arena *a, run_setup *out, td_err 
                        .chunks = (int32_t)q->chunks,
                        .slices = (int32_t)q->slices,
                        .activation_limit = q->activation_limit,
+                       .activation_deltas = q->deltas,
                        .memory_limit = q->memory_limit,
                        .seed = q->seed,
                        .search_s = q->search_s};

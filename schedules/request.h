@@ -30,6 +30,7 @@ typedef struct request {
     double search_s;
     /* no options of their own here: only who simulates has them */
     uint64_t seed;
+    const char *deltas;       /* F,I,W: what passes add to live activations; or NULL */
     const cost_model *prices; /* of a machine, without sizes; NULL: unit times alone */
 } request;
 

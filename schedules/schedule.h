@@ -162,8 +162,9 @@ typedef struct sched_request {
     sched_times times;
     sched_price price; /* better than times where it is not NULL */
     const void *price_from;
-    double activation_limit; /* microbatch activations of a rank's share; 0: none */
-    int64_t memory_limit;    /* bytes of a rank; 0: none */
+    double activation_limit;       /* microbatch activations of a rank's share; 0: none */
+    const char *activation_deltas; /* "F,I,W": what passes add to them; NULL: 1,0,-1 */
+    int64_t memory_limit;          /* bytes of a rank; 0: none */
     uint64_t seed;
     double search_s; /* seconds that a search may take; 0: its default number of trials */
 } sched_request;

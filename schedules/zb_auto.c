@@ -167,7 +167,9 @@ static const sched_option options[] = {
      "our search, the papers' heuristic alone, or branch and bound (small cases)"},
     {"objective", "span|makespan", "the longest span of a rank (the papers' cost), or the step"},
     {"placement", "linear|v", "one stage a rank, or two in a V"},
-    {"deltas", "1,0,-1|F,I,W", "what passes add to the activations that a limit counts"},
+    {"deltas", "1,0,-1|F,I,W",
+     "what passes add to the activations that a limit counts (2,-1,-1: the papers'); default: "
+     "--activation-deltas"},
     {NULL, NULL, NULL},
 };
 

@@ -21,31 +21,31 @@ td_status zb_check_shape(const sched_request *q, const char *family, int32_t chu
     return TD_OK;
 }
 
-/* "1,0,-1", or the deltas of the zero-bubble papers' code: what passes add to live activations. */
+/* What passes add to live activations: "1,0,-1", or the deltas of the zero-bubble papers' code. */
 static td_status read_deltas(const sched_request *q, double d[3], td_err *err)
 {
+    const char *what = "--activation-deltas ", *text = q->activation_deltas;
+    for (int32_t i = 0; i < q->n_options; i++)
+        if (strcmp(q->options[i].key, "deltas") == 0) {
+            what = "--opt deltas=";
+            text = q->options[i].value;
+        }
     d[0] = 1;
     d[1] = 0;
     d[2] = -1;
-    for (int32_t i = 0; i < q->n_options; i++) {
-        if (strcmp(q->options[i].key, "deltas") != 0) continue;
-        const char *s = q->options[i].value;
-        for (int k = 0; k < 3; k++) {
-            char *end = NULL;
-            d[k] = strtod(s, &end);
-            const bool stops = *end == (k < 2 ? ',' : '\0');
-            if (end == s || !stops || !(fabs(d[k]) <= 1e6))
-                return td_fail(err, TD_EUSAGE, "--opt deltas=%s: wants F,I,W as in 2,-1,-1",
-                               q->options[i].value);
-            s = end + 1;
-        }
-        if (d[0] <= 0 || d[1] > 0 || d[2] > 0 || fabs(d[0] + d[1] + d[2]) > 1e-9)
-            return td_fail(err, TD_EUSAGE,
-                           "--opt deltas=%s: F adds what I and W free, so F > 0, I <= 0, W <= 0 "
-                           "and their sum is 0; as in 2,-1,-1",
-                           q->options[i].value);
+    const char *s = text;
+    for (int k = 0; text != NULL && k < 3; k++) {
+        char *end = NULL;
+        d[k] = strtod(s, &end);
+        if (end == s || *end != (k < 2 ? ',' : '\0') || !(fabs(d[k]) <= 1e6))
+            return td_fail(err, TD_EUSAGE, "%s%s: wants F,I,W as in 2,-1,-1", what, text);
+        s = end + 1;
     }
-    return TD_OK;
+    if (d[0] > 0 && d[1] <= 0 && d[2] <= 0 && fabs(d[0] + d[1] + d[2]) <= 1e-9) return TD_OK;
+    return td_fail(err, TD_EUSAGE,
+                   "%s%s: F adds what I and W free, so F > 0, I <= 0, W <= 0 and their sum is 0; "
+                   "as in 2,-1,-1",
+                   what, text);
 }
 
 /* Durations of all stages as the request prices them, or shares of its plain times. */

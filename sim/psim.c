@@ -108,7 +108,8 @@ static const cli_option run_options[] = {
      .name = "activation-deltas",
      .arg = "F,I,W",
      .at = AT(deltas),
-     .help = "what passes add to the count of live activations, default 1,0,-1"},
+     .help = "what passes add to live activations, as they are counted and limited; default "
+             "1,0,-1"},
 };
 
 static const cli_option sweep_options[] = {
@@ -125,7 +126,8 @@ static const cli_option sweep_options[] = {
      .name = "activation-deltas",
      .arg = "F,I,W",
      .at = AT(deltas),
-     .help = "what passes add to the count of live activations, default 1,0,-1"},
+     .help = "what passes add to live activations, as they are counted and limited; default "
+             "1,0,-1"},
 };
 
 static const cli_option figure_options[] = {

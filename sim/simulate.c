@@ -217,6 +217,7 @@ td_status psim_request(const cli_args *args, const psim_options *o, request *q, 
 {
     *q = o->what;
     q->seed = (uint64_t)o->seed;
+    q->deltas = o->deltas;
     if (args->n_operands == 0) return TD_OK;
     if (q->schedule != NULL || q->plan != NULL)
         return td_fail(err, TD_EUSAGE, "%s: --schedule or --plan is already given",

@@ -152,8 +152,43 @@ static void worked_examples(void **state)
     }
 }
 
+/* Bubble rates printed in arXiv 2401.10241 for its profiled times (here in us), four digits. */
+static void printed_bubble_rates(void **state)
+{
+    static const struct {
+        int32_t p, m;
+        int f, i, w, comm;
+        double rates[5]; /* 1F1B, ZB-H1, ZB-H2, ZB-1p, ZB-2p */
+    } table[] = {
+        {8, 24, 18522, 18086, 9337, 601, {0.2431, 0.1585, 0.1083, 0.1585, 0.0433}},
+        {8, 24, 29718, 29444, 19927, 527, {0.2347, 0.1323, 0.0698, 0.1323, 0.0029}},
+        {16, 48, 11347, 11248, 8132, 377, {0.2552, 0.1397, 0.0672, 0.1397, 0.0066}},
+    };
+    static const char *const names[] = {"1f1b", "zb-h1", "zb-h2", "zb-auto", "zb-auto"};
+    for (size_t n = 0; n < sizeof table / sizeof *table; n++)
+        for (int k = 0; k < 5; k++)
+            for (int ours = 0; ours < (k < 3 ? 1 : 2); ours++) {
+                zb_query q = {.family = names[k],
+                              .pp = table[n].p,
+                              .m = table[n].m,
+                              .f = table[n].f,
+                              .i = table[n].i,
+                              .w = table[n].w,
+                              .comm = table[n].comm};
+                if (k >= 3)
+                    q.options = td_sprintf(*state, "search=%s deltas=2,-1,-1 limit=%d",
+                                           ours ? "local" : "heuristic", (k - 2) * q.pp);
+                const double rate = zb_run(*state, &q).m.span_bubble_frac;
+                const double off = rate - table[n].rates[k];
+                if (off > 0.5e-4 || (!ours && off < -0.5e-4))
+                    fail_msg("%s: bubble rate %.6f, printed %.4f", zb_text(*state, &q), rate,
+                             table[n].rates[k]);
+            }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {T_TEST(orders), T_TEST(worked_examples)};
+    const struct CMUnitTest tests[] = {T_TEST(orders), T_TEST(worked_examples),
+                                       T_TEST(printed_bubble_rates)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
