@@ -263,3 +263,15 @@ td_status scratch_layout_of(const sizes *z, int32_t stage, int64_t slice_len, sc
     *out = s;
     return TD_OK;
 }
+
+td_status vocab_layout_of(const sizes *z, int64_t slice_len, vocab_layout *out, td_err *err)
+{
+    shard_dims d;
+    TD_TRY(sizes_dims(z, 0, slice_len, &d, err));
+    vocab_layout v = {.parts = -1, .ld = d.vocab_ld};
+    (void)region(&v.bytes, 2 * (int64_t)sizeof(int64_t));
+    v.stats = region(&v.bytes, mul(d.rows, 3 * 4));
+    if (z->vocab_fused) v.parts = region(&v.bytes, mul(mul(mul(2, d.rows), d.m->hidden), d.e));
+    *out = v;
+    return TD_OK;
+}

@@ -157,7 +157,12 @@ static td_status activation_bytes(const sizes *z, size_kind kind, int32_t stage,
         *n = mul(mul(mul(z->run.micro_batch, plus(prefix, slice_len)), kv), 4);
         return TD_OK;
     case SIZE_TOKENS: *n = mul(d.rows, 2 * (int64_t)sizeof(int32_t)); return TD_OK;
-    case SIZE_VOCAB_STATS: *n = mul(d.rows, 3 * 4); return TD_OK; /* max, sum, target's logit */
+    case SIZE_VOCAB_STATS: {
+        vocab_layout v;
+        TD_TRY(vocab_layout_of(z, slice_len, &v, err));
+        *n = v.bytes;
+        return TD_OK;
+    }
     case SIZE_VOCAB_STASH: *n = mul(mul(d.rows, d.vocab_ld), 4); return TD_OK; /* fp32 softmax */
     default: *n = 0; return TD_OK;
     }

@@ -198,6 +198,19 @@ typedef struct scratch_layout {
     int64_t bytes;
 } scratch_layout;
 
+/* What S of a vocabulary shard gives to the barrier C1, in bytes from the start of the
+ * SIZE_VOCAB_STATS buffer. C1 works on it as it is, so it says what it holds: rows and width, two
+ * int64_t at its start. N rows. */
+typedef struct vocab_layout {
+    int64_t stats; /* [3, N] fp32 */
+    int64_t parts; /* fused: the input gradient's two parts [2, N, hidden]; else -1 */
+    int64_t ld;    /* of the softmax in the SIZE_VOCAB_STASH buffer, [N, ld] fp32 */
+    int64_t bytes;
+} vocab_layout;
+
+TD_MUST_USE td_status vocab_layout_of(const sizes *z, int64_t slice_len, vocab_layout *out,
+                                      td_err *err);
+
 /* Layouts for one tensor-parallel shard. Errors: TD_EUSAGE without a model or on overflow. */
 TD_MUST_USE td_status stash_layout_of(const sizes *z, int32_t stage, int64_t slice_len,
                                       stash_part part, stash_layout *out, td_err *err);

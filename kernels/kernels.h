@@ -157,6 +157,49 @@ double k_xent_cpu(k_ctx *ctx, long rows, long vocab, const float *logits, long l
 void k_xent_bwd_cpu(k_ctx *ctx, long rows, long vocab, const float *logits, long ld,
                     const int32_t *target, float scale, const float *lse, float *dlogits);
 
+/* --- vocabulary shards ---
+ *
+ * The softmax over a table whose rows lie in shards, each with consecutive words. `_f64`: the same
+ * arithmetic in double, in the calling thread. */
+
+typedef struct k_vocab_shard {
+    long first, words,
+        ld; /* its words; columns of the logits, those behind the words are padding */
+    const int32_t *target; /* [rows]; -1 is not counted */
+} k_vocab_shard;
+
+/* The third statistic of a row whose target is another shard's; all others are <= 0. */
+#define K_VOCAB_ELSEWHERE 1
+
+/* y: [rows, words] with ld, logits, become the softmax over the shard's words, 0 behind them.
+ * stats: [3, rows] the largest logit m, the sum of e^(y - m), the target's y - m. */
+void k_vocab_softmax_cpu(k_ctx *ctx, long rows, const k_vocab_shard *w, float *y, float *stats);
+void k_vocab_softmax_f64(long rows, const k_vocab_shard *w, double *y, double *stats);
+
+/* What n shards bring together: data[i] + stats_at (bytes): [3, rows] statistics of shard i;
+ * data[i] + inputs_at: [2, rows, width], its parts of the input's gradient, of the softmax and of
+ * the target. width 0: no such parts. */
+typedef struct k_vocab_parts {
+    void *const *data; /* [n] */
+    long n, rows, width, stats_at, inputs_at;
+} k_vocab_parts;
+
+/* The statistics become each shard's share of the softmax, the sum of all exponentials S and the
+ * target's logit, the last two less the largest logit; the first of the two parts the whole input
+ * gradient, sum of share * first - second, in all shards. Sums are in shard order. */
+void k_vocab_join(const k_vocab_parts *p);
+void k_vocab_join_f64(const k_vocab_parts *p);
+
+/* q, as left by softmax, becomes weight * (alpha q - onehot): the gradient of the logits. */
+void k_vocab_gradient_cpu(k_ctx *ctx, long rows, const k_vocab_shard *w, float weight,
+                          const float *alpha, float *q);
+void k_vocab_gradient_f64(long rows, const k_vocab_shard *w, double weight, const double *alpha,
+                          double *q);
+
+/* Sum of the counted rows' losses, log S less the target's logit, from joined statistics. */
+double k_vocab_loss(long rows, const int32_t *target, const float *stats);
+double k_vocab_loss_f64(long rows, const int32_t *target, const double *stats);
+
 /* --- attention --- */
 
 /* Keys and values of some rows: row r of batch b, head h starts at base + b * batch + r * ld + h *

@@ -8,7 +8,7 @@
 enum {
     MEMORY_BUFFER_MAX = 0x1ffffff,
     MEMORY_PASS_USES = 12, /* and keys and values per slice */
-    MEMORY_MEETING_USES = 4
+    MEMORY_MEETING_USES = 2
 };
 
 /* Tensors of one (stage, microbatch, slice). Each lives on one row: inputs where they are consumed,

@@ -72,6 +72,9 @@ static td_status use_output(memory *mem, const pass_at *p, td_err *err)
 
 static td_status use_doutput(memory *mem, const pass_at *p, td_err *err)
 {
+    if (p->ends && mem->l->s->vocab == VOCAB_2)
+        return memory_vocab_use(mem, USE_READ, ROLE_VOCAB_STATS, TABLE_VOCAB_STATS, p->m, p->k,
+                                err);
     if (p->ends)
         return memory_vocab_use(mem, USE_READ, ROLE_DOUTPUT, TABLE_VOCAB_DX, p->m, p->k, err);
     if (p->last) return TD_OK;

@@ -1,6 +1,6 @@
 /* What the passes and barriers of sharded vocabulary layers do with which buffer. Every row has
- * buffers of its own: a copy of the last stage's output X and of the gradients, its words' softmax
- * and the statistics of all, tokens, and its shard of the tables. */
+ * buffers of its own: a copy of the last stage's output X and of the gradients, its words' softmax,
+ * what C1 joins (in Vocab-2 with the input gradient), tokens, and its shard of the tables. */
 #include "schedules/lower_memory.h"
 
 td_status memory_vocab_use(memory *mem, use_mode mode, use_role role, memory_table table, int32_t m,
@@ -26,9 +26,7 @@ static td_status uses_of_s(memory *mem, int32_t m, int32_t k, td_err *err)
     TD_TRY(memory_vocab_use(mem, USE_READ, ROLE_TOKENS, TABLE_VOCAB_TOKENS, m, k, err));
     TD_TRY(use_shard(mem, USE_READ, ROLE_WEIGHTS, SIZE_WEIGHTS, err));
     TD_TRY(memory_vocab_use(mem, USE_WRITE, ROLE_VOCAB_STATS, TABLE_VOCAB_STATS, m, k, err));
-    TD_TRY(memory_vocab_use(mem, USE_WRITE, ROLE_VOCAB_STASH, TABLE_VOCAB_STASH, m, k, err));
-    if (mem->l->s->vocab != VOCAB_2) return TD_OK;
-    return memory_vocab_use(mem, USE_WRITE, ROLE_DINPUT, TABLE_VOCAB_DX, m, k, err);
+    return memory_vocab_use(mem, USE_WRITE, ROLE_VOCAB_STASH, TABLE_VOCAB_STASH, m, k, err);
 }
 
 static td_status uses_of_t(memory *mem, int32_t m, int32_t k, td_err *err)
@@ -56,17 +54,6 @@ td_status memory_vocab_pass(memory *mem, pass_kind kind, int32_t m, int32_t k, t
     return use_shard(mem, USE_ADD, ROLE_GRADS, SIZE_GRADS, err);
 }
 
-/* The statistics of all, and in Vocab-2 the input gradient, from which each takes the rows of its
- * targets. */
-static td_status uses_of_c1(memory *mem, int32_t m, int32_t k, td_err *err)
-{
-    TD_TRY(memory_vocab_use(mem, USE_ADD, ROLE_VOCAB_STATS, TABLE_VOCAB_STATS, m, k, err));
-    if (mem->l->s->vocab != VOCAB_2) return TD_OK;
-    TD_TRY(memory_vocab_use(mem, USE_ADD, ROLE_DINPUT, TABLE_VOCAB_DX, m, k, err));
-    TD_TRY(memory_vocab_use(mem, USE_READ, ROLE_TOKENS, TABLE_VOCAB_TOKENS, m, k, err));
-    return use_shard(mem, USE_READ, ROLE_WEIGHTS, SIZE_WEIGHTS, err);
-}
-
 td_status memory_vocab_barrier(memory *mem, const plan *p, uint32_t task, td_err *err)
 {
     const plan_task *const t = &p->tasks[task];
@@ -78,7 +65,8 @@ td_status memory_vocab_barrier(memory *mem, const plan *p, uint32_t task, td_err
     const use_mode summed = root || c->detail == COLL_ALL_REDUCE ? USE_ADD : USE_READ;
     switch ((coll_purpose)c->purpose) {
     case PURPOSE_C0: return memory_vocab_use(mem, sent, ROLE_MESSAGE, TABLE_VOCAB_X, m, k, err);
-    case PURPOSE_C1: return uses_of_c1(mem, m, k, err);
+    case PURPOSE_C1:
+        return memory_vocab_use(mem, USE_ADD, ROLE_MESSAGE, TABLE_VOCAB_STATS, m, k, err);
     case PURPOSE_C2: return memory_vocab_use(mem, summed, ROLE_MESSAGE, TABLE_VOCAB_DX, m, k, err);
     case PURPOSE_EMBED_SUM:
         return memory_vocab_use(mem, summed, ROLE_MESSAGE, TABLE_EMBED, m, k, err);

@@ -98,7 +98,9 @@ static void test_bytes(void **state)
     assert_int_equal(bytes_of(&z, SIZE_OPTIMIZER, 4), table * 8 / 4);
     /* softmax in fp32, three statistics a token */
     assert_int_equal(bytes_of(&z, SIZE_VOCAB_STASH, 3), 2 * 64 * 64 * 4);
-    assert_int_equal(bytes_of(&z, SIZE_VOCAB_STATS, 3), 2 * 64 * 3 * 4);
+    assert_int_equal(bytes_of(&z, SIZE_VOCAB_STATS, 3), 64 + 2 * 64 * 3 * 4);
+    z.vocab_fused = true; /* and two tensors as large as X */
+    assert_int_equal(bytes_of(&z, SIZE_VOCAB_STATS, 3), 64 + 2 * 64 * (3 + 2 * 64) * 4);
     m = preset("tiny-llama");
     z = shard(*state, &m, 4, 1, false);
     assert_int_equal(bytes_of(&z, SIZE_WEIGHTS, 4), 2 * table * 4);
