@@ -15,7 +15,8 @@ static unsigned adds_to(uint8_t kind)
  * accumulator for each tensor. */
 static bool order_is_plain(const plan *p, td_arena *a)
 {
-    if (p->dp > 1 || p->n_pipes > 1 || p->n_slices > 1) return false;
+    const bool sharded = p->n_insts > (uint32_t)(p->n_pipes * p->n_stages);
+    if (p->dp > 1 || p->n_pipes > 1 || p->n_slices > 1 || sharded) return false;
     uint32_t *const next = TD_NEW_N(a, uint32_t, 2 * p->n_insts);
     if (next == NULL) return false;
     for (uint32_t r = 0; r < p->n_ranks; r++) {
@@ -78,7 +79,7 @@ static bool copies_are_equal(const executor *x)
     for (uint32_t i = 0; i < p->n_insts; i++) {
         const int32_t stage = p->insts[i].stage;
         const stage_code *const c = &x->stages[stage];
-        const float *const first = weights_of(x, (uint32_t)stage, 0);
+        const float *const first = weights_of(x, stage < p->n_stages ? (uint32_t)stage : i, 0);
         for (uint32_t r = 0; r < p->n_ranks; r++) {
             const float *const copy = exec_buffer(x, r, SIZE_WEIGHTS, i);
             if (copy != NULL && memcmp(first, copy, (size_t)c->elements * sizeof *first) != 0)
@@ -125,9 +126,29 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
     if (!(error <= out->loss_rel_err)) out->loss_rel_err = error;
     out->copies = out->copies && copies_are_equal(c->x);
     for (uint32_t i = 0; i < p->n_insts; i++)
-        reference_compare(&c->f, &c->x->stages[p->insts[i].stage], c->grads[i], c->f.grads,
-                          &out->gradients);
+        if (p->insts[i].stage < p->n_stages)
+            reference_compare(&c->f, &c->x->stages[p->insts[i].stage], c->grads[i], c->f.grads,
+                              &out->gradients);
+    TD_TRY(check_shards(c->x, &c->f, (const float *const *)c->grads, c->f.grads, &out->gradients,
+                        err));
     reference_update(&c->f, &s);
+    return TD_OK;
+}
+
+static td_status compare_weights(check_run *c, td_arena *a, check_result *out, td_err *err)
+{
+    const plan *const p = c->x->p;
+    const float **const weights = TD_NEW_N(a, const float *, p->n_insts);
+    if (weights == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
+    for (int32_t d = 0; d < p->dp; d++) {
+        for (uint32_t i = 0; i < p->n_insts; i++) {
+            weights[i] = weights_of(c->x, i, d);
+            if (p->insts[i].stage < p->n_stages)
+                reference_compare(&c->f, &c->x->stages[p->insts[i].stage], weights[i], c->f.weights,
+                                  &out->weights);
+        }
+        TD_TRY(check_shards(c->x, &c->f, weights, c->f.weights, &out->weights, err));
+    }
     return TD_OK;
 }
 
@@ -138,11 +159,7 @@ static td_status run(check_run *c, const check_options *o, td_arena *a, check_re
     TD_TRY(open_run(p, c->x->z, o, a, c, err));
     for (int64_t step = 1; step <= o->steps; step++) TD_TRY(one_step(c, o, step, out, err));
     TD_TRY(exec_mirror(c->x, true, err));
-    for (uint32_t i = 0; i < p->n_insts; i++)
-        for (int32_t d = 0; d < p->dp; d++)
-            reference_compare(&c->f, &c->x->stages[p->insts[i].stage],
-                              exec_buffer(c->x, exec_rank_of(c->x, i, d), SIZE_WEIGHTS, i),
-                              c->f.weights, &out->weights);
+    TD_TRY(compare_weights(c, a, out, err));
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         const rank_arena *const m = &c->x->ranks[r].arena;
         out->ranks[r] = (check_rank){.peak_bytes = p->ranks[r].arena_bytes,

@@ -39,6 +39,12 @@ typedef struct check_result {
  * sums' order; a tiny epsilon would make a whole step of it, and then the runs part. */
 #define CHECK_EPSILON 1e-4f
 
+/* The sharded tables of one replica, by instance, against the reference's; nothing to do where the
+ * vocabulary is whole (check_shards.c). */
+TD_MUST_USE td_status check_shards(const executor *x, const reference *f,
+                                   const float *const *values, const float *reference_values,
+                                   comparison *out, td_err *err);
+
 TD_MUST_USE td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_arena *a,
                                  check_result *out, td_err *err);
 

@@ -8,9 +8,7 @@
 
 static td_status refuse_kind(const plan *p, uint8_t kind, td_err *err)
 {
-    if (kind <= PASS_R || kind == TASK_PAIR || kind == TASK_SEND || kind == TASK_RECV ||
-        kind == TASK_COLL || kind == TASK_NORM || kind == TASK_OPTIMIZER || kind == TASK_MARK)
-        return TD_OK;
+    if (kind != TASK_VERIFY) return TD_OK;
     return td_fail(err, TD_EUSAGE,
                    "schedule %s: %s tasks are not executed yet; choose a schedule of "
                    "F, B, I, W and R passes",
@@ -31,11 +29,8 @@ static td_status refuse_plan(const plan *p, const sizes *z, td_err *err)
                        z->n_stages);
     for (uint32_t i = 0; i < p->n_tasks; i++) TD_TRY(refuse_kind(p, p->tasks[i].kind, err));
     for (uint32_t i = 0; i < p->n_members; i++) TD_TRY(refuse_kind(p, p->members[i].kind, err));
-    for (uint32_t i = 0; i < p->n_classes; i++) {
-        const plan_class *const c = &p->classes[i];
-        if (c->kind == TASK_COLL && c->detail == COLL_VOCAB_STATS)
-            return td_fail(err, TD_EUSAGE, "plan: sharded vocabulary layers are not executed yet");
-    }
+    if (z->vocab_shards > 0 && p->n_slices > 1)
+        return td_fail(err, TD_EUSAGE, "plan: slices with a sharded vocabulary are not executed");
     return TD_OK;
 }
 
@@ -170,6 +165,7 @@ static wire_kind kind_of(const plan_class *c)
     case COLL_ALL_GATHER: return WIRE_GATHER_FLOAT;
     case COLL_BROADCAST: return WIRE_BROADCAST;
     case COLL_REDUCE: return WIRE_SUM_ROOT_FLOAT;
+    case COLL_VOCAB_STATS: return WIRE_VOCAB;
     default: return c->purpose == PURPOSE_NORM ? WIRE_SUM_DOUBLE : WIRE_SUM_FLOAT;
     }
 }
@@ -188,12 +184,12 @@ static td_status open_wire(executor *x, td_arena *a, td_err *err)
         groups[i] = (wire_group){.members = &p->group_members[p->groups[i].first_member],
                                  .n_members = p->groups[i].n_members};
     for (uint32_t i = 0; i < p->n_colls; i++) {
-        const plan_class *const c =
-            &p->classes[p->tasks[p->coll_tasks[p->colls[i].first_task]].cls];
+        const uint32_t first = p->coll_tasks[p->colls[i].first_task];
+        const plan_class *const c = &p->classes[p->tasks[first].cls];
         colls[i] = (wire_coll){.group = p->colls[i].group,
                                .root = p->colls[i].root,
                                .kind = kind_of(c),
-                               .bytes = c->bytes};
+                               .bytes = worker_bytes(x, first)};
     }
     const int64_t deadline = x->options.deadline_ns > 0 ? x->options.deadline_ns : 120000000000;
     const wire_shape shape = {.n_ranks = p->n_ranks,
@@ -311,7 +307,12 @@ static void init_rank(const executor *x, uint32_t rank, uint64_t seed)
         char *const at = x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN;
         memset(at, 0, (size_t)c->bytes);
         const stage_code *const code = &x->stages[p->insts[c->inst].stage];
-        if (c->what == SIZE_WEIGHTS)
+        int64_t first = 0;
+        const int64_t words = code->at.shard ? vocab_words(code, r->row, &first) : 0;
+        if (c->what == SIZE_WEIGHTS && code->at.shard)
+            params_init_shard(code->m, code->params, code->n_params, seed, first, words,
+                              (float *)(void *)at);
+        else if (c->what == SIZE_WEIGHTS)
             params_init(code->m, code->params, code->n_params, seed, (float *)(void *)at);
     }
 }

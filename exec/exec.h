@@ -154,6 +154,8 @@ TD_MUST_USE td_status worker_compute(executor *x, exec_rank *r, uint32_t task, t
 void worker_post(executor *x, const exec_rank *r, exec_post *o);
 /* What a message or collective moves; NULL for nothing. */
 char *worker_payload(const executor *x, const exec_rank *r, uint32_t task);
+/* Its bytes: those of the message, or of the whole buffer where a barrier computes on it. */
+int64_t worker_bytes(const executor *x, uint32_t task);
 
 /* --- pass_run.c --- */
 
@@ -161,6 +163,16 @@ TD_MUST_USE td_status pass_open(executor *x, td_arena *a, td_err *err);
 TD_MUST_USE td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err);
 /* Where a buffer of the rank lies. */
 char *pass_buffer(const executor *x, const exec_rank *r, uint32_t use);
+
+/* --- vocab_pass.c --- */
+
+/* S, T, E or G on the rank's shard of the tables. joined, softmax: its SIZE_VOCAB_STATS and
+ * SIZE_VOCAB_STASH buffers, where it has them. */
+TD_MUST_USE td_status vocab_pass_run(executor *x, exec_rank *r, const plan_member *m,
+                                     const stage_args *a, char *joined, float *softmax,
+                                     td_err *err);
+/* The words of the shard of a row, and the first of them; the shard's other rows are padding. */
+int64_t vocab_words(const stage_code *shard, int32_t row, int64_t *first);
 
 /* --- optimizer.c --- */
 
@@ -201,5 +213,8 @@ double optimizer_rate(double peak, int64_t step, int64_t warmup, int64_t total);
  * 1/sqrt(2 layers) (Radford et al. 2019), norms 1, biases 0. Seeded by each tensor's name. */
 void params_init(const model_desc *m, const param_tensor *params, int64_t n, uint64_t seed,
                  float *weights);
+/* The same numbers for rows [first, first + words) of tables; rows behind them are 0. */
+void params_init_shard(const model_desc *m, const param_tensor *params, int64_t n, uint64_t seed,
+                       int64_t first, int64_t words, float *weights);
 
 #endif

@@ -107,11 +107,12 @@ static void add_tied(const executor *x, const exec_rank *r, uint32_t task)
     const uint32_t end = p->tasks[task + 1].first_use;
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held first = held_at(x, r, i);
-        if (first.role != ROLE_GRADS || p->insts[first.inst].stage != 0 ||
+        if (first.role != ROLE_GRADS) continue;
+        const stage_code *const c = &x->stages[p->insts[first.inst].stage];
+        if (!c->at.embedding || c->own[PARAM_TOKEN_EMBEDDING] < 0 ||
             tied_by_message(x, r, first.inst))
             continue;
-        const stage_code *const c = &x->stages[0];
-        const long n = c->m->vocab * c->m->hidden;
+        const long n = (c->at.shard ? c->at.vocab_rows : c->m->vocab) * c->m->hidden;
         float *const table = (float *)(void *)first.at + c->own[PARAM_TOKEN_EMBEDDING];
         if (c->at.head) {
             float *const head = (float *)(void *)first.at + c->elements;
@@ -152,20 +153,20 @@ void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
         if (s.whole && !counts) continue;
         const stage_code *const c = &x->stages[p->insts[h.inst].stage];
         const float *const g = (const float *)(void *)h.at;
-        for (int64_t t = 0; t < c->n_params && c->first_tensor + t < x->n_tensors; t++)
+        for (int64_t t = 0; t < c->n_params && stage_tensor_entry(c, t) < x->n_tensors; t++)
             for (int32_t k = 0; k < s.n; k++) {
                 int64_t first = 0;
                 const int64_t n = meet(&c->params[t], &s, k, &first);
-                if (n > 0) table[c->first_tensor + t] += k_sumsq_cpu(r->ctx, n, g + first);
+                if (n > 0) table[stage_tensor_entry(c, t)] += k_sumsq_cpu(r->ctx, n, g + first);
             }
     }
 }
 
 static td_status not_finite(const executor *x, const exec_rank *r, const double *table, td_err *err)
 {
-    for (int32_t s = 0; s < x->p->n_stages; s++)
+    for (int32_t s = 0; s < x->p->n_stages + (x->z->vocab_shards > 0 ? 1 : 0); s++)
         for (int64_t t = 0; t < x->stages[s].n_params; t++) {
-            const int64_t entry = x->stages[s].first_tensor + t;
+            const int64_t entry = stage_tensor_entry(&x->stages[s], t);
             if (entry < x->n_tensors && !isfinite(table[entry]))
                 return td_fail(err, TD_EMISMATCH,
                                "step %ld: the gradient of %s (stage %d) is not "
@@ -183,7 +184,9 @@ bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t r
     if (s->whole)
         return to == inst && p->ranks[rank].replica == 0 &&
                p->insts[inst].backward_row == p->ranks[rank].row;
-    return p->insts[to].stage == p->insts[inst].stage;
+    /* shards of the tables are no copies of each other */
+    return to == inst ||
+           (p->insts[to].stage == p->insts[inst].stage && p->insts[to].stage < p->n_stages);
 }
 
 static void hand_out(const executor *x, const exec_rank *r, uint32_t inst,

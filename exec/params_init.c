@@ -16,12 +16,13 @@ static void fill(float *w, int64_t n, float value)
     for (int64_t i = 0; i < n; i++) w[i] = value;
 }
 
-void params_init(const model_desc *m, const param_tensor *params, int64_t n, uint64_t seed,
-                 float *weights)
+/* Of each tensor rows [first, first + words); words < 0: all. */
+static void init(const model_desc *m, const param_tensor *params, int64_t n, uint64_t seed,
+                 int64_t first, int64_t words, float *weights)
 {
     param_tensor table = {.name = ""};
-    const stage_desc first = {.embedding = true};
-    (void)stage_params(m, &first, &table, 1);
+    const stage_desc embedding = {.embedding = true};
+    (void)stage_params(m, &embedding, &table, 1);
     const double residual = 0.02 / sqrt(2.0 * (double)m->n_layers);
     for (int64_t i = 0; i < n; i++) {
         const param_tensor *const t = &params[i];
@@ -47,6 +48,21 @@ void params_init(const model_desc *m, const param_tensor *params, int64_t n, uin
         case PARAM_HEAD_DENSE_WEIGHT: break;
         default: fill(w, count, 0.0f); continue;
         }
-        for (int64_t j = 0; j < count; j++) w[j] = (float)(scale * td_rng_normal(&r));
+        const int64_t mine = words < 0 ? count : words * t->cols;
+        for (int64_t j = 0; j < first * t->cols; j++) (void)td_rng_normal(&r);
+        for (int64_t j = 0; j < mine; j++) w[j] = (float)(scale * td_rng_normal(&r));
+        for (int64_t j = mine; j < count; j++) w[j] = 0;
     }
+}
+
+void params_init(const model_desc *m, const param_tensor *params, int64_t n, uint64_t seed,
+                 float *weights)
+{
+    init(m, params, n, seed, 0, -1, weights);
+}
+
+void params_init_shard(const model_desc *m, const param_tensor *params, int64_t n, uint64_t seed,
+                       int64_t first, int64_t words, float *weights)
+{
+    init(m, params, n, seed, first, words, weights);
 }

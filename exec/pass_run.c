@@ -101,8 +101,26 @@ static bool is_split(const executor *x, const exec_rank *r, const plan_member *m
     return false;
 }
 
-static void bind(const executor *x, const exec_rank *r, const plan_member *m, stage_args *a)
+/* The buffers of a pass: a stage's, and those that only vocabulary shards have. */
+typedef struct bound {
+    stage_args a;
+    char *joined;
+    float *softmax;
+} bound;
+
+/* The last stage's gradient, which C1 left behind the statistics. */
+static td_status bind_joined(const executor *x, bound *b, td_err *err)
 {
+    vocab_layout v;
+    if (b->joined == NULL || b->a.doutput != NULL) return TD_OK;
+    TD_TRY(vocab_layout_of(x->z, x->z->run.seq_len, &v, err));
+    if (v.parts >= 0) b->a.doutput = (const float *)(const void *)(b->joined + v.parts);
+    return TD_OK;
+}
+
+static void bind(const executor *x, const exec_rank *r, const plan_member *m, bound *b)
+{
+    stage_args *const a = &b->a;
     for (uint32_t i = m->first_use; i < m->first_use + m->n_uses; i++) {
         const uint32_t use = x->p->uses[i];
         char *const at = pass_buffer(x, r, use);
@@ -120,6 +138,8 @@ static void bind(const executor *x, const exec_rank *r, const plan_member *m, st
         case ROLE_SCRATCH: a->scratch = at; break;
         case ROLE_KV: bind_kv(x, r, use, f, a); break;
         case ROLE_DKV: a->dkv = f; break;
+        case ROLE_VOCAB_STATS: b->joined = at; break;
+        case ROLE_VOCAB_STASH: b->softmax = f; break;
         case ROLE_TOKENS:
             a->ids = (const int32_t *)(void *)at;
             a->targets = a->ids + x->z->run.micro_batch * x->z->run.seq_len;
@@ -139,7 +159,7 @@ static td_status spoil(exec_rank *r)
 static td_status check_finite(executor *x, exec_rank *r, const stage_code *c, int32_t stage,
                               uint32_t m, const stage_args *a, td_err *err)
 {
-    if (c->at.head) {
+    if (c->at.head && c->at.vocab_rows == 0) {
         if (isfinite(a->loss)) return TD_OK;
         if (x->step.skip) return spoil(r);
         return td_fail(err, TD_EMISMATCH,
@@ -161,25 +181,34 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
     const plan_class *const k = &p->classes[m->cls];
     const stage_code *const c = x->code[m->cls][is_split(x, r, m)];
     const int32_t microbatches = p->n_microbatches * p->dp;
-    stage_args a = {.grad_scale = (float)(1.0 / (double)microbatches),
-                    .prefix = k->prefix,
-                    .kv = r->kv,
-                    .keys = r->keys};
-    bind(x, r, m, &a);
+    bound b = {.a = {.grad_scale = (float)(1.0 / (double)microbatches),
+                     .prefix = k->prefix,
+                     .kv = r->kv,
+                     .keys = r->keys}};
+    stage_args *const a = &b.a;
+    bind(x, r, m, &b);
     switch (m->kind) {
-    case PASS_B: stage_backward(r->ctx, c, &a); return TD_OK;
-    case PASS_I: stage_input_gradient(r->ctx, c, &a); return TD_OK;
-    case PASS_W: stage_weight_gradient(r->ctx, c, &a); return TD_OK;
+    case PASS_S:
+    case PASS_T:
+    case PASS_E:
+    case PASS_G: return vocab_pass_run(x, r, m, a, b.joined, b.softmax, err);
+    case PASS_F: break;
+    default: TD_TRY(bind_joined(x, &b, err)); break;
+    }
+    switch (m->kind) {
+    case PASS_B: stage_backward(r->ctx, c, a); return TD_OK;
+    case PASS_I: stage_input_gradient(r->ctx, c, a); return TD_OK;
+    case PASS_W: stage_weight_gradient(r->ctx, c, a); return TD_OK;
     default: break;
     }
-    if (keeps_nothing(p, k)) a.stash = a.scratch;
+    if (keeps_nothing(p, k)) a->stash = a->scratch;
     /* a recompute's output has been sent already: it goes where nobody looks */
     if (m->kind == PASS_R && !c->at.head)
-        a.output = (float *)(void *)(a.scratch + c->scratch.narrow);
-    stage_forward(r->ctx, c, &a);
+        a->output = (float *)(void *)(a->scratch + c->scratch.narrow);
+    stage_forward(r->ctx, c, a);
     if (m->kind == PASS_R) return TD_OK; /* its forward was looked at */
     double *const loss =
         &x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch];
-    if (c->at.head) *loss = m->slice == 0 ? a.loss : *loss + a.loss;
-    return check_finite(x, r, c, p->insts[k->inst].stage, m->microbatch, &a, err);
+    if (c->at.head && c->at.vocab_rows == 0) *loss = m->slice == 0 ? a->loss : *loss + a->loss;
+    return check_finite(x, r, c, p->insts[k->inst].stage, m->microbatch, a, err);
 }

@@ -12,6 +12,7 @@ td_status reference_open(const sizes *z, int32_t microbatches, k_ctx *ctx, td_ar
     f->whole = (stage_desc){.n_layers = z->model->n_layers, .embedding = true, .head = true};
     f->sizes.stages = &f->whole;
     f->sizes.n_stages = 1;
+    f->sizes.vocab_shards = 0;
     f->sizes.run.recompute = RECOMPUTE_NONE;
     TD_TRY(stage_open(&f->sizes, ctx, a, &f->code, err));
     const stage_code *const c = f->code;
@@ -94,22 +95,26 @@ static double relative_error(const float *a, const float *b, int64_t n)
     return norm > 0 ? sqrt(diff / norm) : HUGE_VAL;
 }
 
+void reference_compare_tensor(const reference *f, int64_t entry, const param_tensor *t,
+                              const float *values, const float *reference_values, comparison *out)
+{
+    const stage_code *const whole = f->code;
+    /* a tied head's own copy is the reference's token table */
+    const bool own = entry < whole->n_params;
+    const float *const b =
+        reference_values + (own ? whole->params[entry].offset : whole->own[PARAM_TOKEN_EMBEDDING]);
+    const int64_t n = t->rows * t->cols;
+    if (memcmp(values, b, (size_t)n * sizeof *b) != 0) out->bitwise = false;
+    const double e = relative_error(values, b, n);
+    if (e <= out->max_rel_err) return;
+    out->max_rel_err = e;
+    (void)snprintf(out->worst, sizeof out->worst, "%s", t->name);
+}
+
 void reference_compare(const reference *f, const stage_code *c, const float *values,
                        const float *reference_values, comparison *out)
 {
-    const stage_code *const whole = f->code;
-    for (int64_t i = 0; i < c->n_params; i++) {
-        const param_tensor *const t = &c->params[i];
-        const int64_t entry = c->first_tensor + i;
-        /* a tied head's own copy is the reference's token table */
-        const int64_t offset = entry < whole->n_params ? whole->params[entry].offset
-                                                       : whole->own[PARAM_TOKEN_EMBEDDING];
-        const float *const a = values + t->offset, *const b = reference_values + offset;
-        const int64_t n = t->rows * t->cols;
-        if (memcmp(a, b, (size_t)n * sizeof *a) != 0) out->bitwise = false;
-        const double e = relative_error(a, b, n);
-        if (e <= out->max_rel_err) continue;
-        out->max_rel_err = e;
-        (void)snprintf(out->worst, sizeof out->worst, "%s", t->name);
-    }
+    for (int64_t i = 0; i < c->n_params; i++)
+        reference_compare_tensor(f, stage_tensor_entry(c, i), &c->params[i],
+                                 values + c->params[i].offset, reference_values, out);
 }

@@ -32,6 +32,10 @@ typedef struct comparison {
     bool bitwise;
 } comparison;
 
+/* Compares the values of one tensor, whole, with those of an entry of the reference (behind its
+ * last one: a tied head's copy of the table). Accumulates. */
+void reference_compare_tensor(const reference *f, int64_t entry, const param_tensor *t,
+                              const float *values, const float *reference_values, comparison *out);
 /* Compares one instance's values (laid out as its stage's parameters) with the reference's. Starts
  * from {.bitwise = true} and accumulates. */
 void reference_compare(const reference *f, const stage_code *c, const float *values,

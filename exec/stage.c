@@ -26,6 +26,11 @@ static td_status refuse_unsupported(const sizes *z, td_err *err)
     if (m->head_dim > 256 || (!m->learned_positions && m->head_dim % 2 != 0))
         return td_fail(err, TD_EUSAGE, "model %s: heads of %lld are not executed", m->name,
                        (long long)m->head_dim);
+    if (z->vocab_shards > 0 && m->family == MODEL_BERT)
+        return td_fail(err, TD_EUSAGE,
+                       "model %s: BERT's head is not executed in shards; use a schedule with whole "
+                       "vocabulary layers, or a GPT-2 or Llama style model",
+                       m->name);
     return TD_OK;
 }
 
@@ -44,11 +49,11 @@ static td_status open_layouts(const sizes *z, int32_t stage, int64_t seq, bool s
 static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code *c, td_err *err)
 {
     c->m = z->model;
-    c->at = z->stages[stage];
+    c->at = sizes_stage(z, stage);
     c->recompute = z->run.recompute;
     c->batch = z->run.micro_batch;
     c->whole = z->run.seq_len;
-    TD_TRY(open_layouts(z, stage, c->whole, false, c, err));
+    if (!c->at.shard) TD_TRY(open_layouts(z, stage, c->whole, false, c, err));
     c->n_params = stage_params(c->m, &c->at, NULL, 0);
     c->params = TD_NEW_N(a, param_tensor, c->n_params);
     c->layer = td_alloc(a, (size_t)c->at.n_layers, sizeof *c->layer);
@@ -57,7 +62,8 @@ static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code
     (void)stage_params(c->m, &c->at, c->params, c->n_params);
     c->elements = stage_param_elements(c->m, &c->at);
     c->grad_elements = stage_grad_elements(c->m, &c->at);
-    c->first_tensor = stage_first_tensor(c->m, &c->at);
+    c->first_tensor = c->at.shard ? 0 : stage_first_tensor(c->m, &c->at);
+    c->tensors_between = c->at.shard ? model_tensor_count(c->m) - c->n_params : 0;
     for (int k = 0; k < PARAM_KIND_COUNT; k++) {
         c->own[k] = -1;
         for (int64_t l = 0; l < c->at.n_layers; l++) c->layer[l][k] = -1;
@@ -75,7 +81,8 @@ static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code
 td_status stage_open(const sizes *z, k_ctx *ctx, td_arena *a, stage_code **out, td_err *err)
 {
     TD_TRY(refuse_unsupported(z, err));
-    stage_code *const c = TD_NEW_N(a, stage_code, z->n_stages);
+    const int32_t n_codes = z->n_stages + (z->vocab_shards > 0 ? 1 : 0);
+    stage_code *const c = TD_NEW_N(a, stage_code, n_codes);
     if (c == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the stages' tables");
     float *rope = NULL;
     if (!z->model->learned_positions) {
@@ -83,7 +90,7 @@ td_status stage_open(const sizes *z, k_ctx *ctx, td_arena *a, stage_code **out, 
         if (rope == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the rotary table");
         k_rope_table_cpu(ctx, z->run.seq_len, z->model->head_dim, z->model->rope_theta, rope);
     }
-    for (int32_t s = 0; s < z->n_stages; s++) {
+    for (int32_t s = 0; s < n_codes; s++) {
         TD_TRY(open_one(z, s, a, &c[s], err));
         c[s].rope = rope;
     }
@@ -106,6 +113,11 @@ td_status stage_open_forward(const sizes *z, int32_t stage, const stage_code *wh
     out->rows = out->batch * seq;
     out->split = false;
     return forward_layout_of(z, stage, seq, &out->stash, &out->scratch, err);
+}
+
+int64_t stage_tensor_entry(const stage_code *c, int64_t i)
+{
+    return c->first_tensor + i + (i > 0 ? c->tensors_between : 0);
 }
 
 int64_t stage_head_grad(const stage_code *c)

@@ -22,8 +22,9 @@ typedef struct stage_code {
     int64_t own[PARAM_KIND_COUNT];      /* tensors outside layers */
     param_tensor *params;               /* [n_params] in model order */
     int64_t n_params, elements, grad_elements;
-    int64_t first_tensor; /* entry of params[0] in the norm table */
-    const float *rope;    /* [whole, head_dim] or NULL; shared */
+    int64_t first_tensor;    /* entry of params[0] in the norm table */
+    int64_t tensors_between; /* a shard of the tables: entries between those of its first two */
+    const float *rope;       /* [whole, head_dim] or NULL; shared */
 } stage_code;
 
 /* Opens the stages of a model, [z->n_stages], for whole sequences of z->run.seq_len tokens.
@@ -51,8 +52,10 @@ typedef struct stage_kv {
 
 /* The buffers of one pass; those that the stage's place leaves out are NULL. */
 typedef struct stage_args {
-    const float *input;   /* [N, hidden] unless the stage embeds */
-    float *output;        /* [N, hidden] unless the stage has the head */
+    /* Of [N, hidden]. Where the tables lie in shards, the first stage's input is the tokens' rows
+     * and the last one's output is what the head's table is applied to. */
+    const float *input;   /* unless the stage embeds */
+    float *output;        /* unless the stage has the head */
     const float *doutput; /* gradient of output */
     float *dinput;        /* gradient of input */
     const float *weights;
@@ -76,6 +79,9 @@ void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p);
  * those of the products' weights. */
 void stage_input_gradient(k_ctx *ctx, const stage_code *c, stage_args *p);
 void stage_weight_gradient(k_ctx *ctx, const stage_code *c, const stage_args *p);
+
+/* The entry of params[i] in the norm table. */
+int64_t stage_tensor_entry(const stage_code *c, int64_t i);
 
 /* Where the head's use of the token table accumulates: in a stage that holds both uses of a tied
  * table behind the parameters, else in the stage's own copy. Elements from the start of grads. */

@@ -93,7 +93,7 @@ static void head_weights(const back *b, long first, const float *dlogits)
 /* Whether the head's weights are left to a pass of their own: its logits are kept for it. */
 static bool head_is_split(const stage_code *c)
 {
-    return c->split && c->recompute != RECOMPUTE_FULL;
+    return c->split && c->recompute != RECOMPUTE_FULL && c->at.vocab_rows == 0;
 }
 
 /* --- inputs --- */
@@ -278,6 +278,12 @@ static void head_backward(back *b)
     const stage_args *const p = b->p;
     const long hidden = b->d.hidden;
     float *const x = stage_level(c, p, c->at.n_layers), *const dx = level_slot(b, c->at.n_layers);
+    if (c->at.vocab_rows > 0) {
+        norm_backward(b, -1, PARAM_FINAL_NORM_WEIGHT, p->doutput, x, STAGE_KEPT(c, p, final_mean),
+                      STAGE_KEPT(c, p, final_rstd), NULL, dx);
+        b->cur = dx;
+        return;
+    }
     for (long r = 0; r < c->rows; r += c->scratch.logits_rows) {
         const float *const dlogits = logits_gradient(b, r);
         k_gemm_cpu(b->ctx, false, false, stage_piece(c, r), hidden, c->m->vocab, 1.0f, dlogits,
@@ -305,13 +311,16 @@ static void walk_back(k_ctx *ctx, const stage_code *c, stage_args *p)
         return;
     }
     stage_find_rows(c, p);
-    b.grad = c->at.embedding ? at_bytes(p->scratch, c->scratch.grad) : p->dinput;
+    const bool whole = c->at.embedding && c->at.vocab_rows == 0;
+    b.grad = whole ? at_bytes(p->scratch, c->scratch.grad) : p->dinput;
     b.wide = at_bytes(p->scratch, c->scratch.wide);
     b.narrow = at_bytes(p->scratch, c->scratch.narrow);
     b.act = c->scratch.act < 0 ? NULL : at_bytes(p->scratch, c->scratch.act);
     b.delta = at_bytes(p->scratch, c->scratch.delta);
     if (c->at.head) head_backward(&b);
     for (int64_t l = c->at.n_layers; l-- > 0;) layer_backward(&b, l);
+    if (c->at.embedding && !whole && b.cur != p->dinput)
+        memcpy(p->dinput, b.cur, (size_t)(b.d.rows * b.d.hidden) * sizeof *p->dinput);
     if (c->at.embedding && stage_post_norm(c))
         bert_embed_backward(ctx, c, p, b.cur, b.grad);
     else if (c->at.embedding)

@@ -109,9 +109,12 @@ static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *
 {
     const long ld = c->stash.logits_ld, vocab = c->m->vocab;
     float *const normed = stage_post_norm(c) ? bert_transform(ctx, c, p, x) : x;
+    const bool whole = c->at.vocab_rows == 0;
     stage_norm(ctx, c, normed, bias, res, stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
-               stage_weight(c, p, -1, PARAM_FINAL_NORM_BIAS), STAGE_KEPT(c, p, final_out),
-               STAGE_KEPT(c, p, final_mean), STAGE_KEPT(c, p, final_rstd));
+               stage_weight(c, p, -1, PARAM_FINAL_NORM_BIAS),
+               whole ? STAGE_KEPT(c, p, final_out) : p->output, STAGE_KEPT(c, p, final_mean),
+               STAGE_KEPT(c, p, final_rstd));
+    if (!whole) return;
     double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
     const float scale = stage_loss_scale(c, p);
     float *const kept = STAGE_KEPT(c, p, dlogits);
@@ -129,6 +132,19 @@ static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *
     p->loss = sum * stage_row_weight(c, p);
 }
 
+/* Level 0 out of the rows of tables that lie in shards: positions are still to come. */
+static void embed_rest(k_ctx *ctx, const stage_code *c, const stage_args *p)
+{
+    const float *const positions = stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING);
+    float *const out = stage_level(c, p, 0);
+    const long n = c->seq * c->m->hidden;
+    for (int64_t b = 0; b < c->batch; b++)
+        if (positions != NULL)
+            k_add_cpu(ctx, n, p->input + b * n, positions + p->prefix * c->m->hidden, out + b * n);
+        else
+            memcpy(out + b * n, p->input + b * n, (size_t)n * sizeof *out);
+}
+
 void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
     const stage_dims d = stage_dims_of(c);
@@ -141,7 +157,9 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
         return;
     }
     stage_find_rows(c, p);
-    if (c->at.embedding && stage_post_norm(c))
+    if (c->at.embedding && c->at.vocab_rows > 0)
+        embed_rest(ctx, c, p);
+    else if (c->at.embedding && stage_post_norm(c))
         bert_embed(ctx, c, p);
     else if (c->at.embedding)
         k_embed_fwd_cpu(ctx, d.rows, c->seq, p->prefix, d.hidden, p->row_ids,

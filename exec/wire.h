@@ -37,8 +37,16 @@ typedef enum wire_kind {
     WIRE_SUM_ROOT_FLOAT,   /* the sum, in the root; the others' data is left alone */
     WIRE_GATHER_FLOAT,     /* all-gather: piece i of all members is member i's */
     WIRE_BROADCAST,        /* the root's data, in all members */
+    WIRE_VOCAB,            /* statistics and input gradients of vocabulary shards: see wire_vocab */
     WIRE_KIND_COUNT
 } wire_kind;
+
+/* How the data of WIRE_VOCAB begins; [3, rows] floats lie behind it, then, if width > 0, [2, rows,
+ * width]; each part starts at a multiple of WIRE_VOCAB_ALIGN bytes. They are k_vocab_parts. */
+typedef struct wire_vocab {
+    int64_t rows, width;
+} wire_vocab;
+enum { WIRE_VOCAB_ALIGN = 64 };
 
 typedef struct wire_channel {
     uint32_t src, dst; /* ranks */

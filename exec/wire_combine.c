@@ -1,5 +1,6 @@
 /* The arithmetic of collectives: sums in member order. */
 #include "exec/wire.h"
+#include "kernels/kernels.h"
 
 #include <string.h>
 
@@ -17,7 +18,8 @@ void wire_piece(int64_t bytes, uint32_t n, uint32_t i, int64_t *first, int64_t *
 
 bool wire_kind_in_pieces(wire_kind kind)
 {
-    return kind != WIRE_SUM_ROOT_FLOAT && kind != WIRE_BROADCAST && kind != WIRE_SUM_DOUBLE;
+    return kind != WIRE_SUM_ROOT_FLOAT && kind != WIRE_BROADCAST && kind != WIRE_SUM_DOUBLE &&
+           kind != WIRE_VOCAB;
 }
 
 bool wire_kind_combines(wire_kind kind)
@@ -58,12 +60,32 @@ static void sum_doubles(void *const *data, uint32_t n, int64_t bytes, uint32_t o
     }
 }
 
+static int64_t aligned(int64_t bytes)
+{
+    return (bytes + WIRE_VOCAB_ALIGN - 1) / WIRE_VOCAB_ALIGN * WIRE_VOCAB_ALIGN;
+}
+
+static void join_vocab(void *const *data, uint32_t n)
+{
+    wire_vocab head;
+    memcpy(&head, data[0], sizeof head);
+    const int64_t stats = aligned(sizeof head);
+    const k_vocab_parts p = {.data = data,
+                             .n = n,
+                             .rows = head.rows,
+                             .width = head.width,
+                             .stats_at = stats,
+                             .inputs_at = stats + aligned(3 * head.rows * (int64_t)sizeof(float))};
+    k_vocab_join(&p);
+}
+
 void wire_combine(wire_kind kind, void *const *data, uint32_t n, int64_t bytes, uint32_t only)
 {
     switch (kind) {
     case WIRE_SUM_FLOAT:
     case WIRE_SUM_PIECES_FLOAT:
     case WIRE_SUM_ROOT_FLOAT: sum_floats(data, n, bytes, only); return;
+    case WIRE_VOCAB: join_vocab(data, n); return;
     case WIRE_SUM_DOUBLE: sum_doubles(data, n, bytes, only); return;
     default: return; /* nothing is combined */
     }

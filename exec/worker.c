@@ -14,6 +14,10 @@ td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
     case PASS_I:
     case PASS_W:
     case PASS_R:
+    case PASS_S:
+    case PASS_T:
+    case PASS_E:
+    case PASS_G:
         return pass_run(x, r,
                         &(plan_member){.kind = t->kind,
                                        .slice = t->slice,
@@ -39,6 +43,17 @@ char *worker_payload(const executor *x, const exec_rank *r, uint32_t task)
     return t->first_use < t[1].first_use ? pass_buffer(x, r, x->p->uses[t->first_use]) : NULL;
 }
 
+int64_t worker_bytes(const executor *x, uint32_t task)
+{
+    const plan *const p = x->p;
+    const plan_task *const t = &p->tasks[task];
+    const plan_class *const c = &p->classes[t->cls];
+    if (t->kind != TASK_COLL || c->detail != COLL_VOCAB_STATS || t->first_use == t[1].first_use)
+        return c->bytes;
+    const uint32_t rank = plan_task_rank(p, task), b = use_buffer_of(p->uses[t->first_use]);
+    return p->bclasses[p->buffers[p->ranks[rank].first_buffer + b].bclass].bytes;
+}
+
 void worker_post(executor *x, const exec_rank *r, exec_post *o)
 {
     const plan *const p = x->p;
@@ -46,8 +61,10 @@ void worker_post(executor *x, const exec_rank *r, exec_post *o)
     const plan_class *const c = &p->classes[t->cls];
     char *const at = worker_payload(x, r, o->task);
     o->posted_ns = td_now_ns();
-    o->op = (wire_op){
-        .data = at, .bytes = at == NULL ? 0 : c->bytes, .rank = r->index, .task = o->task};
+    o->op = (wire_op){.data = at,
+                      .bytes = at == NULL ? 0 : worker_bytes(x, o->task),
+                      .rank = r->index,
+                      .task = o->task};
     if (t->kind == TASK_SEND) {
         wire_send(x->wire, o->channel, &o->op);
         return;
