@@ -68,6 +68,8 @@ static td_status read_tensor(const char *path, const char *name, const json_t *v
     const json_t *const dtype = json_object_get(v, "dtype"),
                         *const shape = json_object_get(v, "shape"),
                         *const range = json_object_get(v, "data_offsets");
+    for (const char *c = name; *c != '\0'; c++)
+        if ((unsigned char)*c < ' ') return bad(path, "a name with control characters", NULL, err);
     if (strlen(name) >= sizeof t->name) return bad(path, "name too long", name, err);
     memcpy(t->name, name, strlen(name) + 1);
     if (!json_is_string(dtype) || strcmp(json_string_value(dtype), "F32") != 0)
@@ -81,7 +83,7 @@ static td_status read_tensor(const char *path, const char *name, const json_t *v
     const int64_t end = json_integer_value(json_array_get(range, 1));
     const int64_t most = data_bytes / (int64_t)sizeof(float);
     if (t->rows < 1 || t->cols < 1 || t->rows > most || t->cols > most / t->rows || begin < 0 ||
-        end - begin != file_tensor_bytes(t))
+        end < begin || end - begin != file_tensor_bytes(t))
         return bad(path, "shape and data do not fit", name, err);
     t->begin = begin;
     return TD_OK;
@@ -164,7 +166,9 @@ td_status tensor_file_read(int fd, const char *path, td_arena *a, tensor_file *o
     TD_TRY(file_read_at(fd, path, text, (int64_t)n, LENGTH_BYTES, err));
     json_error_t je;
     json_t *const root = json_loadb(text, (size_t)n, JSON_REJECT_DUPLICATES, &je);
-    if (root == NULL) return bad(path, je.text, NULL, err);
+    if (root == NULL)
+        return td_fail(err, TD_EPARSE, "%s: its header is no JSON, at byte %lld", path,
+                       (long long)je.position + LENGTH_BYTES);
     const td_status st = read_header(path, root, LENGTH_BYTES + (int64_t)n, a, out, err);
     json_decref(root);
     return st;
