@@ -42,11 +42,6 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
                        "interleaved-zb with P=%d, M=%d: M div P = %d rounds do not divide M; "
                        "legal: --microbatches %d, or fewer than %d",
                        q->pp, m, n_rounds, (m / q->pp + 1) * q->pp, 2 * q->pp);
-    if (m < q->pp)
-        return td_fail(err, TD_EUSAGE,
-                       "interleaved-zb with P=%d, M=%d: legal: --microbatches %d "
-                       "or more",
-                       q->pp, m, q->pp);
     t.group = m / n_rounds;
     if ((int64_t)t.chunks * m > INT32_MAX / 4)
         return td_fail(err, TD_EUSAGE, "%d chunks of %d microbatches: too many passes to count",
@@ -65,7 +60,7 @@ static const sched_option no_options[] = {{NULL, NULL, NULL}};
 const sched_family family_interleaved_zb = {
     .name = "interleaved-zb",
     .summary = "interleaved 1F1B with split backwards: V chunks a rank, W fills what is left idle",
-    .constraints = "M >= P, V >= 1; M div P divides M",
+    .constraints = "M >= 1, V >= 1; M div P divides M where M >= P",
     .options = no_options,
     .generate = generate,
 };
