@@ -52,10 +52,14 @@ td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *er
     const bool by_mpi = l.by == LAUNCHED_BY_OPENMPI || l.by == LAUNCHED_BY_MPICH;
     const int64_t deadline_ns = o->timeout * 1000000000;
     transport t;
+    td_status st = TD_OK;
     if (o->wire == WIRE_MPI || (o->wire == WIRE_AUTO && by_mpi))
-        TD_TRY(join_mpi(&l, a, &t, err));
+        st = join_mpi(&l, a, &t, err);
     else
-        TD_TRY(join_tcp(&l, deadline_ns, a, &t, err));
+        st = join_tcp(&l, deadline_ns, a, &t, err);
+    if (st != TD_OK && !TD_HAVE_MPI && by_mpi && l.rank > 0)
+        err->msg[0] = '\0'; /* rank 0 says it */
+    TD_TRY(st);
     return team_open(&t, deadline_ns, a, out, err);
 }
 

@@ -143,7 +143,7 @@ void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
     }
     if (table == NULL) return;
     memset(table, 0, (size_t)x->n_tensors * sizeof *table);
-    if (r->spoilt) table[0] = NAN; /* a loss can be infinite while its gradient is not */
+    if (r->spoilt) table[0] = (double)NAN; /* a loss can be infinite while its gradient is not */
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held h = held_at(x, r, i);
         if (h.role != ROLE_GRADS) continue;
