@@ -77,7 +77,7 @@ static td_status list_tensors(store *s, td_err *err)
 /* The entry of tensor i of a stage. */
 static int64_t entry_of(const store *s, const stage_code *c, int64_t i)
 {
-    const int64_t entry = c->first_tensor + i;
+    const int64_t entry = stage_tensor_entry(c, i);
     return entry < s->x->n_tensors ? entry : s->table;
 }
 
@@ -92,6 +92,20 @@ typedef struct held_run {
     bool writer; /* of all copies this one is written */
 } held_run;
 
+/* Elements of a tensor of the file that an instance holds: all, or its shard's words. */
+typedef struct tensor_rows {
+    int64_t first, count;
+} tensor_rows;
+
+static tensor_rows rows_of(const store *s, const stage_code *c, uint32_t inst,
+                           const param_tensor *t)
+{
+    int64_t first = 0;
+    if (!c->at.shard) return (tensor_rows){0, t->rows * t->cols};
+    const int64_t words = vocab_words(c, s->x->p->insts[inst].backward_row, &first);
+    return (tensor_rows){first * t->cols, words * t->cols};
+}
+
 typedef td_status (*use_run)(store *s, const held_run *r, td_err *err);
 
 static td_status each_moment(store *s, uint32_t rank, uint32_t inst, bool first_copy, use_run use,
@@ -104,15 +118,16 @@ static td_status each_moment(store *s, uint32_t rank, uint32_t inst, bool first_
     for (int64_t i = 0; i < c->n_params; i++) {
         const param_tensor *const t = &c->params[i];
         const int64_t entry = entry_of(s, c, i);
-        const bool tied_copy = entry != c->first_tensor + i;
+        const bool tied_copy = entry != stage_tensor_entry(c, i);
+        const tensor_rows rows = rows_of(s, c, inst, t);
         for (int32_t k = 0; k < share.n; k++) {
             const int64_t begin = share.pieces[k].first, end = begin + share.pieces[k].count;
-            const int64_t last = t->offset + t->rows * t->cols;
+            const int64_t last = t->offset + rows.count;
             const int64_t from = t->offset > begin ? t->offset : begin;
             const int64_t to = last < end ? last : end;
             if (from >= to) continue;
             held_run r = {.entry = entry,
-                          .first = from - t->offset,
+                          .first = rows.first + from - t->offset,
                           .count = to - from,
                           .at = moments + share.pieces[k].moment + from - begin,
                           .writer = !tied_copy && (first_copy || !share.whole)};
@@ -135,11 +150,14 @@ static td_status each_run(store *s, use_run use, td_err *err)
             const bool first = p->insts[inst].pipe == 0 && exec_rank_of(s->x, inst, 0) == rank;
             for (int64_t i = 0; weights != NULL && i < c->n_params; i++) {
                 const param_tensor *const t = &c->params[i];
-                const held_run r = {.entry = entry_of(s, c, i),
+                const tensor_rows rows = rows_of(s, c, inst, t);
+                const int64_t entry = entry_of(s, c, i);
+                const held_run r = {.entry = entry,
                                     .kind = KIND_WEIGHT,
-                                    .count = t->rows * t->cols,
+                                    .first = rows.first,
+                                    .count = rows.count,
                                     .at = weights + t->offset,
-                                    .writer = first && entry_of(s, c, i) == c->first_tensor + i};
+                                    .writer = first && entry == stage_tensor_entry(c, i)};
                 TD_TRY(use(s, &r, err));
             }
             if (s->kinds > 1) TD_TRY(each_moment(s, rank, inst, first, use, err));

@@ -1,5 +1,5 @@
 /* The loss by the current weights, without a plan. */
-#include "exec/exec.h"
+#include "exec/eval.h"
 
 static int64_t boundary_bytes(const executor *x)
 {
@@ -15,12 +15,19 @@ static int64_t scratch_bytes(const executor *x)
     return most;
 }
 
-int64_t exec_eval_bytes(const executor *x)
+/* Two tensors at borders, scratch, stash. */
+static int64_t own_bytes(const executor *x)
 {
     int64_t stash = 0;
     for (int32_t s = 0; s < x->p->n_stages; s++)
         if (x->stages[s].stash.bytes > stash) stash = x->stages[s].stash.bytes;
-    return stash + scratch_bytes(x) + 2 * boundary_bytes(x) + PLAN_ALIGN;
+    return (stash + scratch_bytes(x) + 2 * boundary_bytes(x) + PLAN_ALIGN - 1) / PLAN_ALIGN *
+           PLAN_ALIGN;
+}
+
+int64_t exec_eval_bytes(const executor *x)
+{
+    return own_bytes(x) + eval_shards_bytes(x) + PLAN_ALIGN;
 }
 
 td_status exec_eval(const executor *x, char *work, const int32_t *ids, const int32_t *targets,
@@ -34,12 +41,16 @@ td_status exec_eval(const executor *x, char *work, const int32_t *ids, const int
                     .grad_scale = 1.0f,
                     .scratch = work + 2 * border,
                     .stash = work + 2 * border + scratch_bytes(x)};
-    uint32_t owner = 0;
+    const bool sharded = x->z->vocab_shards > 0;
+    char *const shards_work = work + own_bytes(x);
+    uint32_t owner = exec_rank_of(x, 0, 0);
+    if (sharded)
+        TD_TRY(eval_embed(x, shards_work, owner, ids, (float *)(void *)(work + border), err));
     for (int32_t s = 0; s < x->p->n_stages; s++) {
         const uint32_t before = owner;
         owner = exec_rank_of(x, (uint32_t)s, 0);
         float *const input = (float *)(void *)(work + (s + 1) % 2 * border);
-        a.input = s == 0 ? NULL : input;
+        a.input = s == 0 && !sharded ? NULL : input;
         a.output = (float *)(void *)(work + s % 2 * border);
         if (s > 0 && before != owner && exec_is_here(x, before))
             TD_TRY(team_send(t, owner, input, border, err));
@@ -49,6 +60,7 @@ td_status exec_eval(const executor *x, char *work, const int32_t *ids, const int
         stage_forward(x->ctx, &x->stages[s], &a);
     }
     *result = a.loss;
+    if (sharded) TD_TRY(eval_loss(x, shards_work, owner, a.output, targets, result, err));
     TD_TRY(team_broadcast(t, owner, result, sizeof *result, err));
     *loss = *result;
     return TD_OK;

@@ -171,6 +171,12 @@ char *pass_buffer(const executor *x, const exec_rank *r, uint32_t use);
 TD_MUST_USE td_status vocab_pass_run(executor *x, exec_rank *r, const plan_member *m,
                                      const stage_args *a, char *joined, float *softmax,
                                      td_err *err);
+/* Logits of a shard's words; rows of its table for ids that it has, 0 for others: [rows, hidden].
+ */
+void vocab_logits(k_ctx *ctx, const stage_code *shard, const float *weights, int64_t words,
+                  long rows, const float *x, float *logits, long ld);
+void vocab_look_up(const stage_code *shard, const float *weights, int64_t first, int64_t words,
+                   long rows, const int32_t *ids, float *out);
 /* The words of the shard of a row, and the first of them; the shard's other rows are padding. */
 int64_t vocab_words(const stage_code *shard, int32_t row, int64_t *first);
 

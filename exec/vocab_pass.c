@@ -26,10 +26,38 @@ static k_vocab_shard shard_of(const vocab_pass *v)
 
 static float *stats_of(const vocab_pass *v) { return (float *)(void *)(v->joined + v->at.stats); }
 
-static const float *head_table(const vocab_pass *v)
+/* The output layer's rows; a tied table has one place. */
+static const float *head_rows(const stage_code *c, const float *weights)
 {
-    const int64_t own = v->c->own[PARAM_HEAD_WEIGHT];
-    return v->a->weights + (own >= 0 ? own : v->c->own[PARAM_TOKEN_EMBEDDING]);
+    const int64_t own = c->own[PARAM_HEAD_WEIGHT];
+    return weights + (own >= 0 ? own : c->own[PARAM_TOKEN_EMBEDDING]);
+}
+
+static const float *head_table(const vocab_pass *v) { return head_rows(v->c, v->a->weights); }
+
+void vocab_logits(k_ctx *ctx, const stage_code *shard, const float *weights, int64_t words,
+                  long rows, const float *x, float *logits, long ld)
+{
+    const long hidden = shard->m->hidden;
+    if (words > 0)
+        k_gemm_cpu(ctx, false, true, rows, words, hidden, 1.0f, x, hidden,
+                   head_rows(shard, weights), hidden, 0.0f, logits, ld);
+}
+
+void vocab_look_up(const stage_code *shard, const float *weights, int64_t first, int64_t words,
+                   long rows, const int32_t *ids, float *out)
+{
+    const float *const table = weights + shard->own[PARAM_TOKEN_EMBEDDING];
+    const long hidden = shard->m->hidden;
+    const size_t bytes = (size_t)hidden * sizeof *table;
+    for (long r = 0; r < rows; r++) {
+        const long word = (long)ids[r] - first;
+        float *const to = out + r * hidden;
+        if (word >= 0 && word < words)
+            memcpy(to, table + word * hidden, bytes);
+        else
+            memset(to, 0, bytes);
+    }
 }
 
 /* Weight of a counted row in what is differentiated. */
@@ -71,9 +99,8 @@ static void run_s(const vocab_pass *v)
     const int64_t head[2] = {v->rows, v->at.parts >= 0 ? v->hidden : 0};
     memset(v->joined, 0, (size_t)v->at.bytes);
     memcpy(v->joined, head, sizeof head);
-    if (v->words > 0)
-        k_gemm_cpu(v->r->ctx, false, true, v->rows, v->words, v->hidden, 1.0f, v->a->input,
-                   v->hidden, head_table(v), v->hidden, 0.0f, v->softmax, v->at.ld);
+    vocab_logits(v->r->ctx, v->c, v->a->weights, v->words, v->rows, v->a->input, v->softmax,
+                 v->at.ld);
     k_vocab_softmax_cpu(v->r->ctx, v->rows, &shard, v->softmax, stats_of(v));
     if (v->at.parts >= 0) input_parts(v);
 }
@@ -101,16 +128,7 @@ static void run_t(const vocab_pass *v, double *loss)
 
 static void run_e(const vocab_pass *v)
 {
-    const float *const table = v->a->weights + v->c->own[PARAM_TOKEN_EMBEDDING];
-    const size_t bytes = (size_t)v->hidden * sizeof *table;
-    for (long r = 0; r < v->rows; r++) {
-        const long word = (long)v->a->ids[r] - v->first;
-        float *const to = v->a->output + r * v->hidden;
-        if (word >= 0 && word < v->words)
-            memcpy(to, table + word * v->hidden, bytes);
-        else
-            memset(to, 0, bytes);
-    }
+    vocab_look_up(v->c, v->a->weights, v->first, v->words, v->rows, v->a->ids, v->a->output);
 }
 
 static void run_g(const vocab_pass *v)

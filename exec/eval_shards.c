@@ -1,0 +1,114 @@
+/* The ends of an evaluation where the tables lie in shards: every rank of the first replica looks
+ * up its words, and gives the statistics of its logits. */
+#include "exec/eval.h"
+
+#include <string.h>
+
+/* In work: one tensor of rows, one of logits, the statistics of all shards. */
+typedef struct shards_work {
+    float *rows, *logits, *stats;
+    void **data; /* [n_rows] */
+    vocab_layout at;
+    long n, hidden;
+} shards_work;
+
+static int64_t rounded(int64_t bytes) { return (bytes + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN; }
+
+/* Offsets of rows, logits, stats, data and the end. */
+static void parts_of(const executor *x, int64_t at[5])
+{
+    const stage_code *const c = &x->stages[0];
+    const int64_t ranks = x->p->n_rows, word = (int64_t)sizeof(float);
+    at[0] = 0;
+    at[1] = rounded(c->rows * c->m->hidden * word);
+    at[2] = at[1] + rounded(c->rows * c->stash.logits_ld * word);
+    at[3] = at[2] + rounded(ranks * 3 * c->rows * word);
+    at[4] = at[3] + rounded(ranks * (int64_t)sizeof(void *));
+}
+
+int64_t eval_shards_bytes(const executor *x)
+{
+    int64_t at[5];
+    if (x->z->vocab_shards < 1) return 0;
+    parts_of(x, at);
+    return at[4];
+}
+
+static td_status open_work(const executor *x, char *work, shards_work *w, td_err *err)
+{
+    int64_t at[5];
+    parts_of(x, at);
+    *w = (shards_work){.rows = (float *)(void *)(work + at[0]),
+                       .logits = (float *)(void *)(work + at[1]),
+                       .stats = (float *)(void *)(work + at[2]),
+                       .data = (void **)(void *)(work + at[3]),
+                       .n = x->stages[0].rows,
+                       .hidden = x->z->model->hidden};
+    return vocab_layout_of(x->z, x->z->run.seq_len, &w->at, err);
+}
+
+/* The shard's instance of a row. */
+static uint32_t shard_inst(const executor *x, int32_t row)
+{
+    uint32_t i = 0;
+    while (x->p->insts[i].stage != x->p->n_stages || x->p->insts[i].backward_row != row) i++;
+    return i;
+}
+
+td_status eval_embed(const executor *x, char *work, uint32_t owner, const int32_t *ids, float *out,
+                     td_err *err)
+{
+    team *const t = x->options.team;
+    const stage_code *const c = &x->stages[x->p->n_stages];
+    shards_work w;
+    TD_TRY(open_work(x, work, &w, err));
+    const int64_t bytes = w.n * w.hidden * (int64_t)sizeof *out;
+    memset(out, 0, (size_t)bytes);
+    for (int32_t row = 0; row < x->p->n_rows; row++) {
+        const uint32_t inst = shard_inst(x, row), rank = exec_rank_of(x, inst, 0);
+        int64_t first = 0;
+        const int64_t words = vocab_words(c, row, &first);
+        if (exec_is_here(x, rank)) {
+            const float *const table = exec_buffer(x, rank, SIZE_WEIGHTS, inst);
+            vocab_look_up(c, table, first, words, w.n, ids, w.rows);
+            if (rank != owner) TD_TRY(team_send(t, owner, w.rows, bytes, err));
+        }
+        if (!exec_is_here(x, owner)) continue;
+        if (rank != owner) TD_TRY(team_recv(t, rank, w.rows, bytes, err));
+        k_add_cpu(x->ctx, w.n * w.hidden, out, w.rows, out);
+    }
+    return TD_OK;
+}
+
+td_status eval_loss(const executor *x, char *work, uint32_t owner, float *normed,
+                    const int32_t *targets, double *loss, td_err *err)
+{
+    team *const t = x->options.team;
+    const stage_code *const c = &x->stages[x->p->n_stages];
+    shards_work w;
+    TD_TRY(open_work(x, work, &w, err));
+    TD_TRY(team_broadcast(t, owner, normed, w.n * w.hidden * (int64_t)sizeof *normed, err));
+    for (int32_t row = 0; row < x->p->n_rows; row++) {
+        const uint32_t inst = shard_inst(x, row), rank = exec_rank_of(x, inst, 0);
+        float *const stats = w.stats + (int64_t)row * 3 * w.n;
+        const int64_t bytes = 3 * w.n * (int64_t)sizeof *stats;
+        int64_t first = 0;
+        const int64_t words = vocab_words(c, row, &first);
+        w.data[row] = stats;
+        if (exec_is_here(x, rank)) {
+            const k_vocab_shard shard = {first, words, w.at.ld, targets};
+            const float *const table = exec_buffer(x, rank, SIZE_WEIGHTS, inst);
+            vocab_logits(x->ctx, c, table, words, w.n, normed, w.logits, w.at.ld);
+            k_vocab_softmax_cpu(x->ctx, w.n, &shard, w.logits, stats);
+            if (rank != owner) TD_TRY(team_send(t, owner, stats, bytes, err));
+        }
+        if (exec_is_here(x, owner) && rank != owner) TD_TRY(team_recv(t, rank, stats, bytes, err));
+    }
+    *loss = 0;
+    if (!exec_is_here(x, owner)) return TD_OK;
+    long counted = 0;
+    for (long r = 0; r < w.n; r++) counted += targets[r] >= 0;
+    k_vocab_join(&(k_vocab_parts){.data = w.data, .n = x->p->n_rows, .rows = w.n});
+    *loss = k_vocab_loss(w.n, targets, w.stats) / (double)(counted > 0 ? counted : 1);
+    return TD_OK;
+}
