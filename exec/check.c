@@ -121,8 +121,9 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
         out->loss = loss;
         out->loss_reference = reference_loss;
     }
-    if (memcmp(&loss, &reference_loss, sizeof loss) != 0) out->losses_equal = false;
-    const double error = fabs(loss / reference_loss - 1);
+    const bool equal = memcmp(&loss, &reference_loss, sizeof loss) == 0; /* both may be 0 */
+    const double error = equal ? 0 : fabs(loss / reference_loss - 1);
+    if (!equal) out->losses_equal = false;
     if (!(error <= out->loss_rel_err)) out->loss_rel_err = error;
     out->copies = out->copies && copies_are_equal(c->x);
     for (uint32_t i = 0; i < p->n_insts; i++)

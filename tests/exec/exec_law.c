@@ -98,7 +98,10 @@ check_result exec_law_holds(const exec_law *k, const schedule *s, td_arena *a, p
     const int32_t dp = k->dp < 1 ? 1 : k->dp;
     stage_desc *const stages = TD_NEW_N(a, stage_desc, s->n_stages);
     share_layers(k->model, s->n_stages, stages);
-    const sizes z = sizes_of(k, stages, s->n_stages, sched_copies(s));
+    sizes z = sizes_of(k, stages, s->n_stages, sched_copies(s));
+    z.vocab_shards = s->vocab == VOCAB_NONE ? 0 : s->n_rows;
+    z.vocab_fused = s->vocab == VOCAB_2;
+    for (int32_t i = 0; i < s->n_stages; i++) stages[i].vocab_rows = sizes_vocab_rows(&z);
     const lower_options lo = {
         .sizes = &z, .dp = dp, .tp = 1, .mapping = k->mapping, .lookahead = 1, .zero1 = k->zero1};
     plan p;
