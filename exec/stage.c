@@ -53,6 +53,7 @@ static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code
     c->recompute = z->run.recompute;
     c->batch = z->run.micro_batch;
     c->whole = z->run.seq_len;
+    c->element_bytes = data_type_bytes(z->run.dtype);
     if (!c->at.shard) TD_TRY(open_layouts(z, stage, c->whole, false, c, err));
     c->n_params = stage_params(c->m, &c->at, NULL, 0);
     c->params = TD_NEW_N(a, param_tensor, c->n_params);
@@ -231,7 +232,7 @@ static int64_t param_offset(const stage_code *c, int64_t layer, param_kind k)
 const float *stage_weight(const stage_code *c, const stage_args *p, int64_t layer, param_kind k)
 {
     const int64_t at = param_offset(c, layer, k);
-    return at < 0 ? NULL : p->weights + at;
+    return at < 0 ? NULL : stage_skip(c, p->weights, at);
 }
 
 float *stage_grad(const stage_code *c, const stage_args *p, int64_t layer, param_kind k)
@@ -248,7 +249,8 @@ const float *stage_head_weight(const stage_code *c, const stage_args *p)
 
 float *stage_keys(const stage_code *c, const stage_kv *kv, int64_t layer)
 {
-    return kv->at + 2 * layer * c->batch * kv->len * c->m->n_kv_heads * c->m->head_dim;
+    return stage_skip(c, kv->at,
+                      2 * layer * c->batch * kv->len * c->m->n_kv_heads * c->m->head_dim);
 }
 
 k_attn stage_attention(const stage_code *c, const stage_args *p, int64_t layer)
@@ -259,8 +261,11 @@ k_attn stage_attention(const stage_code *c, const stage_args *p, int64_t layer)
     for (long i = 0; i < p->n_kv; i++) {
         const long n = p->kv[i].len;
         float *const k = stage_keys(c, &p->kv[i], layer);
-        p->keys[i] = (k_keys){
-            .k = k, .v = k + c->batch * n * d.kv, .rows = n, .ld = d.kv, .batch = n * d.kv};
+        p->keys[i] = (k_keys){.k = k,
+                              .v = stage_skip(c, k, c->batch * n * d.kv),
+                              .rows = n,
+                              .ld = d.kv,
+                              .batch = n * d.kv};
     }
     return (k_attn){.batch = c->batch,
                     .heads = c->m->n_heads,
@@ -281,22 +286,21 @@ k_attn stage_attention(const stage_code *c, const stage_args *p, int64_t layer)
                     .dkv_ld = sliced ? d.kv : d.qkv,
                     .dkv_batch = sliced ? c->whole * d.kv : t * d.qkv,
                     .pieces = p->keys,
-                    .n_pieces = p->n_kv};
+                    .n_pieces = p->n_kv,
+                    .float_dkv = sliced};
 }
 
 /* --- tokens --- */
 
-void stage_find_rows(const stage_code *c, stage_args *p)
+void stage_find_rows(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
     p->row_ids = p->ids;
     p->row_targets = p->targets;
     if (p->ids == NULL || !stage_is_sliced(c)) return;
     int32_t *const ids = (int32_t *)(void *)(p->scratch + c->scratch.tokens);
-    for (int64_t b = 0; b < c->batch; b++) {
-        const int64_t from = b * c->whole + p->prefix, to = b * c->seq;
-        memcpy(ids + to, p->ids + from, (size_t)c->seq * sizeof *ids);
-        memcpy(ids + c->rows + to, p->targets + from, (size_t)c->seq * sizeof *ids);
-    }
+    const size_t row = (size_t)c->seq * sizeof *ids, whole = (size_t)c->whole * sizeof *ids;
+    k_ops_of(ctx)->copy_rows(ctx, c->batch, row, ids, row, p->ids + p->prefix, whole);
+    k_ops_of(ctx)->copy_rows(ctx, c->batch, row, ids + c->rows, row, p->targets + p->prefix, whole);
     p->row_ids = ids;
     p->row_targets = ids + c->rows;
 }
@@ -304,6 +308,7 @@ void stage_find_rows(const stage_code *c, stage_args *p)
 double stage_row_weight(const stage_code *c, const stage_args *p)
 {
     long n = 0;
+    if (p->row_weight > 0) return p->row_weight;
     for (int64_t i = 0; i < c->batch * c->whole; i++) n += p->targets[i] >= 0;
     return 1.0 / (double)(n > 0 ? n : 1);
 }

@@ -5,7 +5,7 @@
 
 #include "base/base.h"
 #include "costmodel/sizes.h"
-#include "kernels/kernels.h"
+#include "kernels/k_ops.h"
 
 /* What one stage is, for passes over `seq` tokens of each sequence: read-only once opened, shared
  * by the ranks. N = micro_batch * seq rows; row b * seq + t is token prefix + t of sequence b. */
@@ -14,6 +14,7 @@ typedef struct stage_code {
     stage_desc at;
     recompute_mode recompute;
     int64_t batch, seq, rows;
+    int64_t element_bytes; /* of weights and activations; of type float * all the same: k_ops.h */
     int64_t whole; /* tokens of a sequence; more than seq where microbatches are cut in slices */
     bool split;    /* its backward is an input and a weight gradient */
     stash_layout stash, stash_w, wstash; /* split: F to I, F to W, I to W; else the first: F to B */
@@ -67,8 +68,10 @@ typedef struct stage_args {
     k_keys *keys;                 /* [n_kv] workspace */
     long n_kv;
     float *dkv; /* of the microbatch: per layer dK, then dV, [batch, whole, kv_heads * head_dim] */
-    float grad_scale; /* the loss that is differentiated is grad_scale * mean loss */
-    double loss;      /* out: of the pass's rows, divided by the microbatch's counted targets */
+    float grad_scale;  /* the loss that is differentiated is grad_scale * mean loss */
+    double loss;       /* out: of the pass's rows, divided by the microbatch's counted targets */
+    double *loss_at;   /* where it goes instead, if not NULL */
+    double row_weight; /* 1 / the microbatch's counted targets; 0: the stage counts */
     const int32_t *row_ids, *row_targets; /* set by the stage: of the pass's rows [N] */
 } stage_args;
 

@@ -25,20 +25,22 @@ typedef struct layer_slots {
 static void weight_gradient(const back *b, long in, long out, const float *dy, long ld,
                             const float *x, float *dw)
 {
-    k_gemm_cpu(b->ctx, true, false, out, in, b->d.rows, 1.0f, dy, ld, x, in, 1.0f, dw, in);
+    k_ops_of(b->ctx)->gemm_grad(b->ctx, true, false, out, in, b->d.rows, 1.0f, dy, ld, x, in, 1.0f,
+                                dw, in);
 }
 
 /* dx = dy W, or += with beta 1. */
 static void input_gradient(const back *b, long in, long out, const float *dy, long ld,
                            const float *w, float beta, float *dx)
 {
-    k_gemm_cpu(b->ctx, false, false, b->d.rows, in, out, 1.0f, dy, ld, w, in, beta, dx, in);
+    k_ops_of(b->ctx)->gemm(b->ctx, false, false, b->d.rows, in, out, 1.0f, dy, ld, w, in, beta, dx,
+                           in);
 }
 
 static void bias_gradient(const back *b, int64_t l, param_kind k, long cols, const float *dy)
 {
     float *const db = stage_grad(b->c, b->p, l, k);
-    if (db != NULL) k_colsum_cpu(b->ctx, b->d.rows, cols, dy, cols, db);
+    if (db != NULL) k_ops_of(b->ctx)->colsum(b->ctx, b->d.rows, cols, dy, cols, db);
 }
 
 /* --- weights of the products, given the gradients of their outputs --- */
@@ -59,7 +61,7 @@ static void up_weights(const back *b, int64_t l, const layer_view *v, const floa
     if (gated)
         weight_gradient(b, d.hidden, d.ffn, dup, d.up, v->y2,
                         stage_grad(b->c, b->p, l, PARAM_GATE_WEIGHT));
-    weight_gradient(b, d.hidden, d.ffn, gated ? dup + d.ffn : dup, d.up, v->y2,
+    weight_gradient(b, d.hidden, d.ffn, gated ? stage_skip(b->c, dup, d.ffn) : dup, d.up, v->y2,
                     stage_grad(b->c, b->p, l, PARAM_UP_WEIGHT));
 }
 
@@ -83,11 +85,11 @@ static void head_weights(const back *b, long first, const float *dlogits)
     const stage_code *const c = b->c;
     const long hidden = b->d.hidden, vocab = c->m->vocab, ld = c->stash.logits_ld;
     const long n = stage_piece(c, first);
-    const float *const y = STAGE_KEPT(c, b->p, final_out) + first * hidden;
+    const float *const y = stage_skip(c, STAGE_KEPT(c, b->p, final_out), first * hidden);
     float *const dbias = stage_grad(c, b->p, -1, PARAM_HEAD_BIAS);
-    k_gemm_cpu(b->ctx, true, false, vocab, hidden, n, 1.0f, dlogits, ld, y, hidden, 1.0f,
-               b->p->grads + stage_head_grad(c), hidden);
-    if (dbias != NULL) k_colsum_cpu(b->ctx, n, vocab, dlogits, ld, dbias);
+    k_ops_of(b->ctx)->gemm_grad(b->ctx, true, false, vocab, hidden, n, 1.0f, dlogits, ld, y, hidden,
+                                1.0f, b->p->grads + stage_head_grad(c), hidden);
+    if (dbias != NULL) k_ops_of(b->ctx)->colsum(b->ctx, n, vocab, dlogits, ld, dbias);
 }
 
 /* Whether the head's weights are left to a pass of their own: its logits are kept for it. */
@@ -107,10 +109,10 @@ static void norm_backward(const back *b, int64_t l, param_kind gamma, const floa
     const float *const w = stage_weight(c, b->p, l, gamma);
     float *const dw = stage_grad(c, b->p, l, gamma);
     if (c->m->rms_norm)
-        k_rmsnorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, dy, s, w, rstd, dres, dx, dw);
+        k_ops_of(b->ctx)->rmsnorm_bwd(b->ctx, b->d.rows, b->d.hidden, dy, s, w, rstd, dres, dx, dw);
     else
-        k_layernorm_bwd_cpu(b->ctx, b->d.rows, b->d.hidden, dy, s, w, mean, rstd, dres, dx, dw,
-                            stage_grad(c, b->p, l, gamma + 1));
+        k_ops_of(b->ctx)->layernorm_bwd(b->ctx, b->d.rows, b->d.hidden, dy, s, w, mean, rstd, dres,
+                                        dx, dw, stage_grad(c, b->p, l, gamma + 1));
 }
 
 /* From cur to narrow, the gradient of y2. */
@@ -124,11 +126,11 @@ static void mlp_backward(const back *b, int64_t l, const layer_view *v, const la
     input_gradient(b, d.ffn, d.hidden, b->cur, d.hidden,
                    stage_weight(c, b->p, l, PARAM_DOWN_WEIGHT), 0.0f, dact);
     if (c->m->gated)
-        k_swiglu_bwd_cpu(b->ctx, d.rows, d.ffn, v->up, v->up + d.ffn, d.up, dact, s->up,
-                         s->up + d.ffn, d.up);
+        k_ops_of(b->ctx)->swiglu_bwd(b->ctx, d.rows, d.ffn, v->up, stage_skip(c, v->up, d.ffn),
+                                     d.up, dact, s->up, stage_skip(c, s->up, d.ffn), d.up);
     else
-        k_gelu_bwd_cpu(b->ctx, stage_gelu(c), d.rows, d.ffn, v->up,
-                       stage_weight(c, b->p, l, PARAM_UP_BIAS), dact, s->up);
+        k_ops_of(b->ctx)->gelu_bwd(b->ctx, stage_gelu(c), d.rows, d.ffn, v->up,
+                                   stage_weight(c, b->p, l, PARAM_UP_BIAS), dact, s->up);
     if (!c->split) up_weights(b, l, v, s->up);
     if (!c->m->gated) {
         input_gradient(b, d.hidden, d.ffn, s->up, d.up, w_up, 0.0f, b->narrow);
@@ -136,7 +138,7 @@ static void mlp_backward(const back *b, int64_t l, const layer_view *v, const la
     }
     input_gradient(b, d.hidden, d.ffn, s->up, d.up, stage_weight(c, b->p, l, PARAM_GATE_WEIGHT),
                    0.0f, b->narrow);
-    input_gradient(b, d.hidden, d.ffn, s->up + d.ffn, d.up, w_up, 1.0f, b->narrow);
+    input_gradient(b, d.hidden, d.ffn, stage_skip(c, s->up, d.ffn), d.up, w_up, 1.0f, b->narrow);
 }
 
 /* Where the gradients of a layer's keys are added up over the slices; those of its values follow.
@@ -151,11 +153,12 @@ static void take_own_gradients(const back *b, const float *dk, const float *dv, 
 {
     const stage_code *const c = b->c;
     const long kv = b->d.kv;
-    for (int64_t i = 0; i < c->rows; i++) {
-        const int64_t from = (i / c->seq * c->whole + b->p->prefix + i % c->seq) * kv;
-        float *const to = dqkv + i * b->d.qkv + b->d.attn;
-        memcpy(to, dk + from, (size_t)kv * sizeof *to);
-        memcpy(to + kv, dv + from, (size_t)kv * sizeof *to);
+    const k_ops *const ops = k_ops_of(b->ctx);
+    for (int64_t i = 0; i < c->batch; i++) {
+        const int64_t from = (i * c->whole + b->p->prefix) * kv;
+        float *const to = stage_skip(c, dqkv, i * c->seq * b->d.qkv + b->d.attn);
+        ops->take_rows(b->ctx, c->seq, kv, dk + from, kv, to, b->d.qkv);
+        ops->take_rows(b->ctx, c->seq, kv, dv + from, kv, stage_skip(c, to, kv), b->d.qkv);
     }
 }
 
@@ -166,15 +169,17 @@ static void scores_backward(const back *b, int64_t l, const layer_view *v, float
     const stage_dims d = b->d;
     const k_attn a = stage_attention(c, b->p, l);
     const bool sliced = stage_is_sliced(c);
-    const float *const k = v->qkv + d.attn;
-    float *const dk = sliced ? prefix_gradients(b, l) : dqkv + d.attn;
-    float *const dv = sliced ? dk + c->batch * c->whole * d.kv : dk + d.kv;
-    k_attn_bwd_cpu(b->ctx, &a, sliced && b->p->prefix + c->seq < c->whole, v->qkv, k, k + d.kv,
-                   v->o, b->narrow, v->lse, b->delta, dqkv, dk, dv);
+    const float *const k = stage_skip(c, v->qkv, d.attn);
+    float *const dk = sliced ? prefix_gradients(b, l) : stage_skip(c, dqkv, d.attn);
+    float *const dv = sliced ? dk + c->batch * c->whole * d.kv : stage_skip(c, dk, d.kv);
+    k_ops_of(b->ctx)->attn_bwd(b->ctx, &a, sliced && b->p->prefix + c->seq < c->whole, v->qkv, k,
+                               stage_skip(c, k, d.kv), v->o, b->narrow, v->lse, b->delta, dqkv, dk,
+                               dv);
     if (sliced) take_own_gradients(b, dk, dv, dqkv);
     if (c->rope != NULL)
-        k_rope_cpu(b->ctx, true, d.rows, c->seq, b->p->prefix, c->m->n_heads + c->m->n_kv_heads,
-                   c->m->head_dim, c->rope, dqkv, d.qkv);
+        k_ops_of(b->ctx)->rope(b->ctx, true, d.rows, c->seq, b->p->prefix,
+                               c->m->n_heads + c->m->n_kv_heads, c->m->head_dim, c->rope, dqkv,
+                               d.qkv);
 }
 
 /* From slots.sum1 to narrow, the gradient of y1. */
@@ -189,7 +194,8 @@ static void attention_backward(const back *b, int64_t l, const layer_view *v, co
     if (!c->split)
         qkv_weights(b, l, v, s->qkv);
     else if (s->qkv != v->dqkv) /* q, k and v were needed until here */
-        memcpy(v->dqkv, s->qkv, (size_t)(d.rows * d.qkv) * sizeof *s->qkv);
+        k_ops_of(b->ctx)->copy(b->ctx, v->dqkv, s->qkv,
+                               (size_t)(d.rows * d.qkv * c->element_bytes));
     input_gradient(b, d.hidden, d.qkv, s->qkv, d.qkv, stage_weight(c, b->p, l, PARAM_QKV_WEIGHT),
                    0.0f, b->narrow);
 }
@@ -212,10 +218,10 @@ static void post_norm_backward(back *b, int64_t l, const layer_view *v, const la
     norm_backward(b, l, PARAM_NORM2_WEIGHT, b->cur, v->sum2, v->mean2, v->rstd2, NULL, s->sum2);
     b->cur = s->sum2;
     mlp_backward(b, l, v, s);
-    k_add_cpu(b->ctx, n, b->narrow, s->sum2, b->narrow);
+    k_ops_of(b->ctx)->add(b->ctx, n, b->narrow, s->sum2, b->narrow);
     norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, v->sum1, v->mean1, v->rstd1, NULL, s->sum1);
     attention_backward(b, l, v, s);
-    k_add_cpu(b->ctx, n, b->narrow, s->sum1, s->in);
+    k_ops_of(b->ctx)->add(b->ctx, n, b->narrow, s->sum1, s->in);
 }
 
 /* The gradient of a level of the residual stream: over the level where W will need it. */
@@ -262,13 +268,14 @@ static const float *logits_gradient(const back *b, long first)
     const stage_code *const c = b->c;
     const stage_args *const p = b->p;
     const float *const kept = STAGE_KEPT(c, p, dlogits);
-    if (kept != NULL) return kept + first * c->stash.logits_ld;
+    if (kept != NULL) return stage_skip(c, kept, first * c->stash.logits_ld);
     const long n = stage_piece(c, first);
     float *const logits = at_bytes(p->scratch, c->scratch.logits);
     double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
     stage_logits(b->ctx, c, p, first, n, logits);
-    (void)k_xent_cpu(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld, p->row_targets + first,
-                     stage_loss_scale(c, p), losses, NULL, logits);
+    (void)k_ops_of(b->ctx)->xent(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld,
+                                 p->row_targets + first, stage_loss_scale(c, p), losses, NULL,
+                                 logits);
     return logits;
 }
 
@@ -286,9 +293,9 @@ static void head_backward(back *b)
     }
     for (long r = 0; r < c->rows; r += c->scratch.logits_rows) {
         const float *const dlogits = logits_gradient(b, r);
-        k_gemm_cpu(b->ctx, false, false, stage_piece(c, r), hidden, c->m->vocab, 1.0f, dlogits,
-                   c->stash.logits_ld, stage_head_weight(c, p), hidden, 0.0f,
-                   b->narrow + r * hidden, hidden);
+        k_ops_of(b->ctx)->gemm(b->ctx, false, false, stage_piece(c, r), hidden, c->m->vocab, 1.0f,
+                               dlogits, c->stash.logits_ld, stage_head_weight(c, p), hidden, 0.0f,
+                               stage_skip(c, b->narrow, r * hidden), hidden);
         if (!head_is_split(c)) head_weights(b, r, dlogits);
     }
     if (stage_post_norm(c)) {
@@ -307,10 +314,11 @@ static void walk_back(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
     back b = {.ctx = ctx, .c = c, .p = p, .d = stage_dims_of(c), .cur = p->doutput};
     if (stage_passes_on(c)) {
-        memcpy(p->dinput, p->doutput, (size_t)(b.d.rows * b.d.hidden) * sizeof *p->dinput);
+        k_ops_of(ctx)->copy(ctx, p->dinput, p->doutput,
+                            (size_t)(b.d.rows * b.d.hidden * c->element_bytes));
         return;
     }
-    stage_find_rows(c, p);
+    stage_find_rows(ctx, c, p);
     const bool whole = c->at.embedding && c->at.vocab_rows == 0;
     b.grad = whole ? at_bytes(p->scratch, c->scratch.grad) : p->dinput;
     b.wide = at_bytes(p->scratch, c->scratch.wide);
@@ -320,20 +328,21 @@ static void walk_back(k_ctx *ctx, const stage_code *c, stage_args *p)
     if (c->at.head) head_backward(&b);
     for (int64_t l = c->at.n_layers; l-- > 0;) layer_backward(&b, l);
     if (c->at.embedding && !whole && b.cur != p->dinput)
-        memcpy(p->dinput, b.cur, (size_t)(b.d.rows * b.d.hidden) * sizeof *p->dinput);
+        k_ops_of(ctx)->copy(ctx, p->dinput, b.cur,
+                            (size_t)(b.d.rows * b.d.hidden * c->element_bytes));
     if (c->at.embedding && stage_post_norm(c))
         bert_embed_backward(ctx, c, p, b.cur, b.grad);
     else if (c->at.embedding)
-        k_embed_bwd_cpu(ctx, b.d.rows, c->seq, p->prefix, b.d.hidden, p->row_ids, b.cur,
-                        stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
-                        stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING), NULL);
+        k_ops_of(ctx)->embed_bwd(ctx, b.d.rows, c->seq, p->prefix, b.d.hidden, p->row_ids, b.cur,
+                                 stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
+                                 stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING), NULL);
 }
 
 void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p) { walk_back(ctx, c, p); }
 
 void stage_input_gradient(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
-    stage_touch_end(p->wstash, c->wstash.bytes);
+    stage_touch_end(ctx, p->wstash, c->wstash.bytes);
     walk_back(ctx, c, p);
 }
 
@@ -343,7 +352,7 @@ void stage_weight_gradient(k_ctx *ctx, const stage_code *c, const stage_args *p)
     const bool post = stage_post_norm(c);
     if (c->at.head && head_is_split(c)) {
         for (long r = 0; r < c->rows; r += c->scratch.logits_rows)
-            head_weights(&b, r, STAGE_KEPT(c, p, dlogits) + r * c->stash.logits_ld);
+            head_weights(&b, r, stage_skip(c, STAGE_KEPT(c, p, dlogits), r * c->stash.logits_ld));
         if (post)
             bert_transform_weights(ctx, c, p, stage_level(c, p, c->at.n_layers),
                                    STAGE_KEPT(c, p, head_dense));

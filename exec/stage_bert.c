@@ -7,10 +7,10 @@ void bert_embed(k_ctx *ctx, const stage_code *c, const stage_args *p)
     const stage_dims d = stage_dims_of(c);
     float *const sum = STAGE_KEPT(c, p, embed_sum);
     /* every token is of the first type: its row of the type table is the "extra" one */
-    k_embed_fwd_cpu(ctx, d.rows, c->seq, 0, d.hidden, p->ids,
-                    stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
-                    stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING),
-                    stage_weight(c, p, -1, PARAM_TYPE_EMBEDDING), sum);
+    k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, 0, d.hidden, p->ids,
+                             stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
+                             stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING),
+                             stage_weight(c, p, -1, PARAM_TYPE_EMBEDDING), sum);
     stage_norm(ctx, c, sum, NULL, NULL, stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
                stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_BIAS), stage_level(c, p, 0),
                STAGE_KEPT(c, p, embed_mean), STAGE_KEPT(c, p, embed_rstd));
@@ -20,12 +20,12 @@ void bert_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, c
                          float *dsum)
 {
     const stage_dims d = stage_dims_of(c);
-    k_layernorm_bwd_cpu(ctx, d.rows, d.hidden, dy, STAGE_KEPT(c, p, embed_sum),
-                        stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
-                        STAGE_KEPT(c, p, embed_mean), STAGE_KEPT(c, p, embed_rstd), NULL, dsum,
-                        stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
-                        stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_BIAS));
-    k_embed_bwd_cpu(
+    k_ops_of(ctx)->layernorm_bwd(ctx, d.rows, d.hidden, dy, STAGE_KEPT(c, p, embed_sum),
+                                 stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
+                                 STAGE_KEPT(c, p, embed_mean), STAGE_KEPT(c, p, embed_rstd), NULL,
+                                 dsum, stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
+                                 stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_BIAS));
+    k_ops_of(ctx)->embed_bwd(
         ctx, d.rows, c->seq, 0, d.hidden, p->ids, dsum, stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
         stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING), stage_grad(c, p, -1, PARAM_TYPE_EMBEDDING));
 }
@@ -48,8 +48,8 @@ float *bert_transform(k_ctx *ctx, const stage_code *c, const stage_args *p, cons
     float *const act = STAGE_KEPT(c, p, head_act);
     stage_project(ctx, d.rows, d.hidden, d.hidden, x,
                   stage_weight(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), dense, d.hidden);
-    k_gelu_fwd_cpu(ctx, stage_gelu(c), d.rows, d.hidden, dense,
-                   stage_weight(c, p, -1, PARAM_HEAD_DENSE_BIAS), act);
+    k_ops_of(ctx)->gelu_fwd(ctx, stage_gelu(c), d.rows, d.hidden, dense,
+                            stage_weight(c, p, -1, PARAM_HEAD_DENSE_BIAS), act);
     return act;
 }
 
@@ -57,23 +57,25 @@ void bert_transform_backward(k_ctx *ctx, const stage_code *c, const stage_args *
                              float *ddense, float *dx)
 {
     const stage_dims d = stage_dims_of(c);
-    k_layernorm_bwd_cpu(ctx, d.rows, d.hidden, dy, STAGE_KEPT(c, p, head_act),
-                        stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
-                        STAGE_KEPT(c, p, final_mean), STAGE_KEPT(c, p, final_rstd), NULL, dy,
-                        stage_grad(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
-                        stage_grad(c, p, -1, PARAM_FINAL_NORM_BIAS));
-    k_gelu_bwd_cpu(ctx, stage_gelu(c), d.rows, d.hidden, STAGE_KEPT(c, p, head_dense),
-                   stage_weight(c, p, -1, PARAM_HEAD_DENSE_BIAS), dy, ddense);
-    k_gemm_cpu(ctx, false, false, d.rows, d.hidden, d.hidden, 1.0f, ddense, d.hidden,
-               stage_weight(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), d.hidden, 0.0f, dx, d.hidden);
+    k_ops_of(ctx)->layernorm_bwd(ctx, d.rows, d.hidden, dy, STAGE_KEPT(c, p, head_act),
+                                 stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
+                                 STAGE_KEPT(c, p, final_mean), STAGE_KEPT(c, p, final_rstd), NULL,
+                                 dy, stage_grad(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
+                                 stage_grad(c, p, -1, PARAM_FINAL_NORM_BIAS));
+    k_ops_of(ctx)->gelu_bwd(ctx, stage_gelu(c), d.rows, d.hidden, STAGE_KEPT(c, p, head_dense),
+                            stage_weight(c, p, -1, PARAM_HEAD_DENSE_BIAS), dy, ddense);
+    k_ops_of(ctx)->gemm(ctx, false, false, d.rows, d.hidden, d.hidden, 1.0f, ddense, d.hidden,
+                        stage_weight(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), d.hidden, 0.0f, dx,
+                        d.hidden);
 }
 
 void bert_transform_weights(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *x,
                             const float *ddense)
 {
     const stage_dims d = stage_dims_of(c);
-    k_colsum_cpu(ctx, d.rows, d.hidden, ddense, d.hidden,
-                 stage_grad(c, p, -1, PARAM_HEAD_DENSE_BIAS));
-    k_gemm_cpu(ctx, true, false, d.hidden, d.hidden, d.rows, 1.0f, ddense, d.hidden, x, d.hidden,
-               1.0f, stage_grad(c, p, -1, PARAM_HEAD_DENSE_WEIGHT), d.hidden);
+    k_ops_of(ctx)->colsum(ctx, d.rows, d.hidden, ddense, d.hidden,
+                          stage_grad(c, p, -1, PARAM_HEAD_DENSE_BIAS));
+    k_ops_of(ctx)->gemm_grad(ctx, true, false, d.hidden, d.hidden, d.rows, 1.0f, ddense, d.hidden,
+                             x, d.hidden, 1.0f, stage_grad(c, p, -1, PARAM_HEAD_DENSE_WEIGHT),
+                             d.hidden);
 }

@@ -10,17 +10,18 @@ void stage_norm(k_ctx *ctx, const stage_code *c, float *x, const float *bias, co
     const float eps = (float)c->m->norm_eps;
     float *const sum = res != NULL ? x : NULL;
     if (!c->m->rms_norm) {
-        k_layernorm_fwd_cpu(ctx, rows, cols, eps, x, bias, res, sum, gamma, beta, y, mean, rstd);
+        k_ops_of(ctx)->layernorm_fwd(ctx, rows, cols, eps, x, bias, res, sum, gamma, beta, y, mean,
+                                     rstd);
         return;
     }
-    if (bias != NULL) k_bias_add_cpu(ctx, rows, cols, x, cols, bias);
-    k_rmsnorm_fwd_cpu(ctx, rows, cols, eps, x, res, sum, gamma, y, rstd);
+    if (bias != NULL) k_ops_of(ctx)->bias_add(ctx, rows, cols, x, cols, bias);
+    k_ops_of(ctx)->rmsnorm_fwd(ctx, rows, cols, eps, x, res, sum, gamma, y, rstd);
 }
 
 void stage_project(k_ctx *ctx, long rows, long in, long out, const float *x, const float *w,
                    float *y, long ldy)
 {
-    k_gemm_cpu(ctx, false, true, rows, out, in, 1.0f, x, in, w, in, 0.0f, y, ldy);
+    k_ops_of(ctx)->gemm(ctx, false, true, rows, out, in, 1.0f, x, in, w, in, 0.0f, y, ldy);
 }
 
 void stage_attend(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
@@ -28,8 +29,8 @@ void stage_attend(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t 
 {
     const stage_dims d = stage_dims_of(c);
     const k_attn a = stage_attention(c, p, l);
-    const float *const k = v->qkv + d.attn;
-    k_attn_fwd_cpu(ctx, &a, v->qkv, k, k + d.kv, v->o, v->lse);
+    const float *const k = stage_skip(c, v->qkv, d.attn);
+    k_ops_of(ctx)->attn_fwd(ctx, &a, v->qkv, k, stage_skip(c, k, d.kv), v->o, v->lse);
 }
 
 /* q, k and v, with their bias and positions: side by side; a slice's k and v go where later slices
@@ -47,18 +48,19 @@ static void project_qkv(k_ctx *ctx, const stage_code *c, const stage_args *p, in
     } parts[] = {
         {v->qkv, 0, sliced ? d.attn : d.qkv, m->n_heads + (sliced ? 0 : m->n_kv_heads)},
         {k, d.attn, d.kv, m->n_kv_heads},
-        {sliced ? k + d.rows * d.kv : NULL, d.attn + d.kv, d.kv, 0},
+        {sliced ? stage_skip(c, k, d.rows * d.kv) : NULL, d.attn + d.kv, d.kv, 0},
     };
     const float *const w = stage_weight(c, p, l, PARAM_QKV_WEIGHT);
     const float *const bias = stage_weight(c, p, l, PARAM_QKV_BIAS);
     for (int i = 0; i < (sliced && !again ? 3 : 1); i++) {
         float *const out = parts[i].out;
         const long first = parts[i].first, n = parts[i].n;
-        stage_project(ctx, d.rows, d.hidden, n, v->y1, w + first * d.hidden, out, n);
-        if (bias != NULL) k_bias_add_cpu(ctx, d.rows, n, out, n, bias + first);
+        stage_project(ctx, d.rows, d.hidden, n, v->y1, stage_skip(c, w, first * d.hidden), out, n);
+        if (bias != NULL)
+            k_ops_of(ctx)->bias_add(ctx, d.rows, n, out, n, stage_skip(c, bias, first));
         if (c->rope != NULL && parts[i].turned > 0)
-            k_rope_cpu(ctx, false, d.rows, c->seq, p->prefix, parts[i].turned, m->head_dim, c->rope,
-                       out, n);
+            k_ops_of(ctx)->rope(ctx, false, d.rows, c->seq, p->prefix, parts[i].turned, m->head_dim,
+                                c->rope, out, n);
     }
 }
 
@@ -84,12 +86,13 @@ void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int
     if (m->gated) {
         stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, stage_weight(c, p, l, PARAM_GATE_WEIGHT),
                       v->up, d.up);
-        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up + d.ffn, d.up);
-        k_swiglu_fwd_cpu(ctx, d.rows, d.ffn, v->up, v->up + d.ffn, d.up, v->act);
+        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, stage_skip(c, v->up, d.ffn), d.up);
+        k_ops_of(ctx)->swiglu_fwd(ctx, d.rows, d.ffn, v->up, stage_skip(c, v->up, d.ffn), d.up,
+                                  v->act);
     } else {
         stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up, d.up);
-        k_gelu_fwd_cpu(ctx, stage_gelu(c), d.rows, d.ffn, v->up,
-                       stage_weight(c, p, l, PARAM_UP_BIAS), v->act);
+        k_ops_of(ctx)->gelu_fwd(ctx, stage_gelu(c), d.rows, d.ffn, v->up,
+                                stage_weight(c, p, l, PARAM_UP_BIAS), v->act);
     }
 }
 
@@ -97,10 +100,10 @@ void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long fir
                   float *out)
 {
     const long hidden = c->m->hidden;
-    const float *const y = STAGE_KEPT(c, p, final_out) + first * hidden;
+    const float *const y = stage_skip(c, STAGE_KEPT(c, p, final_out), first * hidden);
     const float *const bias = stage_weight(c, p, -1, PARAM_HEAD_BIAS);
     stage_project(ctx, n, hidden, c->m->vocab, y, stage_head_weight(c, p), out, c->stash.logits_ld);
-    if (bias != NULL) k_bias_add_cpu(ctx, n, c->m->vocab, out, c->stash.logits_ld, bias);
+    if (bias != NULL) k_ops_of(ctx)->bias_add(ctx, n, c->m->vocab, out, c->stash.logits_ld, bias);
 }
 
 /* Final norm, logits, loss; keeps the gradient of the logits where the stash has room for it. */
@@ -122,14 +125,13 @@ static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *
     for (long r = 0; r < c->rows; r += c->scratch.logits_rows) {
         const long n = stage_piece(c, r);
         float *const logits =
-            kept != NULL ? kept + r * ld : at_bytes(p->scratch, c->scratch.logits);
+            kept != NULL ? stage_skip(c, kept, r * ld) : at_bytes(p->scratch, c->scratch.logits);
         stage_logits(ctx, c, p, r, n, logits);
-        (void)k_xent_cpu(ctx, n, vocab, logits, ld, p->row_targets + r, scale, losses + r, NULL,
-                         kept != NULL ? logits : NULL);
+        (void)k_ops_of(ctx)->xent(ctx, n, vocab, logits, ld, p->row_targets + r, scale, losses + r,
+                                  NULL, kept != NULL ? logits : NULL);
     }
-    double sum = 0;
-    for (int64_t r = 0; r < c->rows; r++) sum += losses[r];
-    p->loss = sum * stage_row_weight(c, p);
+    k_ops_of(ctx)->loss_sum(ctx, c->rows, losses, stage_row_weight(c, p),
+                            p->loss_at != NULL ? p->loss_at : &p->loss);
 }
 
 /* Level 0 out of the rows of tables that lie in shards: positions are still to come. */
@@ -140,32 +142,36 @@ static void embed_rest(k_ctx *ctx, const stage_code *c, const stage_args *p)
     const long n = c->seq * c->m->hidden;
     for (int64_t b = 0; b < c->batch; b++)
         if (positions != NULL)
-            k_add_cpu(ctx, n, p->input + b * n, positions + p->prefix * c->m->hidden, out + b * n);
+            k_ops_of(ctx)->add(ctx, n, stage_skip(c, p->input, b * n),
+                               stage_skip(c, positions, p->prefix * c->m->hidden),
+                               stage_skip(c, out, b * n));
         else
-            memcpy(out + b * n, p->input + b * n, (size_t)n * sizeof *out);
+            k_ops_of(ctx)->copy(ctx, stage_skip(c, out, b * n), stage_skip(c, p->input, b * n),
+                                (size_t)(n * c->element_bytes));
 }
 
 void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
     const stage_dims d = stage_dims_of(c);
     const float *bias = NULL, *res = NULL;
-    stage_touch_end(p->stash, c->stash.bytes);
-    if (c->split) stage_touch_end(p->stash_w, c->stash_w.bytes);
-    stage_touch_end(p->scratch, c->scratch.bytes);
+    stage_touch_end(ctx, p->stash, c->stash.bytes);
+    if (c->split) stage_touch_end(ctx, p->stash_w, c->stash_w.bytes);
+    stage_touch_end(ctx, p->scratch, c->scratch.bytes);
     if (stage_passes_on(c)) {
-        memcpy(p->output, p->input, (size_t)(d.rows * d.hidden) * sizeof *p->output);
+        k_ops_of(ctx)->copy(ctx, p->output, p->input,
+                            (size_t)(d.rows * d.hidden * c->element_bytes));
         return;
     }
-    stage_find_rows(c, p);
+    stage_find_rows(ctx, c, p);
     if (c->at.embedding && c->at.vocab_rows > 0)
         embed_rest(ctx, c, p);
     else if (c->at.embedding && stage_post_norm(c))
         bert_embed(ctx, c, p);
     else if (c->at.embedding)
-        k_embed_fwd_cpu(ctx, d.rows, c->seq, p->prefix, d.hidden, p->row_ids,
-                        stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
-                        stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL,
-                        stage_level(c, p, 0));
+        k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, p->prefix, d.hidden, p->row_ids,
+                                 stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
+                                 stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL,
+                                 stage_level(c, p, 0));
     for (int64_t l = 0; l < c->at.n_layers; l++) {
         const layer_view v = stage_layer_view(c, p, l);
         float *const x = stage_level(c, p, l), *const out = stage_level(c, p, l + 1);
@@ -185,6 +191,6 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
         return;
     }
     /* the same sum in the same order as the norm of a next layer would form it */
-    if (bias != NULL) k_bias_add_cpu(ctx, d.rows, d.hidden, x, d.hidden, bias);
-    if (res != NULL) k_add_cpu(ctx, d.rows * d.hidden, x, res, x);
+    if (bias != NULL) k_ops_of(ctx)->bias_add(ctx, d.rows, d.hidden, x, d.hidden, bias);
+    if (res != NULL) k_ops_of(ctx)->add(ctx, d.rows * d.hidden, x, res, x);
 }

@@ -38,16 +38,23 @@ float *stage_keys(const stage_code *c, const stage_kv *kv, int64_t layer);
 k_attn stage_attention(const stage_code *c, const stage_args *p, int64_t layer);
 const float *stage_head_weight(const stage_code *c, const stage_args *p);
 
+/* The element n places behind x. */
+static inline float *stage_skip(const stage_code *c, const float *x, int64_t n)
+{
+    const char *const at = (const char *)x + n * c->element_bytes;
+    return (float *)(uintptr_t)at;
+}
+
 static inline float *at_bytes(char *base, int64_t offset)
 {
     return (float *)(void *)(base + offset);
 }
 
 /* Writes the gap that alignment may leave at a buffer's end, so that all of it is touched. */
-static inline void stage_touch_end(char *buffer, int64_t bytes)
+static inline void stage_touch_end(k_ctx *ctx, char *buffer, int64_t bytes)
 {
     enum { GAP_BYTES = 64 };
-    if (bytes >= GAP_BYTES) memset(buffer + bytes - GAP_BYTES, 0, GAP_BYTES);
+    if (bytes >= GAP_BYTES) k_ops_of(ctx)->zero(ctx, buffer + bytes - GAP_BYTES, GAP_BYTES);
 }
 
 /* Whether norms follow the sums (BERT) instead of preceding the products. */
@@ -73,7 +80,7 @@ void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int
 void stage_attend(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t layer,
                   const layer_view *v);
 /* Finds the tokens of the pass's rows. */
-void stage_find_rows(const stage_code *c, stage_args *p);
+void stage_find_rows(k_ctx *ctx, const stage_code *c, stage_args *p);
 /* Rows of the head's piece that starts at row `first`: the head works in pieces. */
 static inline long stage_piece(const stage_code *c, long first)
 {

@@ -126,6 +126,9 @@ extern const k_isa k_isa_v3;
 extern const k_isa k_isa_v4;
 #endif
 
+/* The table of k_ops.h for this machine's cores. */
+extern const struct k_ops k_ops_cpu;
+
 const k_isa *k_ctx_bodies(const k_ctx *ctx);
 const k_blas *k_ctx_blas(const k_ctx *ctx);
 double *k_ctx_sums(k_ctx *ctx); /* K_SUMS doubles for the caller's thread */

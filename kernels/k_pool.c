@@ -4,6 +4,7 @@
  * piece by adding one to the ticket it has read; the exchange fails when the call is over or
  * another thread was faster, so a late thread can never run a piece of a call that has ended. */
 #include "kernels/k_internal.h"
+#include "kernels/k_ops.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -22,6 +23,9 @@ typedef struct thread_arg {
 struct k_ctx {
     const k_blas *blas;
     const k_isa *isa;
+    const k_ops *ops;
+    void *device;
+    long element_bytes;
     int threads, started;
     _Atomic uint64_t ticket;
     _Atomic(k_work) fn;
@@ -155,6 +159,7 @@ k_ctx *k_ctx_start(void *mem, const k_blas *blas, int threads)
     memset(mem, 0, k_ctx_size(threads)); /* touches the scratch, too */
     ctx->blas = blas;
     ctx->isa = best_isa();
+    k_ctx_set_device(ctx, &k_ops_cpu, NULL, sizeof(float));
     ctx->threads = threads;
     pthread_mutex_init(&ctx->lock, NULL);
     pthread_cond_init(&ctx->wake, NULL);
@@ -181,6 +186,19 @@ void k_ctx_stop(k_ctx *ctx)
     for (int i = 1; i < ctx->started; i++) pthread_join(ctx->lanes[i].thread, NULL);
     pthread_cond_destroy(&ctx->wake);
     pthread_mutex_destroy(&ctx->lock);
+}
+
+const k_ops *k_ops_of(const k_ctx *ctx) { return ctx->ops; }
+
+long k_ctx_element_bytes(const k_ctx *ctx) { return ctx->element_bytes; }
+
+void *k_ctx_device(const k_ctx *ctx) { return ctx->device; }
+
+void k_ctx_set_device(k_ctx *ctx, const k_ops *ops, void *device, long element_bytes)
+{
+    ctx->ops = ops;
+    ctx->device = device;
+    ctx->element_bytes = element_bytes;
 }
 
 int k_ctx_threads(const k_ctx *ctx) { return ctx->threads; }

@@ -228,6 +228,7 @@ typedef struct k_attn {
     const k_keys *pieces;   /* [n_pieces] the keys one after the other, s_kv rows in all, in place
                                of k and v; n_pieces 0: k and v hold them all */
     long n_pieces;
+    bool float_dkv; /* devices: dk and dv are floats whatever the elements are */
 } k_attn;
 
 /* o = softmax(scale q k^T + mask) v; lse[b][h][r] = log of the sum of exponentials of the scaled
