@@ -26,10 +26,12 @@ td_status team_open(const transport *from, int64_t deadline_ns, td_arena *a, tea
     t->t = *from;
     t->deadline_ns = deadline_ns > 0 ? deadline_ns : 120000000000;
     t->notices = TD_NEW_N(a, team_notice, from->size);
+    t->seen = TD_NEW_N(a, bool, from->size);
     t->told_to = TD_NEW_N(a, transport_request, from->size);
     t->heard = TD_NEW_N(a, transport_request, from->size);
     t->words = TD_NEW_N(a, uint64_t, TEAM_WORDS);
-    if (t->notices == NULL || t->told_to == NULL || t->heard == NULL || t->words == NULL)
+    if (t->notices == NULL || t->seen == NULL || t->told_to == NULL || t->heard == NULL ||
+        t->words == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the run's processes");
     if (pthread_mutex_init(&t->lock, NULL) != 0)
         return td_fail(err, TD_EDEVICE, "the machine gives no locks");
@@ -85,13 +87,15 @@ void team_listen(team *t)
 {
     for (uint32_t i = 0; i < t->t.size; i++) {
         transport_request *const r = &t->heard[i];
-        if (i == t->t.index || r->done) continue;
         td_err err = {0};
+        if (i == t->t.index || t->seen[i]) continue;
         if (t->t.methods->test(&t->t, r, &err) != TD_OK) {
-            r->done = true;
+            r->done = t->seen[i] = true;
             t->notices[i].code = GONE;
             team_fail(t, &err);
-        } else if (r->done && t->notices[i].code > TD_OK && t->why.code == TD_OK) {
+        } else if (r->done) { /* perhaps since another message was looked for */
+            t->seen[i] = true;
+            if (t->notices[i].code == TD_OK || t->why.code != TD_OK) continue;
             t->why.code = (td_status)t->notices[i].code;
             (void)snprintf(t->why.msg, sizeof t->why.msg, "%.990s", t->notices[i].msg);
         }

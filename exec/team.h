@@ -30,6 +30,7 @@ typedef struct team {
     bool agreed;                        /* all left a team_agree with one error */
     bool told;                          /* the others have this process's notice */
     team_notice mine, *notices;         /* [size] */
+    bool *seen;                         /* [size] notices that were looked at */
     transport_request *told_to, *heard; /* [size] */
     transport_request talk;             /* the blocking calls' */
     team_notice word;                   /* of team_agree */

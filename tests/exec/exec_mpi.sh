@@ -30,6 +30,9 @@ same() {
 same 4 --schedule 1f1b --pp 4 --microbatches 8
 same 2 --schedule interleaved-1f1b --pp 2 --chunks 2 --microbatches 4 --model tiny-llama
 same 4 --schedule 1f1b --pp 2 --dp 2 --microbatches 4 --mapping single
+same 4 --schedule 1f1b --pp 1 --dp 4 --microbatches 2
+same 4 --schedule vocab-2 --pp 4 --microbatches 8
+same 4 --schedule fbd --pp 2 --microbatches 4
 same 4 --schedule bitpipe --pp 4 --microbatches 8
 same 4 --schedule bitpipe --pp 2 --dp 2 --microbatches 4 --zero1 --model tiny-bert
 
