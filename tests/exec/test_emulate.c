@@ -156,6 +156,20 @@ static void equals_threads(void **state)
         {"bitpipe", "tiny-bert", 2, 4, 2, 1, PROTOCOL_EAGER, 1e6, false},
         {"bitpipe", "tiny-gpt2", 2, 4, 2, 2, PROTOCOL_RENDEZVOUS, 1e6, true},
         {"chimera", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 0, true},
+        {"bitpipe", "tiny-gpt2", 4, 8, 2, 1, PROTOCOL_RENDEZVOUS, 1e5, false},
+        {"dualpipe", "tiny-llama", 8, 16, 0, 1, PROTOCOL_EAGER, 1e5, false},
+        {"1f1b", "tiny-gpt2", 8, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false},
+        {"zb-h1", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false},
+        {"zb-h1", "tiny-llama", 8, 8, 0, 1, PROTOCOL_EAGER, 0, false},
+        {"v-half", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 1e6, false},
+        {"seq1f1b", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 1e6, false},
+        {"seq1f1b", "tiny-gpt2", 8, 4, 0, 1, PROTOCOL_RENDEZVOUS, 0, false},
+        {"seq1f1b-zb", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false},
+        {"vocab-1", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 1e6, false},
+        {"vocab-2", "tiny-llama", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false},
+        {"vocab-2", "tiny-gpt2", 8, 9, 0, 1, PROTOCOL_EAGER, 0, false},
+        {"fbd", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_EAGER, 1e6, false},
+        {"fbd", "tiny-llama", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 0, false},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_case(&cases[i]);
 }
