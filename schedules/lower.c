@@ -407,6 +407,23 @@ static td_status check_options(const schedule *s, const lower_options *o, td_err
     return TD_OK;
 }
 
+/* With a model: tables lie in shards on all rows, or whole on the end stages. */
+static td_status check_vocab(const sched_index *ix, const lower_options *o, td_err *err)
+{
+    const schedule *const s = ix->s;
+    const int32_t shards = s->vocab == VOCAB_NONE ? 0 : s->n_rows;
+    if (o->sizes->model == NULL) return TD_OK;
+    if (o->sizes->vocab_shards != shards)
+        return td_fail(err, TD_EUSAGE,
+                       "the schedule has its vocabulary layers in %d shards, the sizes in %d",
+                       shards, o->sizes->vocab_shards);
+    if (shards > 0 && ix->pos[PASS_E] == NULL)
+        return td_fail(err, TD_EUSAGE,
+                       "S and T without E and G: with a model both vocabulary layers are sharded; "
+                       "give the schedule E and G, or --times without --model");
+    return TD_OK;
+}
+
 td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, plan *out, td_err *err)
 {
     TD_TRY(check_options(s, o, err));
@@ -418,6 +435,7 @@ td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, pla
     td_status st = lower_roles(s, o->tp, scratch, &row_tp, &tp, err);
     if (st == TD_OK) st = sched_index_build(s, scratch, &ix, err);
     if (st == TD_OK) st = sched_index_levels(&ix, scratch, err);
+    if (st == TD_OK) st = check_vocab(&ix, o, err);
     /* what the passes leave behind goes with the scratch: the plan itself is copied out */
     sizes z = *o->sizes; /* what the plan is of rules, so that sizes cannot contradict it */
     z.twins = sched_copies(s);

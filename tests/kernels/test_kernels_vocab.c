@@ -28,7 +28,7 @@ static void solve_whole(td_arena *a, problem *p)
     for (long r = 0; r < p->rows; r++) counted += p->target[r] >= 0;
     p->weight = 1.0 / (double)(counted > 0 ? counted : 1);
     for (long r = 0; r < p->rows; r++) {
-        double max = -INFINITY, sum = 0;
+        double max = -HUGE_VAL, sum = 0;
         for (long v = 0; v < p->vocab; v++) {
             y[v] = 0;
             for (long c = 0; c < p->h; c++) y[v] += p->x[r * p->h + c] * p->w[v * p->h + c];
@@ -63,7 +63,7 @@ static void run_s(td_arena *a, const problem *p, long i, bool fused, shard *s)
     for (long r = 0; r < p->rows; r++)
         for (long v = 0; v < s->at.ld; v++) {
             double *const y = &s->y[r * s->at.ld + v];
-            *y = v < words ? 0 : NAN; /* padding must not matter */
+            *y = v < words ? 0 : (double)NAN; /* padding must not matter */
             for (long c = 0; v < words && c < p->h; c++)
                 *y += p->x[r * p->h + c] * p->w[(first + v) * p->h + c];
         }
