@@ -28,6 +28,7 @@ td_status sizes_dims(const sizes *z, int32_t stage, int64_t slice_len, shard_dim
     const int64_t tp = z->run.tp < 1 ? 1 : z->run.tp;
     const int64_t words = z->vocab_shards > 0 ? sizes_vocab_rows(z) : per(m->vocab, tp);
     shard_dims d = {.m = m, .stage = &z->stages[stage], .bert = m->family == MODEL_BERT};
+    d.tp = tp;
     d.e = data_type_bytes(z->run.dtype);
     d.rows = mul(z->run.micro_batch, slice_len);
     d.shared_rows = z->run.sequence_parallel ? per(d.rows, tp) : d.rows;
@@ -201,6 +202,7 @@ static void work_of_ends(const shard_dims *d, bool logits, scratch_layout *s)
         s->logits_rows = d->rows < LOGITS_ROWS ? d->rows : LOGITS_ROWS;
         if (logits) s->logits = region(&s->bytes, mul(mul(s->logits_rows, d->vocab_ld), d->e));
         s->losses = region(&s->bytes, mul(d->rows, 8));
+        if (d->tp > 1) s->statistics = region(&s->bytes, mul(mul(d->tp, 3 * 4), s->logits_rows));
     }
     if (d->sliced && (d->stage->embedding || d->stage->head))
         s->tokens = region(&s->bytes, mul(d->rows, 2 * (int64_t)sizeof(int32_t)));

@@ -280,3 +280,16 @@ td_status model_load(const char *name_or_path, model_desc *out, td_err *err)
     td_arena_free(a);
     return status;
 }
+
+static int64_t share(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
+
+model_desc model_shard(const model_desc *m, int64_t tp)
+{
+    model_desc s = *m;
+    if (tp <= 1) return s;
+    s.n_heads = share(m->n_heads, tp);
+    s.n_kv_heads = share(m->n_kv_heads, tp);
+    s.ffn = share(m->ffn, tp);
+    s.vocab = share(m->vocab, tp);
+    return s;
+}

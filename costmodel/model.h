@@ -34,6 +34,10 @@ typedef struct run_shape {
     recompute_mode recompute;
 } run_shape;
 
+/* One tensor-parallel shard as a model of its own: its share of the heads, of the MLP's width and
+ * of the vocabulary's rows, rounded up. */
+model_desc model_shard(const model_desc *m, int64_t tp);
+
 /* A stage: a contiguous run of layers. */
 typedef struct stage_desc {
     int64_t first_layer, n_layers;

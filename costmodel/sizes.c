@@ -38,35 +38,8 @@ stage_desc sizes_stage(const sizes *z, int32_t stage)
  * norms and the biases added after a reduction are whole on every shard. */
 static int64_t shard_elements(const sizes *z, const stage_desc *stage, bool grads)
 {
-    const model_desc *const m = z->model;
-    const int64_t tp = z->run.tp < 1 ? 1 : z->run.tp;
-    const int64_t all = grads ? stage_grad_elements(m, stage) : stage_param_elements(m, stage);
-    if (tp == 1) return all;
-    const bool tables = stage->vocab_rows == 0 || stage->shard;
-    const int64_t words = stage->shard ? stage->vocab_rows : per(m->vocab, tp);
-    const int64_t h = m->hidden, c = plus(h, 15) / 16 * 16;
-    const int64_t table = tables ? mul(words, h) : 0;
-    const int64_t attn = mul(m->n_heads, m->head_dim);
-    const int64_t qkv = plus(attn, mul(2 * m->n_kv_heads, m->head_dim));
-    const int64_t norm = m->rms_norm ? c : 2 * c;
-    int64_t layer = mul(2, norm);
-    layer = plus(layer, per(mul(qkv, h + (m->qkv_bias ? 1 : 0)), tp));
-    layer = plus(layer, plus(per(mul(attn, h), tp), m->out_bias ? c : 0));
-    layer = plus(layer, per(mul(m->gated ? 3 : 2, mul(m->ffn, h)), tp));
-    if (m->mlp_bias) layer = plus(layer, plus(per(m->ffn, tp), c));
-    int64_t n = mul(stage->n_layers, layer);
-    if (stage->embedding) {
-        n = plus(n, table);
-        if (m->learned_positions && !stage->shard) n = plus(n, mul(m->max_positions, h));
-        if (m->family == MODEL_BERT && !stage->shard) n = plus(n, 2 * c + norm);
-    }
-    if (stage->head) {
-        if (!stage->shard) n = plus(n, norm);
-        if (m->family == MODEL_BERT && !stage->shard) n = plus(n, mul(h, h) + c);
-        if (m->family == MODEL_BERT && tables) n = plus(n, words);
-        if (!(m->tied && stage->embedding) || grads) n = plus(n, table);
-    }
-    return plus(n, 15) / 16 * 16;
+    const model_desc m = model_shard(z->model, z->run.tp);
+    return grads ? stage_grad_elements(&m, stage) : stage_param_elements(&m, stage);
 }
 
 int64_t sizes_optimizer_shards(const sizes *z)
@@ -80,7 +53,7 @@ int32_t stage_sync_parts(const sizes *z, int32_t stage, sync_part *out)
     const stage_desc desc = sizes_stage(z, stage), *const s = &desc;
     const int64_t all = shard_elements(z, s, true), weights = shard_elements(z, s, false);
     const int64_t table =
-        plus(per(mul(z->model->vocab, z->model->hidden), z->run.tp), SYNC_ALIGN - 1) / SYNC_ALIGN *
+        plus(mul(per(z->model->vocab, z->run.tp), z->model->hidden), SYNC_ALIGN - 1) / SYNC_ALIGN *
         SYNC_ALIGN;
     const bool sharded = sizes_optimizer_shards(z) > 1;
     const bool apart = sharded && z->model->tied && z->vocab_shards < 1;
@@ -182,10 +155,9 @@ td_status sizes_bytes(const sizes *z, size_kind kind, int32_t stage, int64_t sli
     case SIZE_OPTIMIZER: n = optimizer_bytes(z, stage); break;
     case SIZE_NORM: n = mul(model_tensor_count(z->model), (int64_t)sizeof(double)); break;
     case SIZE_TIED_GRADS:
-        n = z->model->tied
-                ? mul(mul(z->model->vocab, z->model->hidden), data_type_bytes(z->run.grad_dtype))
-                : 0;
-        n = per(n, z->run.tp);
+        n = z->model->tied ? mul(mul(per(z->model->vocab, z->run.tp), z->model->hidden),
+                                 data_type_bytes(z->run.grad_dtype))
+                           : 0;
         break;
     default: TD_TRY(activation_bytes(z, kind, stage, slice_len, prefix, &n, err)); break;
     }

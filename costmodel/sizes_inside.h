@@ -30,6 +30,7 @@ typedef struct shard_dims {
     bool bert;
     int64_t e;                 /* bytes of an element */
     int64_t rows, shared_rows; /* shared_rows: of what sequence parallelism divides */
+    int64_t tp;
     int64_t heads, qkv, attn, ffn, up, vocab_ld;
     bool sliced; /* of the tokens: keys and values are kept in SIZE_KV buffers */
 } shard_dims;

@@ -1,6 +1,7 @@
 /* Plan and reference side by side: the same weights, the same tokens, the same optimizer. */
 #include "exec/check.h"
 #include "exec/data.h"
+#include "exec/shard.h"
 
 #include <math.h>
 #include <string.h>
@@ -15,7 +16,7 @@ static unsigned adds_to(uint8_t kind)
  * accumulator for each tensor. */
 static bool order_is_plain(const plan *p, td_arena *a)
 {
-    const bool sharded = p->n_insts > (uint32_t)(p->n_pipes * p->n_stages);
+    const bool sharded = p->n_insts > (uint32_t)(p->n_pipes * p->n_stages) || p->tp > 1;
     if (p->dp > 1 || p->n_pipes > 1 || p->n_slices > 1 || sharded) return false;
     uint32_t *const next = TD_NEW_N(a, uint32_t, 2 * p->n_insts);
     if (next == NULL) return false;
@@ -60,15 +61,28 @@ static td_status open_run(const plan *p, const sizes *z, const check_options *o,
     if (c->ids == NULL || c->targets == NULL || c->grads == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the check");
     for (uint32_t i = 0; i < p->n_insts; i++) {
-        c->grads[i] = td_alloc(a, (size_t)c->x->stages[p->insts[i].stage].elements, sizeof(float));
+        c->grads[i] = td_alloc(a, (size_t)c->x->whole[p->insts[i].stage].elements, sizeof(float));
         if (c->grads[i] == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
     }
     return TD_OK;
 }
 
-static const float *weights_of(const executor *x, uint32_t inst, int32_t replica)
+/* Of a shard of the first replica. */
+static const float *weights_of(const executor *x, uint32_t inst, int32_t shard)
 {
-    return exec_buffer(x, exec_rank_of(x, inst, replica), SIZE_WEIGHTS, inst);
+    return exec_buffer(x, exec_rank_of(x, inst, 0) + (uint32_t)shard, SIZE_WEIGHTS, inst);
+}
+
+/* Whether two shards hold the same bits where each holds a whole tensor. */
+static bool whole_tensors_are_equal(const stage_code *c, const float *a, const float *b)
+{
+    for (int64_t i = 0; i < c->n_params; i++) {
+        const param_tensor *const t = &c->params[i];
+        const size_t bytes = (size_t)(t->rows * t->cols) * sizeof *a;
+        if (shard_is_whole((param_kind)t->kind) && memcmp(a + t->offset, b + t->offset, bytes) != 0)
+            return false;
+    }
+    return true;
 }
 
 /* Whether all copies of each stage, those of forward rows included, and both copies of a tied table
@@ -79,10 +93,13 @@ static bool copies_are_equal(const executor *x)
     for (uint32_t i = 0; i < p->n_insts; i++) {
         const int32_t stage = p->insts[i].stage;
         const stage_code *const c = &x->stages[stage];
-        const float *const first = weights_of(x, stage < p->n_stages ? (uint32_t)stage : i, 0);
+        const uint32_t twin = stage < p->n_stages ? (uint32_t)stage : i;
         for (uint32_t r = 0; r < p->n_ranks; r++) {
             const float *const copy = exec_buffer(x, r, SIZE_WEIGHTS, i);
-            if (copy != NULL && memcmp(first, copy, (size_t)c->elements * sizeof *first) != 0)
+            if (copy == NULL) continue;
+            const float *const first = weights_of(x, twin, p->ranks[r].shard);
+            if (memcmp(first, copy, (size_t)c->elements * sizeof *first) != 0 ||
+                !whole_tensors_are_equal(c, copy, weights_of(x, twin, 0)))
                 return false;
         }
     }
@@ -128,7 +145,7 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
     out->copies = out->copies && copies_are_equal(c->x);
     for (uint32_t i = 0; i < p->n_insts; i++)
         if (p->insts[i].stage < p->n_stages)
-            reference_compare(&c->f, &c->x->stages[p->insts[i].stage], c->grads[i], c->f.grads,
+            reference_compare(&c->f, &c->x->whole[p->insts[i].stage], c->grads[i], c->f.grads,
                               &out->gradients);
     TD_TRY(check_shards(c->x, &c->f, (const float *const *)c->grads, c->f.grads, &out->gradients,
                         err));
@@ -140,12 +157,18 @@ static td_status compare_weights(check_run *c, td_arena *a, check_result *out, t
 {
     const plan *const p = c->x->p;
     const float **const weights = TD_NEW_N(a, const float *, p->n_insts);
-    if (weights == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
+    float **const room = TD_NEW_N(a, float *, p->n_insts);
+    if (weights == NULL || room == NULL) return td_fail(err, TD_ENOMEM, "out of memory to check");
+    for (uint32_t i = 0; i < p->n_insts; i++) {
+        const int64_t n = c->x->whole[p->insts[i].stage].elements;
+        room[i] = td_alloc(a, c->x->whole == c->x->stages ? 0 : (size_t)n, sizeof **room);
+        if (room[i] == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
+    }
     for (int32_t d = 0; d < p->dp; d++) {
         for (uint32_t i = 0; i < p->n_insts; i++) {
-            weights[i] = weights_of(c->x, i, d);
+            weights[i] = exec_whole_weights(c->x, i, d, room[i]);
             if (p->insts[i].stage < p->n_stages)
-                reference_compare(&c->f, &c->x->stages[p->insts[i].stage], weights[i], c->f.weights,
+                reference_compare(&c->f, &c->x->whole[p->insts[i].stage], weights[i], c->f.weights,
                                   &out->weights);
         }
         TD_TRY(check_shards(c->x, &c->f, weights, c->f.weights, &out->weights, err));

@@ -291,6 +291,8 @@ static td_status write_all(store *s, const checkpoint_state *state, const char *
 td_status checkpoint_write(const executor *x, const checkpoint_state *state, const char *path,
                            td_err *err)
 {
+    if (x->whole != x->stages)
+        return td_fail(err, TD_EUSAGE, "checkpoints are not made of tensor-parallel shards yet");
     char beside[PATH_MAX];
     const int n = snprintf(beside, sizeof beside, "%s.tmp", path);
     if (n < 0 || (size_t)n >= sizeof beside || td_is_device(path))
@@ -435,6 +437,8 @@ static td_status read_all(store *s, checkpoint_state *out, td_err *err)
 
 td_status checkpoint_read(executor *x, const char *path, checkpoint_state *out, td_err *err)
 {
+    if (x->whole != x->stages)
+        return td_fail(err, TD_EUSAGE, "checkpoints are not made of tensor-parallel shards yet");
     *out = (checkpoint_state){0};
     store s = {.x = x, .a = td_arena_new(), .path = path, .kinds = KIND_COUNT, .fd = -1};
     const td_status st =

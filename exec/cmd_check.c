@@ -59,7 +59,9 @@ static td_status check(const pexec_options *o, const cli_args *args, team *t, td
                        td_err *err)
 {
     run_setup setup;
-    td_status st = request_plan(&o->what, TYPE_FP32, NULL, a, &setup, err);
+    request q = o->what;
+    q.shards = true;
+    td_status st = request_plan(&q, TYPE_FP32, NULL, a, &setup, err);
     TD_TRY(team_agree(t, st, err));
     TD_TRY(pexec_same(t, &setup, args, err));
     const check_options c = {.seed = (uint64_t)o->seed,

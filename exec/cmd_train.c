@@ -335,7 +335,9 @@ static td_status find_inputs(training *t, td_arena *a, run_setup *s, td_err *err
     if (o->save_every > 0 && o->save == NULL)
         return td_fail(err, TD_EUSAGE, "--save-every: --save says into which folder");
     TD_TRY(check_save(o->save, err));
-    TD_TRY(request_plan(&o->what, TYPE_FP32, NULL, a, s, err));
+    request q = o->what;
+    q.shards = true;
+    TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, s, err));
     return corpus_open(o->data, o->vocab, o->merges, s->model.vocab, !s->model.causal,
                        s->sizes.run.seq_len, a, &t->text, err);
 }

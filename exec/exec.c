@@ -18,6 +18,9 @@ static td_status refuse_kind(const plan *p, uint8_t kind, td_err *err)
 
 static td_status refuse_plan(const plan *p, const sizes *z, td_err *err)
 {
+    if (p->tp != z->run.tp && (p->tp > 1 || z->run.tp > 1))
+        return td_fail(err, TD_EUSAGE, "plan: tensor-parallel degree %d, but sizes of %lld", p->tp,
+                       (long long)z->run.tp);
     if (p->folded_dp || p->folded_tp)
         return td_fail(err, TD_EUSAGE,
                        "plan: its replicas are folded, so ranks are missing; leave "
@@ -192,14 +195,15 @@ static td_status open_wire(executor *x, td_arena *a, td_err *err)
                                .bytes = worker_bytes(x, first)};
     }
     const int64_t deadline = x->options.deadline_ns > 0 ? x->options.deadline_ns : 120000000000;
-    const wire_shape shape = {.n_ranks = p->n_ranks,
-                              .n_channels = p->n_channels,
-                              .n_groups = p->n_groups,
-                              .n_colls = p->n_colls,
-                              .channels = channels,
-                              .groups = groups,
-                              .colls = colls,
-                              .deadline_ns = deadline};
+    wire_shape shape = {.n_ranks = p->n_ranks,
+                        .n_channels = p->n_channels,
+                        .n_groups = p->n_groups,
+                        .n_colls = p->n_colls,
+                        .channels = channels,
+                        .groups = groups,
+                        .colls = colls,
+                        .deadline_ns = deadline};
+    TD_TRY(exec_shards_shape(x, a, &shape, err));
     return x->options.team == NULL ? wire_open_threads(&shape, a, &x->wire, err)
                                    : wire_open_team(&shape, x->options.team, a, &x->wire, err);
 }
@@ -214,6 +218,12 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
     const plan *const p = x->p;
     TD_TRY(open_ctx(&x->blas, x->options.threads_per_rank, a, &x->ctx, err));
     TD_TRY(stage_open(x->z, x->ctx, a, &x->stages, err));
+    x->whole = x->stages;
+    if (x->z->run.tp > 1) {
+        sizes alone = *x->z;
+        alone.run.tp = 1;
+        TD_TRY(stage_open(&alone, x->ctx, a, &x->whole, err));
+    }
     TD_TRY(pass_open(x, a, err));
     TD_TRY(open_wire(x, a, err));
     for (uint32_t i = 0; i < p->n_ranks; i++) {
@@ -235,6 +245,11 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
 {
     *out = NULL;
     TD_TRY(refuse_plan(p, z, err));
+    if (p->tp > 1 && o->team != NULL)
+        return td_fail(err, TD_EUSAGE,
+                       "--tp %d: shards run as threads of one process so far; "
+                       "leave the processes out",
+                       p->tp);
     TD_TRY(refuse_sizes(p, z, err));
     executor *const x = TD_NEW(a, executor);
     if (x == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the executor");
@@ -309,11 +324,13 @@ static void init_rank(const executor *x, uint32_t rank, uint64_t seed)
         const stage_code *const code = &x->stages[p->insts[c->inst].stage];
         int64_t first = 0;
         const int64_t words = code->at.shard ? vocab_words(code, r->row, &first) : 0;
+        td_err why = {0};
         if (c->what == SIZE_WEIGHTS && code->at.shard)
             params_init_shard(code->m, code->params, code->n_params, seed, first, words,
                               (float *)(void *)at);
-        else if (c->what == SIZE_WEIGHTS)
-            params_init(code->m, code->params, code->n_params, seed, (float *)(void *)at);
+        else if (c->what == SIZE_WEIGHTS && exec_shards_init(x, rank, p->insts[c->inst].stage, seed,
+                                                             (float *)(void *)at, &why) != TD_OK)
+            wire_abort(x->wire, &why);
     }
 }
 

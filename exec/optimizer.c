@@ -1,5 +1,6 @@
 /* Gradient norm, clipping, AdamW, the learning rate's course. */
 #include "exec/exec.h"
+#include "exec/shard.h"
 
 #include <math.h>
 #include <string.h>
@@ -153,12 +154,15 @@ void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
         if (s.whole && !counts) continue;
         const stage_code *const c = &x->stages[p->insts[h.inst].stage];
         const float *const g = (const float *)(void *)h.at;
-        for (int64_t t = 0; t < c->n_params && stage_tensor_entry(c, t) < x->n_tensors; t++)
+        for (int64_t t = 0; t < c->n_params && stage_tensor_entry(c, t) < x->n_tensors; t++) {
+            if (p->ranks[r->index].shard > 0 && shard_is_whole((param_kind)c->params[t].kind))
+                continue;
             for (int32_t k = 0; k < s.n; k++) {
                 int64_t first = 0;
                 const int64_t n = meet(&c->params[t], &s, k, &first);
                 if (n > 0) table[stage_tensor_entry(c, t)] += k_sumsq_cpu(r->ctx, n, g + first);
             }
+        }
     }
 }
 
@@ -192,6 +196,13 @@ bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t r
 static void hand_out(const executor *x, const exec_rank *r, uint32_t inst,
                      const optimizer_share *share, const float *g)
 {
+    const int32_t stage = x->p->insts[inst].stage;
+    if (x->whole != x->stages) {
+        if (optimizer_hands_out(x, share, r->index, inst, inst))
+            shard_give(&x->whole[stage], &x->stages[stage], x->p->ranks[r->index].shard, g,
+                       x->step.grads_out[inst]);
+        return;
+    }
     for (uint32_t to = 0; to < x->p->n_insts; to++)
         for (int32_t k = 0; optimizer_hands_out(x, share, r->index, inst, to) && k < share->n; k++)
             memcpy(x->step.grads_out[to] + share->pieces[k].first, g + share->pieces[k].first,

@@ -196,8 +196,8 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
     default: TD_TRY(bind_joined(x, &b, err)); break;
     }
     switch (m->kind) {
-    case PASS_B: stage_backward(r->ctx, c, a); return TD_OK;
-    case PASS_I: stage_input_gradient(r->ctx, c, a); return TD_OK;
+    case PASS_B: return exec_shards_pass(x, r, a, stage_backward, c, err);
+    case PASS_I: return exec_shards_pass(x, r, a, stage_input_gradient, c, err);
     case PASS_W: stage_weight_gradient(r->ctx, c, a); return TD_OK;
     default: break;
     }
@@ -205,10 +205,11 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
     /* a recompute's output has been sent already: it goes where nobody looks */
     if (m->kind == PASS_R && !c->at.head)
         a->output = (float *)(void *)(a->scratch + c->scratch.narrow);
-    stage_forward(r->ctx, c, a);
+    TD_TRY(exec_shards_pass(x, r, a, stage_forward, c, err));
     if (m->kind == PASS_R) return TD_OK; /* its forward was looked at */
     double *const loss =
         &x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch];
-    if (c->at.head && c->at.vocab_rows == 0) *loss = m->slice == 0 ? a->loss : *loss + a->loss;
+    if (c->at.head && c->at.vocab_rows == 0 && p->ranks[r->index].shard == 0)
+        *loss = m->slice == 0 ? a->loss : *loss + a->loss;
     return check_finite(x, r, c, p->insts[k->inst].stage, m->microbatch, a, err);
 }

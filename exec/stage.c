@@ -7,13 +7,32 @@
 
 /* --- opening --- */
 
+static td_status refuse_shards(const sizes *z, td_err *err)
+{
+    const model_desc *const m = z->model;
+    const int64_t tp = z->run.tp;
+    if (tp <= 1) return TD_OK;
+    if (m->family == MODEL_BERT || z->run.sequence_parallel || z->vocab_shards > 0 || z->run.zero1)
+        return td_fail(err, TD_EUSAGE, "--tp %lld: not executed with %s yet; leave one of them out",
+                       (long long)tp,
+                       m->family == MODEL_BERT    ? "BERT-style models"
+                       : z->run.sequence_parallel ? "sequence parallelism"
+                       : z->run.zero1             ? "--zero1"
+                                                  : "sharded vocabulary layers");
+    if (m->n_heads % tp != 0 || m->n_kv_heads % tp != 0 || m->ffn % tp != 0 || m->vocab < tp)
+        return td_fail(err, TD_EUSAGE,
+                       "--tp %lld: model %s has %lld heads, %lld of keys and values, and an MLP "
+                       "%lld wide; the degree must divide each",
+                       (long long)tp, m->name, (long long)m->n_heads, (long long)m->n_kv_heads,
+                       (long long)m->ffn);
+    return TD_OK;
+}
+
 static td_status refuse_unsupported(const sizes *z, td_err *err)
 {
     const model_desc *const m = z->model;
     if (m == NULL) return td_fail(err, TD_EUSAGE, "executor: no model was given; use --model");
-    if (z->run.tp > 1)
-        return td_fail(err, TD_EUSAGE, "--tp %lld: tensor parallelism is not executed yet; use 1",
-                       (long long)z->run.tp);
+    TD_TRY(refuse_shards(z, err));
     if (z->run.dtype != TYPE_FP32 || z->run.grad_dtype != TYPE_FP32)
         return td_fail(err, TD_EUSAGE, "--dtype %s: the CPU backend computes in fp32",
                        data_type_name(z->run.dtype));
@@ -48,7 +67,11 @@ static td_status open_layouts(const sizes *z, int32_t stage, int64_t seq, bool s
 
 static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code *c, td_err *err)
 {
-    c->m = z->model;
+    model_desc *const m = TD_NEW(a, model_desc);
+    if (m == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the stages' tables");
+    *m = model_shard(z->model, z->run.tp);
+    c->m = m;
+    c->vocab = z->model->vocab;
     c->at = sizes_stage(z, stage);
     c->recompute = z->run.recompute;
     c->batch = z->run.micro_batch;

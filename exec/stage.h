@@ -15,6 +15,7 @@ typedef struct stage_code {
     recompute_mode recompute;
     int64_t batch, seq, rows;
     int64_t element_bytes; /* of weights and activations; of type float * all the same: k_ops.h */
+    int64_t vocab;         /* of the whole model: m is one shard's share of it */
     int64_t whole; /* tokens of a sequence; more than seq where microbatches are cut in slices */
     bool split;    /* its backward is an input and a weight gradient */
     stash_layout stash, stash_w, wstash; /* split: F to I, F to W, I to W; else the first: F to B */
@@ -51,6 +52,16 @@ typedef struct stage_kv {
     int64_t len;
 } stage_kv;
 
+/* The other tensor-parallel shards of a stage, as its passes see them. */
+typedef struct stage_shards {
+    int32_t index, size;
+    void *self;
+    /* Sums n elements over the shards, in their order, into all of them. */
+    void (*sum)(void *self, float *data, int64_t n);
+    /* data: [size * each]; each shard has filled its own piece and gets all of them. */
+    void (*gather)(void *self, float *data, int64_t each);
+} stage_shards;
+
 /* The buffers of one pass; those that the stage's place leaves out are NULL. */
 typedef struct stage_args {
     /* Of [N, hidden]. Where the tables lie in shards, the first stage's input is the tokens' rows
@@ -72,6 +83,7 @@ typedef struct stage_args {
     double loss;       /* out: of the pass's rows, divided by the microbatch's counted targets */
     double *loss_at;   /* where it goes instead, if not NULL */
     double row_weight; /* 1 / the microbatch's counted targets; 0: the stage counts */
+    const stage_shards *shards;           /* NULL: there is one */
     const int32_t *row_ids, *row_targets; /* set by the stage: of the pass's rows [N] */
 } stage_args;
 

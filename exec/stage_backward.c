@@ -134,11 +134,13 @@ static void mlp_backward(const back *b, int64_t l, const layer_view *v, const la
     if (!c->split) up_weights(b, l, v, s->up);
     if (!c->m->gated) {
         input_gradient(b, d.hidden, d.ffn, s->up, d.up, w_up, 0.0f, b->narrow);
-        return;
+    } else {
+        input_gradient(b, d.hidden, d.ffn, s->up, d.up, stage_weight(c, b->p, l, PARAM_GATE_WEIGHT),
+                       0.0f, b->narrow);
+        input_gradient(b, d.hidden, d.ffn, stage_skip(c, s->up, d.ffn), d.up, w_up, 1.0f,
+                       b->narrow);
     }
-    input_gradient(b, d.hidden, d.ffn, s->up, d.up, stage_weight(c, b->p, l, PARAM_GATE_WEIGHT),
-                   0.0f, b->narrow);
-    input_gradient(b, d.hidden, d.ffn, stage_skip(c, s->up, d.ffn), d.up, w_up, 1.0f, b->narrow);
+    stage_sum(b->p, b->narrow, d.rows * d.hidden);
 }
 
 /* Where the gradients of a layer's keys are added up over the slices; those of its values follow.
@@ -198,6 +200,7 @@ static void attention_backward(const back *b, int64_t l, const layer_view *v, co
                                (size_t)(d.rows * d.qkv * c->element_bytes));
     input_gradient(b, d.hidden, d.qkv, s->qkv, d.qkv, stage_weight(c, b->p, l, PARAM_QKV_WEIGHT),
                    0.0f, b->narrow);
+    stage_sum(b->p, b->narrow, d.rows * d.hidden);
 }
 
 /* Norms before the products; the residual stream passes them by. */
@@ -273,9 +276,12 @@ static const float *logits_gradient(const back *b, long first)
     float *const logits = at_bytes(p->scratch, c->scratch.logits);
     double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
     stage_logits(b->ctx, c, p, first, n, logits);
-    (void)k_ops_of(b->ctx)->xent(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld,
-                                 p->row_targets + first, stage_loss_scale(c, p), losses, NULL,
-                                 logits);
+    if (p->shards != NULL)
+        shard_loss(c, p, first, n, logits, losses, logits);
+    else
+        (void)k_ops_of(b->ctx)->xent(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld,
+                                     p->row_targets + first, stage_loss_scale(c, p), losses, NULL,
+                                     logits);
     return logits;
 }
 
@@ -298,6 +304,7 @@ static void head_backward(back *b)
                                stage_skip(c, b->narrow, r * hidden), hidden);
         if (!head_is_split(c)) head_weights(b, r, dlogits);
     }
+    stage_sum(p, b->narrow, c->rows * hidden);
     if (stage_post_norm(c)) {
         float *const ddense = head_is_split(c) ? STAGE_KEPT(c, p, head_dense) : b->narrow;
         bert_transform_backward(b->ctx, c, p, b->narrow, ddense, dx);
@@ -332,6 +339,8 @@ static void walk_back(k_ctx *ctx, const stage_code *c, stage_args *p)
                             (size_t)(b.d.rows * b.d.hidden * c->element_bytes));
     if (c->at.embedding && stage_post_norm(c))
         bert_embed_backward(ctx, c, p, b.cur, b.grad);
+    else if (c->at.embedding && p->shards != NULL)
+        shard_embed_backward(c, p, b.cur);
     else if (c->at.embedding)
         k_ops_of(ctx)->embed_bwd(ctx, b.d.rows, c->seq, p->prefix, b.d.hidden, p->row_ids, b.cur,
                                  stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),

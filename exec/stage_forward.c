@@ -78,6 +78,7 @@ void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int
     stage_attend(ctx, c, p, l, v);
     stage_project(ctx, d.rows, d.attn, d.hidden, v->o, stage_weight(c, p, l, PARAM_OUT_WEIGHT),
                   v->sum1, d.hidden);
+    stage_sum(p, v->sum1, d.rows * d.hidden);
     const param_kind norm = post ? PARAM_NORM1_WEIGHT : PARAM_NORM2_WEIGHT;
     stage_norm(ctx, c, v->sum1, stage_weight(c, p, l, PARAM_OUT_BIAS), x,
                stage_weight(c, p, l, norm), stage_weight(c, p, l, norm + 1), v->y2,
@@ -127,8 +128,12 @@ static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *
         float *const logits =
             kept != NULL ? stage_skip(c, kept, r * ld) : at_bytes(p->scratch, c->scratch.logits);
         stage_logits(ctx, c, p, r, n, logits);
-        (void)k_ops_of(ctx)->xent(ctx, n, vocab, logits, ld, p->row_targets + r, scale, losses + r,
-                                  NULL, kept != NULL ? logits : NULL);
+        float *const dlogits = kept != NULL ? logits : NULL;
+        if (p->shards != NULL)
+            shard_loss(c, p, r, n, logits, losses + r, dlogits);
+        else
+            (void)k_ops_of(ctx)->xent(ctx, n, vocab, logits, ld, p->row_targets + r, scale,
+                                      losses + r, NULL, dlogits);
     }
     k_ops_of(ctx)->loss_sum(ctx, c->rows, losses, stage_row_weight(c, p),
                             p->loss_at != NULL ? p->loss_at : &p->loss);
@@ -167,6 +172,8 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
         embed_rest(ctx, c, p);
     else if (c->at.embedding && stage_post_norm(c))
         bert_embed(ctx, c, p);
+    else if (c->at.embedding && p->shards != NULL)
+        shard_embed(c, p, stage_level(c, p, 0));
     else if (c->at.embedding)
         k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, p->prefix, d.hidden, p->row_ids,
                                  stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
@@ -182,6 +189,7 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
         }
         stage_project(ctx, d.rows, d.ffn, d.hidden, v.act, stage_weight(c, p, l, PARAM_DOWN_WEIGHT),
                       out, d.hidden);
+        stage_sum(p, out, d.rows * d.hidden);
         bias = stage_weight(c, p, l, PARAM_DOWN_BIAS);
         res = v.sum1;
     }

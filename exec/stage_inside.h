@@ -57,6 +57,18 @@ static inline void stage_touch_end(k_ctx *ctx, char *buffer, int64_t bytes)
     if (bytes >= GAP_BYTES) k_ops_of(ctx)->zero(ctx, buffer + bytes - GAP_BYTES, GAP_BYTES);
 }
 
+/* --- stage_tp.c: nothing to do where there is one shard --- */
+
+/* Over the shards, in place. */
+void stage_sum(const stage_args *p, float *data, int64_t n);
+/* Level 0, and the gradients of the tables: each shard has the rows of its own words. */
+void shard_embed(const stage_code *c, const stage_args *p, float *x);
+void shard_embed_backward(const stage_code *c, const stage_args *p, const float *dy);
+/* The losses of rows [first_row, first_row + n) and the gradient of this shard's logits [n,
+ * logits_ld], which may lie over them; NULL: not wanted. */
+void shard_loss(const stage_code *c, const stage_args *p, long first_row, long n,
+                const float *logits, double *losses, float *dlogits);
+
 /* Whether norms follow the sums (BERT) instead of preceding the products. */
 static inline bool stage_post_norm(const stage_code *c) { return c->m->family == MODEL_BERT; }
 static inline k_gelu stage_gelu(const stage_code *c)

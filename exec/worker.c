@@ -119,6 +119,7 @@ static td_status join_at(executor *x, exec_rank *r, uint32_t position, td_err *e
 td_status worker_run(executor *x, exec_rank *r, td_err *err)
 {
     const plan_stream *const s = plan_compute(x->p, r->index);
+    exec_shards_begin(r);
     r->n_posted = 0;
     r->spoilt = false;
     for (uint32_t i = 0; i < r->n_posts; i++) r->posts[i].op.done = false;

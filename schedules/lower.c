@@ -241,9 +241,10 @@ static td_status place_row(const lowering *l, class_table *classes, int32_t row,
         const uint32_t rank = lower_rank(l, row, d);
         const uint32_t first = p->n_tasks;
         p->ranks[rank] = (plan_rank){.row = row,
-                                     .replica = d,
+                                     .replica = d / l->shards,
+                                     .shard = d % l->shards,
                                      .tp = l->row_tp[row],
-                                     .device = first_device + d * l->row_tp[row],
+                                     .device = first_device + d * (l->row_tp[row] / l->shards),
                                      .first_stream = rank,
                                      .n_streams = 1};
         p->streams[rank] =
@@ -269,7 +270,7 @@ td_status lower_place(const lowering *l, plan *out, td_err *err)
                   .dp = o->dp,
                   .tp = l->tp,
                   .folded_dp = o->fold,
-                  .folded_tp = l->tp > 1,
+                  .folded_tp = l->tp > l->shards,
                   .mapping = o->mapping,
                   .lookahead = o->lookahead,
                   .send_window = o->send_window,
@@ -432,7 +433,7 @@ td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, pla
     if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     sched_index ix;
     int32_t *row_tp = NULL, tp = 1;
-    td_status st = lower_roles(s, o->tp, scratch, &row_tp, &tp, err);
+    td_status st = lower_roles(s, o->tp, o->shards, scratch, &row_tp, &tp, err);
     if (st == TD_OK) st = sched_index_build(s, scratch, &ix, err);
     if (st == TD_OK) st = sched_index_levels(&ix, scratch, err);
     if (st == TD_OK) st = check_vocab(&ix, o, err);
@@ -448,7 +449,8 @@ td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, pla
                         .o = &options,
                         .ix = &ix,
                         .a = scratch,
-                        .replicas = o->fold ? 1 : o->dp,
+                        .replicas = (o->fold ? 1 : o->dp) * (o->shards ? tp : 1),
+                        .shards = o->shards ? tp : 1,
                         .row_tp = row_tp,
                         .tp = tp};
     plan lowered;

@@ -270,7 +270,8 @@ static inline int32_t plan_home(const plan_inst *i, uint8_t pass)
 typedef struct lower_options {
     const sizes *sizes;
     int32_t dp, tp;
-    bool fold; /* one replica stands for all */
+    bool fold;   /* one replica stands for all */
+    bool shards; /* each tensor-parallel shard is a rank of its own; else one stands for all */
     plan_mapping mapping;
     plan_placement placement;
     int32_t lookahead, send_window; /* 0: defaults, 1 and "never blocks" */

@@ -34,6 +34,13 @@ static size_t slot_of(const flow *f, int32_t replica, int32_t stage, uint32_t m,
            k;
 }
 
+/* Each shard of each replica runs all passes. */
+static int32_t copy_of(const plan *p, uint32_t rank)
+{
+    const int32_t shards = p->folded_tp ? 1 : p->tp;
+    return p->ranks[rank].replica * shards + p->ranks[rank].shard;
+}
+
 static td_status enter(flow *f, flow_table table, size_t slot, uint32_t task, td_err *err)
 {
     if (f->task[table][slot] != PLAN_NONE) return check_fail(f->m, task, err, "it occurs twice");
@@ -49,7 +56,7 @@ static td_status enter_pass(flow *f, uint32_t task, uint8_t kind, uint32_t cls, 
     if (m >= (uint32_t)p->n_microbatches || k >= p->n_slices || p->classes[cls].inst >= p->n_insts)
         return check_fail(f->m, task, err, "no such microbatch, slice or stage");
     const plan_inst *const inst = &p->insts[p->classes[cls].inst];
-    const size_t slot = slot_of(f, rank->replica, inst->stage, m, k);
+    const size_t slot = slot_of(f, copy_of(p, map_rank(f->m, task)), inst->stage, m, k);
     const int32_t home = kind == PASS_F ? inst->forward_row : inst->backward_row;
     if (kind <= PASS_R && home != rank->row)
         return check_fail(f->m, task, err, "its stage lives on another rank");
@@ -82,7 +89,7 @@ static td_status enter_task(flow *f, uint32_t task, td_err *err)
     if (t->microbatch >= (uint32_t)p->n_microbatches || t->slice >= p->n_slices ||
         c->inst == PLAN_NONE)
         return check_fail(f->m, task, err, "no such microbatch, slice or stage");
-    const int32_t replica = p->ranks[map_rank(f->m, task)].replica;
+    const int32_t replica = copy_of(p, map_rank(f->m, task));
     const flow_table table = c->detail == CHANNEL_ACT    ? FLOW_RECV_ACT
                              : c->detail == CHANNEL_GRAD ? FLOW_RECV_GRAD
                                                          : FLOW_RECV_HANDOFF;
@@ -189,7 +196,9 @@ td_status check_flow(const plan_map *m, td_arena *a, td_err *err)
         if (p->ranks[r].device < 0 || p->ranks[r].tp < 1)
             return td_fail(err, TD_EPLAN, "rank %u: device %d, tensor-parallel degree %d", r,
                            p->ranks[r].device, p->ranks[r].tp);
-        if (p->ranks[r].replica >= replicas) replicas = p->ranks[r].replica + 1;
+        if (p->ranks[r].shard < 0 || p->ranks[r].shard >= (p->folded_tp ? 1 : p->tp))
+            return td_fail(err, TD_EPLAN, "rank %u: no such shard", r);
+        if (copy_of(p, r) >= replicas) replicas = copy_of(p, r) + 1;
     }
     f.slots = slot_of(&f, replicas, 0, 0, 0);
     f.whole = TD_NEW_N(a, uint8_t, f.slots);

@@ -241,6 +241,7 @@ static td_status lower_schedule(const request *q, const char *after, td_arena *a
                                  .dp = (int32_t)q->dp,
                                  .tp = (int32_t)q->tp,
                                  .fold = q->fold,
+                                 .shards = q->shards,
                                  .mapping = (plan_mapping)q->mapping,
                                  .placement = (plan_placement)q->placement,
                                  .lookahead = (int32_t)q->lookahead,

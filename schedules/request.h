@@ -26,6 +26,7 @@ typedef struct request {
     int placement; /* plan_placement; no option of its own here: only who has a cluster asks */
     int64_t lookahead, send_window;
     bool fold;
+    bool shards; /* set by programs that run each tensor-parallel shard as a rank of its own */
     int64_t memory_limit;
     double search_s;
     /* no options of their own here: only who simulates has them */

@@ -81,7 +81,7 @@ static sizes sizes_of(const exec_law *k, const stage_desc *stages, int32_t n_sta
                    .twins = twins,
                    .run = {.micro_batch = 2,
                            .seq_len = k->seq_len > 0 ? k->seq_len : 12,
-                           .tp = 1,
+                           .tp = k->tp < 1 ? 1 : k->tp,
                            .dp = k->dp < 1 ? 1 : k->dp,
                            .zero1 = k->zero1,
                            .recompute = k->recompute}};
@@ -102,8 +102,13 @@ check_result exec_law_holds(const exec_law *k, const schedule *s, td_arena *a, p
     z.vocab_shards = s->vocab == VOCAB_NONE ? 0 : s->n_rows;
     z.vocab_fused = s->vocab == VOCAB_2;
     for (int32_t i = 0; i < s->n_stages; i++) stages[i].vocab_rows = sizes_vocab_rows(&z);
-    const lower_options lo = {
-        .sizes = &z, .dp = dp, .tp = 1, .mapping = k->mapping, .lookahead = 1, .zero1 = k->zero1};
+    const lower_options lo = {.sizes = &z,
+                              .dp = dp,
+                              .tp = (int32_t)z.run.tp,
+                              .shards = true,
+                              .mapping = k->mapping,
+                              .lookahead = 1,
+                              .zero1 = k->zero1};
     plan p;
     if (plan_lower(s, &lo, a, &p, &err) != TD_OK) fail_msg("%s: %s", s->name, err.msg);
     const check_options o = {.seed = 11,

@@ -9,7 +9,7 @@ extern const model_desc law_gpt2, law_llama, law_bert;
 
 typedef struct exec_law {
     const model_desc *model;
-    int32_t dp;             /* 0: 1 */
+    int32_t dp, tp;         /* 0: 1 */
     int64_t seq_len, steps; /* 0: 12, 5 */
     recompute_mode recompute;
     plan_mapping mapping;

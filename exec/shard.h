@@ -1,0 +1,19 @@
+/* Tensor parallelism: which part of a stage's tensors a shard holds. */
+#ifndef EXEC_SHARD_H
+#define EXEC_SHARD_H
+
+#include "exec/stage.h"
+
+/* Whether every shard holds the whole tensor: norms, positions, biases added to sums. */
+bool shard_is_whole(param_kind kind);
+
+/* Copies the shard's part of every tensor of a stage. `full`: the stage of the whole model, `part`:
+ * of a shard (z->run.tp of them); each with its own layout of elements. Rows of the tables behind
+ * the vocabulary's end are zero. */
+void shard_take(const stage_code *full, const stage_code *part, int32_t shard, const float *from,
+                float *to);
+/* The way back. Whole tensors are given by shard 0 alone. */
+void shard_give(const stage_code *full, const stage_code *part, int32_t shard, const float *from,
+                float *to);
+
+#endif
