@@ -2,6 +2,7 @@
 #include "base/text.h"
 #include "sim/compare.h"
 #include "sim/psim.h"
+#include "sim/psim_viz.h"
 
 #include <stdio.h>
 
@@ -87,7 +88,7 @@ static void report_json(const trace *p, const compare_report *c, td_text *t)
         td_text_addf(t, ",\"error_ns\":%lld}", (long long)c->worst[i].error_ns);
         td_text_free(&name);
     }
-    td_text_add(t, "]}\n");
+    td_text_add(t, "]}");
 }
 
 /* --- for people --- */
@@ -150,18 +151,38 @@ static void report_text(const trace *p, const compare_report *c, td_text *t)
                      (unsigned long long)c->n_only_measured);
 }
 
+/* Each of the traces before the last against the last. */
+static td_status compare_all(const psim_options *o, char *const *names, const trace *traces,
+                             size_t n, td_arena *a, td_text *out, td_err *err)
+{
+    if (o->json && n > 2) td_text_add(out, "{\"schema\":1,\"comparisons\":[");
+    for (size_t i = 0; i + 1 < n; i++) {
+        compare_report report;
+        TD_TRY(compare_traces(&traces[i], &traces[n - 1], (uint32_t)o->worst, a, &report, err));
+        if (o->json) {
+            if (i > 0) td_text_add(out, ",");
+            report_json(&traces[i], &report, out);
+            continue;
+        }
+        if (n > 2)
+            td_text_addf(out, "%s%s against %s\n", i > 0 ? "\n" : "", names[i], names[n - 1]);
+        report_text(&traces[i], &report, out);
+    }
+    if (o->json) td_text_add(out, n > 2 ? "]}\n" : "\n");
+    return TD_OK;
+}
+
 td_status cmd_compare(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
     const psim_options *const o = options;
-    trace predicted, measured;
-    compare_report report;
-    TD_TRY(trace_read(args->operands[0], a, &predicted, err));
-    TD_TRY(trace_read(args->operands[1], a, &measured, err));
-    TD_TRY(compare_traces(&predicted, &measured, (uint32_t)o->worst, a, &report, err));
+    const size_t n = (size_t)args->n_operands;
+    trace *const traces = TD_NEW_N(a, trace, n);
+    if (traces == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %zu traces", n);
+    for (size_t i = 0; i < n; i++) TD_TRY(trace_read(args->operands[i], a, &traces[i], err));
     td_text out = {0};
-    if (o->json)
-        report_json(&predicted, &report, &out);
-    else
-        report_text(&predicted, &report, &out);
-    return psim_print(&out, err);
+    td_status st = compare_all(o, args->operands, traces, n, a, &out, err);
+    if (st == TD_OK && o->output != NULL) st = psim_draw(o, traces, n, o->output, err);
+    if (st == TD_OK) return psim_print(&out, err);
+    td_text_free(&out);
+    return st;
 }

@@ -254,7 +254,8 @@ static const cli_table run_tables[] = {WHAT, CLI_TABLE(cost_options, 0), CLI_TAB
                                        CLI_TABLE(figure_options, 0)};
 static const cli_table sweep_tables[] = {WHAT, CLI_TABLE(cost_options, 0),
                                          CLI_TABLE(sweep_options, 0), CLI_TABLE(figure_options, 0)};
-static const cli_table compare_tables[] = {CLI_TABLE(compare_options, 0)};
+static const cli_table compare_tables[] = {
+    CLI_TABLE(compare_options, 0), CLI_TABLE(draw_options, 0), CLI_TABLE(figure_options, 0)};
 static const cli_table draw_tables[] = {CLI_TABLE(draw_options, 0), CLI_TABLE(figure_options, 0)};
 static const cli_table slices_tables[] = {{slices_options, SLICES_OPTION_COUNT, 0}};
 static const cli_table calibrate_tables[] = {CLI_TABLE(calibrate_options, 0)};
@@ -314,10 +315,12 @@ static const cli_verb verbs[] = {
      .run = cmd_sweep},
     {.name = "compare",
      .summary = "how far off was a prediction?",
-     .operands = "PREDICTED MEASURED",
+     .about = "Each trace is held against the last one, task by task: the step, each kind of pass, "
+              "each rank's memory, and the tasks that carry the error.",
+     .operands = "PREDICTED... MEASURED",
      .min_operands = 2,
-     .max_operands = 2,
-     .example = "psim compare predicted.json measured.json",
+     .max_operands = 64,
+     .example = "psim compare predicted.json emulated.json measured.json -o compared.svg",
      .tables = compare_tables,
      .n_tables = COUNT(compare_tables),
      .run = cmd_compare},
