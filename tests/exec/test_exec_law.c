@@ -1,7 +1,7 @@
 /* The law of the executor: for every schedule, loss, gradients, and weights after three optimizer
  * steps are those of the same model trained on one rank without a pipeline, bit for bit; and the
  * highest byte touched is the predicted peak. */
-#include "exec/check.h"
+#include "exec_law.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,40 +11,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-static const model_desc gpt2 = {.name = "small-gpt2",
-                                .family = MODEL_GPT2,
-                                .n_layers = 8,
-                                .hidden = 24,
-                                .n_heads = 3,
-                                .n_kv_heads = 3,
-                                .head_dim = 8,
-                                .ffn = 96,
-                                .vocab = 61,
-                                .max_positions = 32,
-                                .tied = true,
-                                .qkv_bias = true,
-                                .out_bias = true,
-                                .mlp_bias = true,
-                                .learned_positions = true,
-                                .causal = true,
-                                .norm_eps = 1e-5};
-
-static const model_desc llama = {.name = "small-llama",
-                                 .family = MODEL_LLAMA,
-                                 .n_layers = 8,
-                                 .hidden = 24,
-                                 .n_heads = 4,
-                                 .n_kv_heads = 2,
-                                 .head_dim = 6,
-                                 .ffn = 40,
-                                 .vocab = 61,
-                                 .max_positions = 32,
-                                 .gated = true,
-                                 .rms_norm = true,
-                                 .causal = true,
-                                 .rope_theta = 10000,
-                                 .norm_eps = 1e-5};
 
 typedef struct law_case {
     const model_desc *model;
@@ -128,7 +94,7 @@ static void hold(law_case k, bool exact)
 static void test_three_schedules(void **state)
 {
     (void)state;
-    static const model_desc *const models[] = {&gpt2, &llama};
+    static const model_desc *const models[] = {&law_gpt2, &law_llama};
     for (size_t m = 0; m < 2; m++)
         for (int32_t pp = 1; pp <= 4; pp *= 2)
             for (int32_t mb = 4; mb <= 8; mb += 4)
@@ -154,7 +120,7 @@ static void test_recompute(void **state)
 {
     (void)state;
     for (int mode = RECOMPUTE_SELECTIVE; mode <= RECOMPUTE_FULL; mode++) {
-        law_case k = {.model = &gpt2,
+        law_case k = {.model = &law_gpt2,
                       .schedule = "1f1b",
                       .pp = 2,
                       .microbatches = 4,
@@ -162,7 +128,7 @@ static void test_recompute(void **state)
                       .dp = 1,
                       .recompute = (recompute_mode)mode};
         hold(k, true);
-        k.model = &llama;
+        k.model = &law_llama;
         hold(k, true);
     }
 }
@@ -171,7 +137,7 @@ static void test_mappings_and_delays(void **state)
 {
     (void)state;
     for (int mapping = MAPPING_CHANNEL; mapping <= MAPPING_SINGLE; mapping++) {
-        const law_case k = {.model = &gpt2,
+        const law_case k = {.model = &law_gpt2,
                             .schedule = "1f1b",
                             .pp = 4,
                             .microbatches = 8,
@@ -186,7 +152,7 @@ static void test_mappings_and_delays(void **state)
 static void test_threads_of_a_rank(void **state)
 {
     (void)state;
-    const law_case k = {.model = &llama,
+    const law_case k = {.model = &law_llama,
                         .schedule = "1f1b",
                         .pp = 2,
                         .microbatches = 4,
@@ -200,7 +166,7 @@ static void test_threads_of_a_rank(void **state)
 static void test_empty_stages(void **state)
 {
     (void)state;
-    model_desc few = gpt2;
+    model_desc few = law_gpt2;
     few.n_layers = 3;
     law_case k = {
         .model = &few, .schedule = "1f1b", .pp = 4, .microbatches = 4, .chunks = 1, .dp = 1};
@@ -217,7 +183,7 @@ static void test_replicas(void **state)
 {
     (void)state;
     const law_case k = {
-        .model = &gpt2, .schedule = "1f1b", .pp = 2, .microbatches = 4, .chunks = 1, .dp = 2};
+        .model = &law_gpt2, .schedule = "1f1b", .pp = 2, .microbatches = 4, .chunks = 1, .dp = 2};
     hold(k, false);
 }
 
