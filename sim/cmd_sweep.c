@@ -17,6 +17,9 @@ typedef struct sweep_row {
     td_status status;
     const char *why; /* of a failure */
     uint32_t ranks;
+    int64_t devices;
+    bool has_roles;             /* some ranks only run forwards */
+    int64_t forward_peak_bytes; /* of those; peak_bytes is over all */
     int32_t microbatches;
     int64_t step_ns, peak_bytes, messages, message_bytes;
     double bubble_frac, span_bubble_frac, peak_activations, tokens_per_s;
@@ -33,7 +36,7 @@ typedef struct sweep {
     size_t n_rows;
     trace *traces; /* of a figure */
     size_t n_traces;
-    bool any_model;
+    bool any_model, any_roles;
 } sweep;
 
 /* --- rows --- */
@@ -75,10 +78,18 @@ static td_status set_schedule(const sweep *s, td_arena *a, const char *text, psi
     return TD_OK;
 }
 
+static bool runs_backwards(const plan *p, uint32_t rank)
+{
+    for (uint32_t i = 0; i < p->n_insts; i++)
+        if (p->insts[i].backward_row == p->ranks[rank].row) return true;
+    return false;
+}
+
 static void take_result(sweep_row *row, const psim_result *r)
 {
     const plan *const p = &r->setup.plan;
     row->ranks = p->n_ranks;
+    row->devices = plan_devices(p);
     row->microbatches = p->n_microbatches;
     row->step_ns = r->metrics.step_ns;
     row->messages = r->metrics.messages;
@@ -88,6 +99,12 @@ static void take_result(sweep_row *row, const psim_result *r)
     for (uint32_t i = 0; i < p->n_ranks; i++) {
         const rank_metrics *const m = &r->metrics.ranks[i];
         if (m->peak_bytes > row->peak_bytes) row->peak_bytes = m->peak_bytes;
+        if (runs_backwards(p, i)) continue;
+        row->has_roles = true;
+        if (m->peak_bytes > row->forward_peak_bytes) row->forward_peak_bytes = m->peak_bytes;
+    }
+    for (uint32_t i = 0; i < p->n_ranks; i++) {
+        const rank_metrics *const m = &r->metrics.ranks[i];
         if (m->peak_activations > row->peak_activations)
             row->peak_activations = m->peak_activations;
     }
@@ -118,6 +135,7 @@ static td_status run_row(sweep *s, td_arena *a, sweep_row *row, td_err *err)
     TD_TRY(psim_simulate(a, s->args, &o, r, err));
     take_result(row, r);
     s->any_model |= r->setup.has_model;
+    s->any_roles |= row->has_roles;
     if (s->traces == NULL) return TD_OK;
     const char *const caption = caption_of(s, row);
     if (caption == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
@@ -228,10 +246,13 @@ static void print_json(const sweep *s, td_text *t)
                      ",\"ranks\":%u,\"microbatches\":%d,\"step_ns\":%lld,\"bubble_frac\":%.15g"
                      ",\"span_bubble_frac\":%.15g,\"peak_bytes\":%lld,\"peak_activations\":%.15g,"
                      "\"messages\":%lld"
-                     ",\"message_bytes\":%lld",
+                     ",\"message_bytes\":%lld,\"devices\":%lld,\"device_ns\":%.15g",
                      row->ranks, row->microbatches, (long long)row->step_ns, row->bubble_frac,
                      row->span_bubble_frac, (long long)row->peak_bytes, row->peak_activations,
-                     (long long)row->messages, (long long)row->message_bytes);
+                     (long long)row->messages, (long long)row->message_bytes,
+                     (long long)row->devices, (double)row->devices * (double)row->step_ns);
+        if (row->has_roles)
+            td_text_addf(t, ",\"forward_peak_bytes\":%lld", (long long)row->forward_peak_bytes);
         if (row->tokens_per_s > 0) td_text_addf(t, ",\"tokens_per_s\":%.15g", row->tokens_per_s);
         td_text_add(t, "}");
     }
@@ -261,7 +282,16 @@ static void print_row(const sweep *s, const sweep_row *row, int first, td_text *
     if (s->any_model)
         td_text_addf(t, "  %10s  %10s", td_print_bytes(peak, sizeof peak, row->peak_bytes),
                      td_print_count(rate, sizeof rate, row->tokens_per_s));
-    td_text_addf(t, "  %8lld\n", (long long)row->messages);
+    td_text_addf(t, "  %8lld", (long long)row->messages);
+    if (s->any_roles) {
+        char all[40], forward[40] = "-";
+        const double ns = (double)row->devices * (double)row->step_ns;
+        if (row->has_roles && s->any_model)
+            (void)td_print_bytes(forward, sizeof forward, row->forward_peak_bytes);
+        td_text_addf(t, "  %7lld  %12s  %12s", (long long)row->devices,
+                     td_print_ns(all, sizeof all, ns < 9e18 ? (int64_t)ns : INT64_MAX), forward);
+    }
+    td_text_add(t, "\n");
 }
 
 static void print_table(const sweep *s, td_text *t)
@@ -274,7 +304,10 @@ static void print_table(const sweep *s, td_text *t)
         td_text_addf(t, "  %*s", column_width(s, i), s->axes[i].name);
     td_text_addf(t, "  %10s  %7s  %11s", "step", "bubble", "activations");
     if (s->any_model) td_text_addf(t, "  %10s  %10s", "peak", "tokens/s");
-    td_text_addf(t, "  %8s\n", "messages");
+    td_text_addf(t, "  %8s", "messages");
+    if (s->any_roles)
+        td_text_addf(t, "  %7s  %12s  %12s", "devices", "devices*step", "forward peak");
+    td_text_add(t, "\n");
     for (size_t k = 0; k < s->n_rows; k++) {
         if (k > 0 && k % s->schedules.n == 0 && s->schedules.n > 1) td_text_add(t, "\n");
         print_row(s, &s->rows[k], first, t);

@@ -1,0 +1,57 @@
+#!/bin/sh
+# cli_fbd.sh BIN: forward-backward disaggregation and tensor parallelism, from the command line.
+set -u
+PATH=$1:$PATH
+. tests/cli/expect.sh
+
+unit="--times F=1,B=2 --json"
+
+# --- makespans of the worked examples ---
+expect 0 '' psim run fbd --pp 4 -m 8 $unit
+says '*"ranks":8,"devices":8,*"step_ns":33000000,*'
+expect 0 '' psim run fbd --pp 4 -m 8 --opt topology=lagged $unit
+says '*"step_ns":33000000,*'
+expect 0 '' psim run fbd --pp 2 -m 8 --tp 2 --opt merge-forward=1 $unit
+says '*"devices":6,*"step_ns":28000000,*'
+expect 0 '' psim run fbd --pp 2 -m 8 --tp 4 --opt merge-forward=1 $unit
+says '*"devices":10,*"step_ns":37000000,*'
+blocking="--protocol rendezvous --send-window 1 --lookahead 0"
+expect 0 '' psim run fbd --pp 4 -m 8 --opt topology=direct $blocking $unit
+says '*"step_ns":45000000,*'
+expect 0 '' psim run fbd --pp 4 -m 32 --opt topology=lagged $blocking $unit
+says '*"step_ns":105000000,*'
+
+# --- devices times period against 1F1B: 6 to 3, 9 to 6, 20 to 12, 72 to 24, a thousand times ---
+expect 0 '' psim sweep -s 1f1b,fbd:merge-forward=1 --pp 1 -m 1000 --tp 1,2,4,8 $unit
+says '*"devices":1,"device_ns":3000000000}*"devices":2,"device_ns":6000000000,*'
+says '*"devices":2,"device_ns":6000000000}*"devices":3,"device_ns":9000000000,*'
+says '*"devices":4,"device_ns":12000000000}*"devices":5,"device_ns":20000000000,*'
+says '*"devices":8,"device_ns":24000000000}*"devices":9,"device_ns":72000000000,*'
+expect 0 '' psim sweep -s 1f1b:pp=4,1f1b:pp=4:recompute=full,fbd:pp=2 -m 8 --model tiny-gpt2 \
+    --cluster h100-dgx
+says '*devices  devices\*step  forward peak*iB*'
+
+# --- a schedule that is printed is the same when read back ---
+psim schedule fbd --pp 3 -m 5 --opt topology=lagged --opt weights=all-step >"$work/fbd.csv"
+expect 0 '' psim schedule "$work/fbd.csv"
+says '*# handoff lagged*# credits 2 1 0*# weights all-step*'
+expect 0 '' psim run "$work/fbd.csv" $unit
+says '*"step_ns":*'
+expect 2 'psim: *two ranks*csv can' psim schedule fbd --pp 2 -m 2 --format torch
+
+# --- what cannot be ---
+expect 2 'psim: *--opt credits=0*legal: 1 and more*' psim run fbd --pp 2 -m 2 --opt credits=0 $unit
+expect 2 'p*: *did you mean topology*' psim run fbd --pp 2 -m 2 --opt topolgy=direct $unit
+expect 2 'p*: *merged*' pexec check --schedule fbd --pp 2 -m 2 --tp 2 --opt merge-forward=1 \
+    --model tiny-gpt2
+expect 2 'p*: *4 heads*' pexec check --schedule 1f1b --pp 1 -m 2 --tp 3 --model tiny-gpt2
+expect 2 'p*: *sequence parallelism*' pexec check --schedule 1f1b --pp 1 -m 2 --tp 2 \
+    --sequence-parallel --model tiny-gpt2
+
+# --- executed ---
+expect 0 '' pexec check --schedule fbd --pp 2 -m 2 --opt topology=lagged --model tiny-llama --json
+says '*"bitwise": true*"copies_equal": true*"memory_exact": true*"pass": true*'
+expect 0 '' pexec check --schedule fbd --pp 2 -m 2 --tp 2 --model tiny-gpt2 --seq-len 16 --json
+says '*"ranks": 8*"copies_equal": true*"memory_exact": true*"pass": true*'
+
+finish
