@@ -216,8 +216,9 @@ td_status collect_vocab(collect *c, td_err *err)
                 const int32_t last = s->n_stages - 1;
                 TD_TRY(sizes_bytes(l->o->sizes, SIZE_BOUNDARY, last, len, prefix, &v.boundary_bytes,
                                    err));
-                TD_TRY(sizes_bytes(l->o->sizes, SIZE_VOCAB_STATS, last, len, prefix, &v.stats_bytes,
-                                   err));
+                /* three fp32 numbers a token: maximum, sum, the target's logit */
+                if (l->o->sizes->model != NULL)
+                    v.stats_bytes = 3 * (int64_t)sizeof(float) * l->o->sizes->run.micro_batch * len;
                 TD_TRY(vocab_microbatch(c, &v, err));
             }
     }

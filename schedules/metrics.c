@@ -112,6 +112,11 @@ td_status metrics_of(const plan *p, const task_times *t, activation_deltas d, td
         out->messages++;
         out->message_bytes += p->classes[p->tasks[i].cls].bytes;
     }
+    for (uint32_t i = 0; i < p->n_colls; i++) {
+        const uint32_t task = p->coll_tasks[p->colls[i].first_task];
+        out->collective_bytes += p->classes[p->tasks[task].cls].bytes;
+    }
+    out->collectives = p->n_colls;
     out->step_ns = p->n_tasks == 0 ? 0 : end - begin;
     double busy = 0, devices = 0;
     for (uint32_t r = 0; r < p->n_ranks; r++) {

@@ -33,7 +33,9 @@ static void describe(const plan *p, const plan_class *c, uint8_t kind, uint32_t 
     if (microbatch != PLAN_NONE && p->n_slices > 1) td_text_addf(out, ".%u", (unsigned)slice);
     if (kind == TASK_SEND || kind == TASK_RECV || kind == TASK_COLL)
         td_text_addf(out, " (%s)", class_word(c));
-    if (c->inst != PLAN_NONE) {
+    if (c->inst != PLAN_NONE && p->insts[c->inst].stage == p->n_stages) {
+        td_text_add(out, " of the tables' shard");
+    } else if (c->inst != PLAN_NONE) {
         td_text_addf(out, " of stage %d", p->insts[c->inst].stage);
         if (p->n_pipes > 1) td_text_addf(out, " pipe %d", p->insts[c->inst].pipe);
     }
@@ -97,7 +99,8 @@ static td_status check_tables(const plan *p, td_err *err)
         if (c->kind >= TASK_KIND_COUNT || (c->inst != PLAN_NONE && c->inst >= p->n_insts) ||
             (c->kind == TASK_COLL && c->purpose >= PURPOSE_COUNT) ||
             ((c->kind == TASK_SEND || c->kind == TASK_RECV) && c->detail > CHANNEL_WEIGHTS) ||
-            ((c->kind < TASK_COLL) && c->inst == PLAN_NONE))
+            (c->kind < TASK_COLL &&
+             (c->inst == PLAN_NONE || p->insts[c->inst].stage == p->n_stages)))
             wrong = "a task class out of range";
         if (c->kind != TASK_PAIR && c->bytes < 0) wrong = "a task class of less than no bytes";
         if (c->kind == TASK_PAIR && !(is_pass_class(p, c->bytes) && is_pass_class(p, c->second)))
@@ -280,6 +283,9 @@ td_status plan_check(const plan *p, td_arena *a, td_err *err)
     TD_TRY(check_deadlock(&m, a, err));
     TD_TRY(check_waiting(&m, a, err));
     const bool has_messages = p->stage_of_run == NULL || strcmp(p->stage_of_run, "place") != 0;
+    const bool has_barriers =
+        has_messages && (p->stage_of_run == NULL || strcmp(p->stage_of_run, "comm") != 0);
     if (has_messages) TD_TRY(check_flow(&m, a, err));
+    if (has_barriers) TD_TRY(check_vocab_flow(&m, a, err));
     return p->n_buffers > 0 ? check_buffers(&m, a, err) : TD_OK;
 }

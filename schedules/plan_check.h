@@ -24,6 +24,8 @@ TD_MUST_USE td_status check_structure(const plan *p, td_arena *a, plan_map *out,
 TD_MUST_USE td_status check_meetings(const plan_map *m, td_arena *a, td_err *err);
 /* Each needed pass exactly once, its data there before it. */
 TD_MUST_USE td_status check_flow(const plan_map *m, td_arena *a, td_err *err);
+/* Where vocabulary layers are sharded: each of their passes on every rank, behind its barrier. */
+TD_MUST_USE td_status check_vocab_flow(const plan_map *m, td_arena *a, td_err *err);
 /* No deadlock under pure rendezvous; prints the cycle of waits. */
 TD_MUST_USE td_status check_deadlock(const plan_map *m, td_arena *a, td_err *err);
 /* No more streams of a rank wait at once than a device can hold. */

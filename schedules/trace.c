@@ -89,8 +89,9 @@ static void name_stream(const plan *p, const plan_stream *s, trace_stream *out)
 static void place_of(const plan *p, uint32_t cls, int32_t *stage, int32_t *pipe)
 {
     const uint32_t inst = p->classes[cls].inst;
-    *stage = inst < p->n_insts ? p->insts[inst].stage : -1;
-    *pipe = inst < p->n_insts ? p->insts[inst].pipe : -1;
+    const bool of_stage = inst < p->n_insts && p->insts[inst].stage < p->n_stages; /* or a shard */
+    *stage = of_stage ? p->insts[inst].stage : -1;
+    *pipe = of_stage ? p->insts[inst].pipe : -1;
 }
 
 static int32_t microbatch_of(uint32_t m) { return m == PLAN_NONE ? -1 : (int32_t)m; }

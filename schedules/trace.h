@@ -99,8 +99,9 @@ typedef struct plan_metrics {
     int64_t step_ns;
     double bubble_frac, span_bubble_frac;
     int64_t tasks, messages, message_bytes;
-    int64_t local_handovers; /* tensors that go from stage to stage within a rank */
-    rank_metrics *ranks;     /* [n_ranks] */
+    int64_t collectives, collective_bytes; /* each once, with the payload of one member */
+    int64_t local_handovers;               /* tensors that go from stage to stage within a rank */
+    rank_metrics *ranks;                   /* [n_ranks] */
 } plan_metrics;
 
 /* What F, I and W (B counts as I and W together) add to the count of live activations. */

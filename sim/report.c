@@ -136,6 +136,8 @@ void psim_report_json(const psim_options *o, const psim_result *r, td_text *t)
     json_int(t, "messages", m->messages);
     json_int(t, "local_handovers", m->local_handovers);
     json_int(t, "message_bytes", m->message_bytes);
+    json_int(t, "collectives", m->collectives);
+    json_int(t, "collective_bytes", m->collective_bytes);
     json_int(t, "shared_flows", (int64_t)r->stats.shared_flows);
     json_text(t, "protocol", sim_protocol_name(r->protocol));
     json_text(t, "mapping", plan_mapping_name(p->mapping));

@@ -34,6 +34,8 @@ same 4 --schedule 1f1b --pp 1 --dp 4 --microbatches 2
 same 4 --schedule vocab-2 --pp 4 --microbatches 8
 same 4 --schedule fbd --pp 2 --microbatches 4
 same 4 --schedule bitpipe --pp 4 --microbatches 8
+same 4 --schedule vocab-2 --pp 4 --microbatches 8 --vocab-size 250
+same 2 --schedule v-half-vocab --pp 2 --microbatches 4 --vocab-size 250 --model tiny-llama
 same 4 --schedule bitpipe --pp 2 --dp 2 --microbatches 4 --zero1 --model tiny-bert
 
 # curve FILE: what a training leaves that does not depend on speed.
