@@ -63,6 +63,8 @@ TD_MUST_USE td_status collect_parts(collect *c, collective item, int32_t stage,
 TD_MUST_USE td_status collect_gradients(collect *c, td_err *err);
 /* Weights from backward to forward rows, behind the step (lower_refresh.c). */
 TD_MUST_USE td_status lower_refresh(const lowering *l, const plan *in, plan *out, td_err *err);
+/* One message after the other where calls block (lower_block.c). */
+TD_MUST_USE td_status lower_block(const lowering *l, const plan *in, plan *out, td_err *err);
 /* The barriers of sharded vocabulary layers (lower_vocab.c). */
 TD_MUST_USE td_status collect_vocab(collect *c, td_err *err);
 

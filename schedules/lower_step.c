@@ -186,7 +186,7 @@ static td_status copy_groups(collect *c, td_err *err)
 td_status lower_step(const lowering *l, const plan *in, plan *out, td_err *err)
 {
     *out = *in;
-    if (l->o->no_step) return TD_OK;
+    if (l->o->no_step) return lower_block(l, in, out, err);
     plan *const tailed = TD_NEW(l->a, plan);
     if (tailed == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     TD_TRY(step_tails(l, in, tailed, err));
@@ -200,6 +200,8 @@ td_status lower_step(const lowering *l, const plan *in, plan *out, td_err *err)
     for (uint32_t i = tailed->n_tasks; tail_tasks(l) == TAIL_MOST && i < out->n_tasks; i++)
         if (out->classes[out->tasks[i].cls].purpose == PURPOSE_WEIGHTS)
             out->tasks[i].join = tail_task(l, out, plan_task_rank(out, i), TAIL_GATHERED);
-    const plan stepped = *out;
-    return lower_refresh(l, &stepped, out, err);
+    plan stepped = *out;
+    TD_TRY(lower_refresh(l, &stepped, out, err));
+    stepped = *out;
+    return lower_block(l, &stepped, out, err);
 }

@@ -20,6 +20,9 @@ expect 0 '' psim run fbd --pp 4 -m 8 --opt topology=direct $blocking $unit
 says '*"step_ns":45000000,*'
 expect 0 '' psim run fbd --pp 4 -m 32 --opt topology=lagged $blocking $unit
 says '*"step_ns":105000000,*'
+expect 0 '' psim run fbd --pp 4 -m 32 --opt topology=lagged $blocking --json --times F=1,B=2,comm=0.5
+says '*"step_ns":155000000,*'
+expect 1 'psim: *deadlock: *' psim run 1f1b --pp 4 -m 8 $blocking $unit
 
 # --- devices times period against 1F1B: 6 to 3, 9 to 6, 20 to 12, 72 to 24, a thousand times ---
 expect 0 '' psim sweep -s 1f1b,fbd:merge-forward=1 --pp 1 -m 1000 --tp 1,2,4,8 $unit

@@ -21,6 +21,8 @@ static void want_ms(td_arena *a, const fbd_case *k, double want)
                  (double)r.m.step_ns / 1e6, want);
 }
 
+enum { MAX_P = 6, MAX_M = 24 };
+
 /* --- worked examples (f = 1, b = 2, R = 1) --- */
 
 static void test_four_stages(void **state)
@@ -87,17 +89,122 @@ static void test_blocking_sends(void **state)
     for (int32_t s = 0; s < 4; s++)
         for (uint32_t m = 0; m < 8; m++)
             assert_int_equal(begin_of(&r, s, PASS_F, m), starts[s][m] * 1000000);
-    k.m = 32;
-    want_ms(*state, &k, 105);
     k.lagged = false;
-    want_ms(*state, &k, 165);
-    k.m = 8;
     want_ms(*state, &k, 45);
     /* without --send-window, credits keep the forwards going */
     k.window = 0;
     want_ms(*state, &k, 33);
     k.m = 32;
     want_ms(*state, &k, 105);
+}
+
+/* What a rank's program does next: computes for a time, or meets another rank. */
+typedef struct blocking_call {
+    int peer, kind; /* peer -1: computes; kind: 'a'ctivation, 'h'and-off, 'g'radient */
+    bool sends;
+    double ms;
+} blocking_call;
+
+enum { PROGRAM_MAX = 8 * MAX_M };
+
+typedef struct blocking_program {
+    blocking_call calls[PROGRAM_MAX];
+    int n, at;
+    double now;
+} blocking_program;
+
+static void add_call(blocking_program *b, int peer, int kind, bool sends, double ms)
+{
+    b->calls[b->n++] = (blocking_call){peer, kind, sends, ms};
+}
+
+/* The loops of a forward and of a backward rank (specs), as calls that block. */
+static void write_programs(const fbd_case *k, blocking_program *b)
+{
+    for (int s = 0; s < k->p; s++) {
+        blocking_program *const f = &b[s], *const r = &b[k->p + s];
+        const int lag = k->p - 1 - s;
+        for (int m = 0; m < k->m; m++) {
+            if (s > 0) add_call(f, s - 1, 'a', false, 0);
+            if (s > 0 && k->lagged && m >= lag) add_call(f, k->p + s, 'h', true, 0);
+            add_call(f, -1, 0, false, k->f);
+            if (s + 1 < k->p) add_call(f, s + 1, 'a', true, 0);
+            if (s + 1 < k->p && !k->lagged) add_call(f, k->p + s + 1, 'h', true, 0);
+            if (s > 0) add_call(r, k->lagged ? s : s - 1, 'h', false, 0);
+            add_call(r, -1, 0, false, k->f);
+            if (s + 1 < k->p) add_call(r, k->p + s + 1, 'g', false, 0);
+            add_call(r, -1, 0, false, k->b);
+            if (s > 0) add_call(r, k->p + s - 1, 'g', true, 0);
+        }
+        for (int m = k->m - lag < 0 ? 0 : k->m - lag; s > 0 && k->lagged && m < k->m; m++)
+            add_call(f, k->p + s, 'h', true, 0);
+    }
+}
+
+static bool step_program(const fbd_case *k, blocking_program *all, int rank)
+{
+    blocking_program *const b = &all[rank];
+    if (b->at == b->n) return false;
+    const blocking_call *const c = &b->calls[b->at];
+    if (c->peer < 0) {
+        b->now += c->ms;
+        b->at++;
+        return true;
+    }
+    blocking_program *const other = &all[c->peer];
+    if (other->at == other->n) return false;
+    const blocking_call *const d = &other->calls[other->at];
+    if (d->peer != rank || d->kind != c->kind || d->sends == c->sends) return false;
+    b->now = other->now = (b->now > other->now ? b->now : other->now) + k->comm;
+    b->at++;
+    other->at++;
+    return true;
+}
+
+static double blocking_ms(const fbd_case *k, td_arena *a)
+{
+    blocking_program *const all = TD_NEW_N(a, blocking_program, 2 * k->p);
+    double end = 0;
+    write_programs(k, all);
+    for (bool moves = true; moves;) {
+        moves = false;
+        for (int r = 0; r < 2 * k->p; r++)
+            while (step_program(k, all, r)) moves = true;
+    }
+    for (int r = 0; r < 2 * k->p; r++) {
+        assert_int_equal(all[r].at, all[r].n);
+        if (all[r].now > end) end = all[r].now;
+    }
+    return end;
+}
+
+/* Published: 105, 115 and 155 lagged, 165, 178 and 230 direct; and the programs themselves. */
+static void test_blocking_latency(void **state)
+{
+    static const double published[2][3] = {{165, 178, 230}, {105, 115, 155}};
+    static const double comms[] = {0, 0.1, 0.5};
+    fbd_case k = fbd_unit(4, 32, false);
+    k.protocol = PROTOCOL_RENDEZVOUS;
+    k.window = 1;
+    k.lookahead = 0;
+    for (int lagged = 0; lagged < 2; lagged++)
+        for (int i = 0; i < 3; i++) {
+            k.lagged = lagged;
+            k.comm = comms[i];
+            want_ms(*state, &k, published[lagged][i]);
+        }
+    td_rng rng = td_rng_seed(6);
+    for (int i = 0; i < 100; i++) {
+        td_arena *const a = td_arena_new();
+        k.p = 1 + (int32_t)td_rng_below(&rng, MAX_P);
+        k.m = 1 + (int32_t)td_rng_below(&rng, MAX_M);
+        k.lagged = td_rng_below(&rng, 2) == 0;
+        k.f = 1e-3 * (double)(1 + td_rng_below(&rng, 50));
+        k.b = 1e-3 * (double)(1 + td_rng_below(&rng, 50));
+        k.comm = 1e-3 * (double)td_rng_below(&rng, 20);
+        want_ms(a, &k, blocking_ms(&k, a));
+        td_arena_free(a);
+    }
 }
 
 static void test_latency(void **state)
@@ -150,8 +257,6 @@ static void test_closed_form(void **state)
 }
 
 /* --- random cases against a recursion --- */
-
-enum { MAX_P = 6, MAX_M = 24 };
 
 static double later(double x, double y) { return x > y ? x : y; }
 
@@ -211,8 +316,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T_TEST(test_four_stages), T_TEST(test_merged),           T_TEST(test_blocking_sends),
-        T_TEST(test_latency),     T_TEST(test_double_recompute), T_TEST(test_closed_form),
-        T_TEST(test_random),
+        T_TEST(test_latency),     T_TEST(test_blocking_latency), T_TEST(test_double_recompute),
+        T_TEST(test_closed_form), T_TEST(test_random),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
