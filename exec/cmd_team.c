@@ -60,7 +60,9 @@ td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *er
     if (st != TD_OK && !TD_HAVE_MPI && by_mpi && l.rank > 0)
         err->msg[0] = '\0'; /* rank 0 says it */
     TD_TRY(st);
-    return team_open(&t, deadline_ns, a, out, err);
+    st = team_open(&t, deadline_ns, a, out, err);
+    if (st != TD_OK) t.methods->close(&t, true);
+    return st;
 }
 
 void pexec_report(const executor *x, td_status st)

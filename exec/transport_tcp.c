@@ -47,7 +47,7 @@ typedef struct tcp_peer {
 } tcp_peer;
 
 typedef struct tcp_state {
-    td_arena *a;
+    td_arena *own;   /* what grows does so under the team's lock, which guards no other arena */
     tcp_peer *peers; /* [size] */
     struct pollfd *polls;
     uint32_t *poll_peers;
@@ -173,7 +173,7 @@ static td_status read_ready(tcp_state *s, tcp_peer *p, td_err *err)
     }
     lane_credit *c = credit_of(p, p->in.lane);
     if (c == NULL) {
-        TD_TRY(TD_GROW(s->a, p->credits, p->cap_credits, p->n_credits + 1, err));
+        TD_TRY(TD_GROW(s->own, p->credits, p->cap_credits, p->n_credits + 1, err));
         c = &p->credits[p->n_credits++];
         *c = (lane_credit){.lane = p->in.lane};
     }
@@ -272,7 +272,7 @@ static td_status recv_tcp(transport *t, transport_request *r, td_err *err)
     r->send = false;
     r->moved = 0;
     if (p->gone) return lost(s, r->peer, err);
-    TD_TRY(TD_GROW(s->a, p->announce, p->cap_announce, p->n_announce + 1, err));
+    TD_TRY(TD_GROW(s->own, p->announce, p->cap_announce, p->n_announce + 1, err));
     p->announce[p->n_announce++] = r->lane;
     append(&p->expected, r);
     send_frames(p);
@@ -293,6 +293,7 @@ static void close_tcp(transport *t, bool broken)
     (void)broken;
     for (uint32_t i = 0; i < s->size; i++)
         if (s->peers[i].fd >= 0) (void)close(s->peers[i].fd);
+    td_arena_free(s->own);
 }
 
 td_status transport_open_tcp(const launch *l, int64_t deadline_ns, td_arena *a, transport *out,
@@ -305,8 +306,7 @@ td_status transport_open_tcp(const launch *l, int64_t deadline_ns, td_arena *a, 
     const char **const names = TD_NEW_N(a, const char *, l->size);
     if (s == NULL || fds == NULL || names == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the run's processes");
-    *s = (tcp_state){.a = a,
-                     .peers = TD_NEW_N(a, tcp_peer, l->size),
+    *s = (tcp_state){.peers = TD_NEW_N(a, tcp_peer, l->size),
                      .polls = TD_NEW_N(a, struct pollfd, l->size),
                      .poll_peers = TD_NEW_N(a, uint32_t, l->size),
                      .index = l->rank,
@@ -318,6 +318,8 @@ td_status transport_open_tcp(const launch *l, int64_t deadline_ns, td_arena *a, 
         s->peers[i].fd = fds[i];
         s->peers[i].name = names[i];
     }
+    s->own = td_arena_new();
+    if (s->own == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the run's processes");
     *out = (transport){.methods = &methods, .index = l->rank, .size = l->size, .state = s};
     return TD_OK;
 }
