@@ -185,7 +185,7 @@ td_status stash_layout_of(const sizes *z, int32_t stage, int64_t slice_len, stas
 
 bool weight_pass_reads_input(const model_desc *m, const stage_desc *stage)
 {
-    return m->family == MODEL_BERT && stage->n_layers > 0 && !stage->embedding;
+    return m->family == MODEL_BERT && !stage->embedding && (stage->n_layers > 0 || stage->head);
 }
 
 bool weight_pass_reads_doutput(const model_desc *m, const stage_desc *stage)

@@ -116,10 +116,9 @@ static td_status uneven(const model_desc *m, const layer_request *q, int64_t cou
     const int64_t left = counted % q->n_stages;
     const char *hint = "";
     if (counted == m->n_layers && left == q->n_stages - 1)
-        hint = ", --account-for-embedding-in-pipeline-split";
+        hint = ", --account-for-embedding";
     else if (counted == m->n_layers && left == q->n_stages - 2)
-        hint = ", --account-for-embedding-in-pipeline-split with "
-               "--account-for-loss-in-pipeline-split";
+        hint = ", --account-for-embedding with --account-for-loss";
     return td_fail(err, TD_EUSAGE,
                    "model %s: %" PRId64 " layers%s do not divide by %" PRId64
                    " stages; possible are %s stages%s, or an uneven list such as --layers %s",

@@ -37,25 +37,6 @@ static td_status refuse_plan(const plan *p, const sizes *z, td_err *err)
     return TD_OK;
 }
 
-/* A plan from a file may have been lowered for other sizes than those at hand. */
-static td_status refuse_sizes(const plan *p, const sizes *z, td_err *err)
-{
-    for (uint32_t i = 0; i < p->n_bclasses; i++) {
-        const plan_bclass *const b = &p->bclasses[i];
-        const int32_t stage = b->inst == PLAN_NONE ? 0 : p->insts[b->inst].stage;
-        int64_t bytes = 0;
-        TD_TRY(sizes_bytes(z, (size_kind)b->what, stage, b->slice_len, b->prefix, &bytes, err));
-        if (bytes != b->bytes)
-            return td_fail(err, TD_EUSAGE,
-                           "plan: its %s of stage %d take %lld bytes, here they take %lld; lower "
-                           "it with the options given here (psim takes --dtype bf16 unless told; "
-                           "also --model, --micro-batch, --recompute)",
-                           size_kind_name((size_kind)b->what), stage, (long long)b->bytes,
-                           (long long)bytes);
-    }
-    return TD_OK;
-}
-
 /* --- opening --- */
 
 static uint32_t position_after(const plan_stream *compute, uint32_t gate)
@@ -250,7 +231,7 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
                        "--tp %d: shards run as threads of one process so far; "
                        "leave the processes out",
                        p->tp);
-    TD_TRY(refuse_sizes(p, z, err));
+    TD_TRY(plan_check_sizes(p, z, err));
     executor *const x = TD_NEW(a, executor);
     if (x == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the executor");
     *x = (executor){.p = p, .z = z, .options = *o};

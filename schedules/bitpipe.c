@@ -34,7 +34,6 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
     int64_t sync = 0;
     TD_TRY(sched_need_even_ranks(q, "bitpipe", err));
     TD_TRY(sched_need_units(q, "bitpipe", q->pp, "P", err));
-    TD_TRY(sched_need_one_slice(q, "bitpipe", err));
     TD_TRY(sched_option_i64(q, "vshape", 0, 1, 1, &v_shape, err));
     TD_TRY(sched_option_i64(q, "gap", 1, 2, 1, &gap, err));
     TD_TRY(sched_option_choice(q, "sync", sync_names, &sync, err));

@@ -44,7 +44,6 @@ static td_status check(const sched_request *q, int64_t f, int32_t unit, td_err *
 {
     const int32_t p = q->pp;
     TD_TRY(sched_need_even_ranks(q, "chimera", err));
-    TD_TRY(sched_need_one_slice(q, "chimera", err));
     if (q->chunks > 1)
         return td_fail(err, TD_EUSAGE,
                        "--chunks %d: chimera has one stage a rank and pipe; legal: 1, or "

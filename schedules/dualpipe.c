@@ -99,13 +99,12 @@ static td_status add_row(td_arena *a, schedule *s, dual_row d, int32_t row, int3
     return d.w.failed ? td_fail(err, TD_ENOMEM, "out of memory for a schedule") : TD_OK;
 }
 
-/* What the two share: chunks, slices, enough microbatches. */
+/* What the two share: chunks, enough microbatches. */
 static td_status check(const sched_request *q, const char *name, int32_t chunks, td_err *err)
 {
     if (q->chunks != 0 && q->chunks != chunks)
         return td_fail(err, TD_EUSAGE, "--chunks %d: %s has %d a rank and pipe; legal: %d",
                        q->chunks, name, chunks, chunks);
-    TD_TRY(sched_need_one_slice(q, name, err));
     if (q->microbatches < 2 * q->pp)
         return td_fail(err, TD_EUSAGE,
                        "--microbatches %d with --pp %d: %s needs at least 2P; legal: %d or more",

@@ -11,9 +11,6 @@ static td_status check_shape(const sched_request *q, td_err *err)
                        "--chunks %d: fbd has one stage a forward rank; legal: 1, and --pp for more "
                        "stages",
                        q->chunks);
-    if (q->slices > 1)
-        return td_fail(err, TD_EUSAGE, "--slices %d: fbd does not cut microbatches; legal: 1",
-                       q->slices);
     return TD_OK;
 }
 

@@ -24,11 +24,6 @@ static td_status generate(const sched_request *q, bool all_forwards_first, td_ar
                        "--chunks %d: this schedule has one stage a rank; legal: 1, or "
                        "--schedule interleaved-1f1b",
                        q->chunks);
-    if (q->slices > 1)
-        return td_fail(err, TD_EUSAGE,
-                       "--slices %d: this schedule does not cut microbatches; "
-                       "legal: 1",
-                       q->slices);
     TD_TRY(sched_new(a, q->pp, q->pp, 1, q->microbatches, 1, out, err));
     bool failed = false;
     for (int32_t r = 0; r < out->n_rows; r++) {

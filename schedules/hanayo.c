@@ -13,7 +13,6 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
         return td_fail(
             err, TD_EUSAGE, "--chunks %d: a wave of hanayo is two chunks a rank; legal: %d or %d",
             q->chunks, q->chunks < 2 ? 2 : q->chunks - 1, q->chunks < 2 ? 4 : q->chunks + 1);
-    TD_TRY(sched_need_one_slice(q, "hanayo", err));
     const slot_rule r = {
         .pp = q->pp, .chunks = q->chunks == 0 ? 2 : q->chunks, .down = 1, .unit = q->pp};
     return slot_rule_generate(&r, q->microbatches, a, out, err);

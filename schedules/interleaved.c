@@ -79,11 +79,6 @@ static void add_row(td_arena *a, schedule *s, const interleave *t, int32_t row, 
 
 static td_status generate(const sched_request *q, td_arena *a, schedule *out, td_err *err)
 {
-    if (q->slices > 1)
-        return td_fail(err, TD_EUSAGE,
-                       "--slices %d: this schedule does not cut microbatches; "
-                       "legal: 1",
-                       q->slices);
     interleave t = {
         .pp = q->pp, .chunks = q->chunks == 0 ? 2 : q->chunks, .microbatches = q->microbatches};
     if (t.chunks == 1) /* as in Megatron: one chunk a rank is not interleaved */

@@ -36,7 +36,6 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
 {
     const int32_t m = q->microbatches, n_rounds = m / q->pp > 1 ? m / q->pp : 1;
     rounds t = {.pp = q->pp, .chunks = q->chunks == 0 ? 2 : q->chunks, .microbatches = m};
-    TD_TRY(sched_need_one_slice(q, "interleaved-zb", err));
     if (m % n_rounds != 0)
         return td_fail(err, TD_EUSAGE,
                        "interleaved-zb with P=%d, M=%d: M div P = %d rounds do not divide M; "

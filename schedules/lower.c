@@ -343,9 +343,12 @@ static td_status run_passes(const lowering *l, plan *out, td_err *err)
     return TD_OK;
 }
 
-/* Slices cut one sequence length, the same in every microbatch; with a model, the run's. */
-static td_status check_slices(const schedule *s, const sizes *z, td_err *err)
+td_status plan_check_slices(const schedule *s, const sizes *z, td_err *err)
 {
+    if (z->model != NULL && !z->model->causal && s->n_slices > 1)
+        return td_fail(err, TD_EUSAGE,
+                       "bidirectional attention cannot be cut into slices: every "
+                       "token needs every other; legal: --slices 1");
     const int64_t seq_len = z->model != NULL ? z->run.seq_len : 0;
     if (s->slice_tokens == NULL && seq_len > 0 && s->n_slices > seq_len)
         return td_fail(err, TD_EUSAGE, "%d slices of %lld tokens: a slice holds at least one",
@@ -386,11 +389,7 @@ static td_status check_options(const schedule *s, const lower_options *o, td_err
     if (o->sizes->model != NULL && o->sizes->n_stages != s->n_stages)
         return td_fail(err, TD_EUSAGE, "layers for %d stages, but the schedule has %d",
                        o->sizes->n_stages, s->n_stages);
-    if (o->sizes->model != NULL && !o->sizes->model->causal && s->n_slices > 1)
-        return td_fail(err, TD_EUSAGE,
-                       "bidirectional attention cannot be cut into slices: every "
-                       "token needs every other; legal: --slices 1");
-    TD_TRY(check_slices(s, o->sizes, err));
+    TD_TRY(plan_check_slices(s, o->sizes, err));
     TD_TRY(check_copies(s, o, err));
     if (o->placement == PLACEMENT_FOLDED && s->n_rows % 2 != 0)
         return td_fail(err, TD_EUSAGE,

@@ -292,6 +292,13 @@ const char *const *plan_pass_names(void);
  * is printed as its cycle of waits. `a` holds scratch. */
 TD_MUST_USE td_status plan_check(const plan *p, td_arena *a, td_err *err);
 
+/* Slices are of causal models, and cut one sequence length, the same in every microbatch; with a
+ * model, the run's. */
+TD_MUST_USE td_status plan_check_slices(const schedule *s, const sizes *z, td_err *err);
+/* A plan from a file may have been lowered for other sizes: its buffers must be as large as z has
+ * them. */
+TD_MUST_USE td_status plan_check_sizes(const plan *p, const sizes *z, td_err *err);
+
 /* The most streams of a rank that may wait at once, posted and not yet joined; *position is the
  * first compute position at which they do. `change` holds [compute tasks + 2]. */
 uint32_t plan_streams_waiting(const plan *p, uint32_t rank, int32_t *change, uint32_t *position);

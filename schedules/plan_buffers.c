@@ -185,3 +185,21 @@ td_status check_buffers(const plan_map *m, td_arena *a, td_err *err)
     }
     return TD_OK;
 }
+
+td_status plan_check_sizes(const plan *p, const sizes *z, td_err *err)
+{
+    for (uint32_t i = 0; i < p->n_bclasses; i++) {
+        const plan_bclass *const b = &p->bclasses[i];
+        const int32_t stage = b->inst == PLAN_NONE ? 0 : p->insts[b->inst].stage;
+        int64_t bytes = 0;
+        TD_TRY(sizes_bytes(z, (size_kind)b->what, stage, b->slice_len, b->prefix, &bytes, err));
+        if (bytes != b->bytes)
+            return td_fail(err, TD_EUSAGE,
+                           "plan: its %s of stage %d take %lld bytes, here they take %lld; lower "
+                           "it with the options given here (psim takes --dtype bf16 unless told; "
+                           "also --model, --micro-batch, --recompute)",
+                           size_kind_name((size_kind)b->what), stage, (long long)b->bytes,
+                           (long long)bytes);
+    }
+    return TD_OK;
+}

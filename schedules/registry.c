@@ -87,6 +87,24 @@ static td_status check_count(const sched_request *q, td_err *err)
                    passes);
 }
 
+static td_status check_slices(const sched_family *f, const sched_request *q, td_err *err)
+{
+    if (q->slices > 1 && !f->cuts)
+        return td_fail(err, TD_EUSAGE,
+                       "--slices %d: %s does not cut microbatches; legal: 1, or a schedule that "
+                       "does, as seq1f1b",
+                       q->slices, f->name);
+    if (q->slice_tokens != NULL && !f->cuts)
+        return td_fail(err, TD_EUSAGE, "--slice-tokens: %s does not cut microbatches; leave it out",
+                       f->name);
+    for (int32_t k = 0; q->slice_tokens != NULL && k < q->slices; k++)
+        if (q->slice_tokens[k] < 1)
+            return td_fail(err, TD_EUSAGE,
+                           "--slice-tokens: slice %d of %d tokens; a slice holds at least one", k,
+                           q->slice_tokens[k]);
+    return TD_OK;
+}
+
 td_status sched_generate(const char *name, const sched_request *q, td_arena *a, schedule *out,
                          td_err *err)
 {
@@ -98,6 +116,7 @@ td_status sched_generate(const char *name, const sched_request *q, td_arena *a, 
     if (q->chunks < 0 || q->slices < 0)
         return td_fail(err, TD_EUSAGE, "--chunks and --slices must be at least 1");
     TD_TRY(check_options(f, q, err));
+    TD_TRY(check_slices(f, q, err));
     TD_TRY(check_count(q, err));
     TD_TRY(f->generate(q, a, out, err));
     out->name = f->name;

@@ -74,6 +74,51 @@ static bool is_file(const char *name)
     return strcmp(name, "-") == 0 || access(name, F_OK) == 0 || strchr(name, '/') != NULL;
 }
 
+/* What a file or a plan has already: chunks, slices and their tokens; options made others. */
+static td_status check_given(const request *q, const char *name, int32_t chunks, int32_t slices,
+                             td_err *err)
+{
+    if (q->opts.n > 0)
+        return td_fail(err, TD_EUSAGE,
+                       "--opt %s: options are of schedules of psim list; %s is made already",
+                       q->opts.item[0], name);
+    if (q->chunks != 0 && q->chunks != chunks)
+        return td_fail(err, TD_EUSAGE, "--chunks %lld: %s has %d", (long long)q->chunks, name,
+                       chunks);
+    if (q->slices != 0 && q->slices != slices)
+        return td_fail(err, TD_EUSAGE, "--slices %lld: %s has %d", (long long)q->slices, name,
+                       slices);
+    return TD_OK;
+}
+
+/* The stages that a rank holds of each pipe. */
+static int32_t chunks_of(const request *q, const schedule *s)
+{
+    const int64_t rows = q->pp != 0 ? q->pp : s->n_rows < s->n_stages ? s->n_rows : s->n_stages;
+    return (int32_t)(s->n_stages < rows ? 1 : s->n_stages / rows);
+}
+
+/* --slice-tokens for a schedule file: its slices have no lengths yet, or these. */
+static td_status take_slice_tokens(const request *q, td_arena *a, schedule *s, td_err *err)
+{
+    int32_t *tokens = NULL;
+    size_t n = 0;
+    if (q->slice_tokens == NULL) return TD_OK;
+    TD_TRY(request_list(a, q->slice_tokens, "--slice-tokens", &tokens, &n, err));
+    const size_t m = (size_t)s->n_microbatches;
+    bool same = n == (size_t)s->n_slices;
+    for (size_t i = 0; same && s->slice_tokens != NULL && i < m * n; i++)
+        same = s->slice_tokens[i] == tokens[i % n];
+    if (!same)
+        return td_fail(err, TD_EUSAGE, "--slice-tokens %s: %s has %d slices%s", q->slice_tokens,
+                       q->schedule, s->n_slices,
+                       n == (size_t)s->n_slices ? " of other lengths" : "");
+    s->slice_tokens = TD_NEW_N(a, int32_t, m * n);
+    if (s->slice_tokens == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a schedule");
+    for (size_t i = 0; i < m * n; i++) s->slice_tokens[i] = tokens[i % n];
+    return sched_check(s, err);
+}
+
 static td_status parse_schedule(const request *q, const char *text, size_t len, td_arena *a,
                                 schedule *s, td_err *err)
 {
@@ -85,7 +130,8 @@ static td_status parse_schedule(const request *q, const char *text, size_t len, 
     if (q->pp != 0 && q->pp != s->n_rows && !sched_is_disaggregated(s))
         return td_fail(err, TD_EUSAGE, "--pp %lld: %s has %d rows", (long long)q->pp, q->schedule,
                        s->n_rows);
-    return TD_OK;
+    TD_TRY(check_given(q, q->schedule, chunks_of(q, s), s->n_slices, err));
+    return take_slice_tokens(q, a, s, err);
 }
 
 static td_status read_units(const request *q, td_arena *a, run_setup *out, td_err *err)
@@ -157,7 +203,7 @@ td_status request_schedule(const request *q, td_arena *a, run_setup *out, td_err
     TD_TRY(read_units(q, a, out, err));
     TD_TRY(read_model(q, TYPE_BF16, out, err));
     TD_TRY(make_schedule(q, a, out, &plan_text, err));
-    if (plan_text == NULL) return TD_OK;
+    if (plan_text == NULL) return plan_check_slices(&out->schedule, &out->sizes, err);
     return td_fail(err, TD_EUSAGE, "%s holds a plan; a schedule is needed here", q->schedule);
 }
 
@@ -174,7 +220,7 @@ static td_status assign_layers(const request *q, td_arena *a, run_setup *out, td
     const schedule *const s = &out->schedule;
     const int64_t rows = q->pp != 0 ? q->pp : s->n_rows < s->n_stages ? s->n_rows : s->n_stages;
     out->sizes.n_stages = s->n_stages;
-    out->sizes.chunks = (int32_t)(s->n_stages < rows ? 1 : s->n_stages / rows);
+    out->sizes.chunks = chunks_of(q, s);
     out->sizes.vocab_shards = s->vocab == VOCAB_NONE ? 0 : s->n_rows;
     out->sizes.vocab_fused = s->vocab == VOCAB_2;
     out->sizes.twins = sched_copies(s);
@@ -203,6 +249,18 @@ static td_status take_plan(const request *q, const char *text, const char *name,
     if (q->microbatches != 0 && q->microbatches != p->n_microbatches)
         return td_fail(err, TD_EUSAGE, "--microbatches %lld: %s has %d", (long long)q->microbatches,
                        name, p->n_microbatches);
+    bool apart = false;
+    for (uint32_t i = 0; i < p->n_insts; i++)
+        apart |= p->insts[i].forward_row != p->insts[i].backward_row;
+    if (q->pp != 0 && q->pp != p->n_rows && !apart)
+        return td_fail(err, TD_EUSAGE, "--pp %lld: %s has %d rows", (long long)q->pp, name,
+                       p->n_rows);
+    if (q->slice_tokens != NULL)
+        return td_fail(err, TD_EUSAGE, "--slice-tokens: %s is cut already; leave it out", name);
+    TD_TRY(check_given(q, name, p->chunks, p->n_slices, err));
+    if ((q->tp > 1 && q->tp != p->tp) || (q->dp > 1 && q->dp != p->dp))
+        return td_fail(err, TD_EUSAGE, "--tp %lld and --dp %lld: %s was lowered for %d and %d",
+                       (long long)q->tp, (long long)q->dp, name, p->tp, p->dp);
     TD_TRY(plan_check_limit(p, q->memory_limit, err));
     out->sizes.stages = out->has_model ? p->stages : NULL;
     out->sizes.n_stages = p->n_stages;
@@ -220,8 +278,12 @@ static td_status take_plan(const request *q, const char *text, const char *name,
             out->sizes.run.zero1 = true;
     out->sizes.run.tp = p->tp;
     out->sizes.run.dp = p->dp;
-    if (out->has_model) out->sizes.run.seq_len = p->seq_len;
-    return TD_OK;
+    if (!out->has_model) return TD_OK;
+    out->sizes.run.seq_len = p->seq_len;
+    /* rows of other degrees have other sizes than those of the run */
+    for (uint32_t r = 0; r < p->n_ranks; r++)
+        if (p->ranks[r].tp != p->tp) return TD_OK;
+    return plan_check_sizes(p, &out->sizes, err);
 }
 
 /* Whether the schedule is searched for within --memory-limit. */

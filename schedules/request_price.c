@@ -13,7 +13,8 @@ td_status request_list(td_arena *a, const char *text, const char *name, int32_t 
     if (*out == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %s", name);
     for (size_t i = 0; i < *n; i++) {
         if (wide[i] < 0 || wide[i] > INT32_MAX)
-            return td_fail(err, TD_EUSAGE, "%s: %lld is out of range", name, (long long)wide[i]);
+            return td_fail(err, TD_EUSAGE, "%s: %lld is out of range; it is from 0 to %d", name,
+                           (long long)wide[i], INT32_MAX);
         (*out)[i] = (int32_t)wide[i];
     }
     return TD_OK;

@@ -178,6 +178,7 @@ typedef struct sched_family {
     const char *name, *summary, *constraints;
     const sched_option *options; /* ends with a NULL key */
     bool obeys_memory_limit;     /* makes orders for a limit in bytes */
+    bool cuts;                   /* takes microbatches in slices */
     /* Fills *out (not name). On TD_EUSAGE the message says what would be legal. */
     td_status (*generate)(const sched_request *q, td_arena *a, schedule *out, td_err *err);
 } sched_family;

@@ -150,13 +150,6 @@ td_status sched_need_units(const sched_request *q, const char *family, int32_t u
                    family, text, unit, low, low + unit);
 }
 
-td_status sched_need_one_slice(const sched_request *q, const char *family, td_err *err)
-{
-    if (q->slices <= 1) return TD_OK;
-    return td_fail(err, TD_EUSAGE, "--slices %d: %s does not cut microbatches; legal: 1", q->slices,
-                   family);
-}
-
 int32_t sched_copies(const schedule *s)
 {
     return s->n_pipes * (s->weights == WEIGHTS_ALL_STEP && sched_is_disaggregated(s) ? 2 : 1);

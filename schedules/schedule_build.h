@@ -44,11 +44,10 @@ TD_MUST_USE td_status sched_new_sliced(td_arena *a, const sched_request *q, int6
 
 /* Refusals that families share; each names the family and what would be legal: an odd number of
  * ranks for two directions, microbatches that are no multiple of `unit` (`text` says what that
- * is), slices. */
+ * is). */
 TD_MUST_USE td_status sched_need_even_ranks(const sched_request *q, const char *family,
                                             td_err *err);
 TD_MUST_USE td_status sched_need_units(const sched_request *q, const char *family, int32_t unit,
                                        const char *text, td_err *err);
-TD_MUST_USE td_status sched_need_one_slice(const sched_request *q, const char *family, td_err *err);
 
 #endif

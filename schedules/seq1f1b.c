@@ -69,6 +69,7 @@ const sched_family family_seq1f1b = {
                "activations on rank r",
     .constraints = "P, M, S >= 1 (S: 2 when not given), one chunk, causal models",
     .options = no_options,
+    .cuts = true,
     .generate = generate_plain,
 };
 
@@ -78,5 +79,6 @@ const sched_family family_seq1f1b_zb = {
                "microbatch activations on every rank",
     .constraints = "P, M, S >= 1 (S: 2 when not given), one chunk, causal models",
     .options = no_options,
+    .cuts = true,
     .generate = generate_zb,
 };

@@ -127,5 +127,6 @@ const sched_family family_seq1f1b_i = {
     .constraints = "P, M, S >= 1 (S, V: 2 when not given), causal models; narrow: S divides P, P "
                    "divides M*S; wide: P divides M",
     .options = options,
+    .cuts = true,
     .generate = generate,
 };

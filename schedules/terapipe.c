@@ -30,5 +30,6 @@ const sched_family family_terapipe = {
     .summary = "GPipe on slices of the tokens: fill and drain of one slice, all activations kept",
     .constraints = "P, M, S >= 1 (S: 2 when not given), one chunk, causal models",
     .options = no_options,
+    .cuts = true,
     .generate = generate,
 };

@@ -25,9 +25,6 @@ td_status vocab_new(const sched_request *q, td_arena *a, schedule *out, td_err *
                        "--chunks %d: this schedule has one stage a rank; legal: 1, or "
                        "--schedule v-half-vocab",
                        q->chunks);
-    if (q->slices > 1)
-        return td_fail(err, TD_EUSAGE,
-                       "--slices %d: this schedule does not cut microbatches; legal: 1", q->slices);
     TD_TRY(sched_new(a, q->pp, q->pp, 1, q->microbatches, 1, out, err));
     for (int32_t r = 0; r < out->n_rows; r++) sched_place(out, 0, r, r);
     return TD_OK;

@@ -184,9 +184,6 @@ static td_status check_request(const sched_request *q, int64_t barriers, td_err 
     if (q->chunks != 0 && q->chunks != 2)
         return td_fail(err, TD_EUSAGE, "--chunks %d: v-half-vocab has two chunks a rank; legal: 2",
                        q->chunks);
-    if (q->slices > 1)
-        return td_fail(err, TD_EUSAGE,
-                       "--slices %d: this schedule does not cut microbatches; legal: 1", q->slices);
     /* with fewer, nothing fills the intervals between the last forward and its backward */
     const int32_t half = (q->pp + 1) / 2 + 1;
     const int32_t least = barriers == 1 ? 2 : half < 3 ? 3 : half;

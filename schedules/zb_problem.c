@@ -15,9 +15,6 @@ td_status zb_check_shape(const sched_request *q, const char *family, int32_t chu
     if (q->chunks != 0 && q->chunks != chunks)
         return td_fail(err, TD_EUSAGE, "--chunks %d: %s has %d stage%s a rank; legal: --chunks %d",
                        q->chunks, family, chunks, chunks == 1 ? "" : "s", chunks);
-    if (q->slices > 1)
-        return td_fail(err, TD_EUSAGE, "--slices %d: %s does not cut microbatches; legal: 1",
-                       q->slices, family);
     return TD_OK;
 }
 

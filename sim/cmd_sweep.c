@@ -20,7 +20,7 @@ typedef struct sweep_row {
     int64_t devices;
     bool has_roles;             /* some ranks only run forwards */
     int64_t forward_peak_bytes; /* of those; peak_bytes is over all */
-    int32_t microbatches;
+    int32_t microbatches, slices;
     int64_t step_ns, peak_bytes, messages, message_bytes;
     double bubble_frac, span_bubble_frac, peak_activations, tokens_per_s;
 } sweep_row;
@@ -50,6 +50,15 @@ static bool family_has(const char *family, const char *key)
     return false;
 }
 
+/* Whether the schedule has no use for slices: it runs uncut beside those that are cut, and the
+ * sweep's slices are not its own. */
+static bool stays_whole(td_arena *a, const char *typed)
+{
+    const sched_family *f = NULL;
+    const char *const name = td_sprintf(a, "%.*s", (int)strcspn(typed, ":"), typed);
+    return name != NULL && sched_find(name, &f, NULL) == TD_OK && !f->cuts;
+}
+
 /* "chimera:f=2:chunks=1": options of the family, or of the command line. */
 static td_status set_schedule(const sweep *s, td_arena *a, const char *text, psim_options *o,
                               td_err *err)
@@ -60,6 +69,10 @@ static td_status set_schedule(const sweep *s, td_arena *a, const char *text, psi
     char *rest = word + strcspn(word, ":");
     if (*rest != '\0') *rest++ = '\0';
     o->what.schedule = word;
+    if (stays_whole(a, word)) {
+        o->what.slices = 0;
+        o->what.slice_tokens = NULL;
+    }
     while (*rest != '\0') {
         char *const part = rest;
         rest += strcspn(rest, ":");
@@ -91,6 +104,7 @@ static void take_result(sweep_row *row, const psim_result *r)
     row->ranks = p->n_ranks;
     row->devices = plan_devices(p);
     row->microbatches = p->n_microbatches;
+    row->slices = p->n_slices;
     row->step_ns = r->metrics.step_ns;
     row->messages = r->metrics.messages;
     row->message_bytes = r->metrics.message_bytes;
@@ -204,7 +218,10 @@ static td_status make_rows(sweep *s, td_err *err)
         row->schedule = s->schedules.items[k % s->schedules.n];
         size_t left = k / s->schedules.n;
         for (size_t i = s->n_axes; i-- > 0; left /= s->axes[i].n)
-            row->values[i] = s->axes[i].items[left % s->axes[i].n];
+            row->values[i] =
+                strcmp(s->axes[i].name, "slices") == 0 && stays_whole(s->a, row->schedule)
+                    ? "1"
+                    : s->axes[i].items[left % s->axes[i].n];
     }
     return TD_OK;
 }
@@ -242,15 +259,16 @@ static void print_json(const sweep *s, td_text *t)
             td_text_add(t, "}");
             continue;
         }
-        td_text_addf(t,
-                     ",\"ranks\":%u,\"microbatches\":%d,\"step_ns\":%lld,\"bubble_frac\":%.15g"
-                     ",\"span_bubble_frac\":%.15g,\"peak_bytes\":%lld,\"peak_activations\":%.15g,"
-                     "\"messages\":%lld"
-                     ",\"message_bytes\":%lld,\"devices\":%lld,\"device_ns\":%.15g",
-                     row->ranks, row->microbatches, (long long)row->step_ns, row->bubble_frac,
-                     row->span_bubble_frac, (long long)row->peak_bytes, row->peak_activations,
-                     (long long)row->messages, (long long)row->message_bytes,
-                     (long long)row->devices, (double)row->devices * (double)row->step_ns);
+        td_text_addf(
+            t,
+            ",\"ranks\":%u,\"microbatches\":%d,\"slices\":%d,\"step_ns\":%lld,\"bubble_frac\":%.15g"
+            ",\"span_bubble_frac\":%.15g,\"peak_bytes\":%lld,\"peak_activations\":%.15g,"
+            "\"messages\":%lld"
+            ",\"message_bytes\":%lld,\"devices\":%lld,\"device_ns\":%.15g",
+            row->ranks, row->microbatches, row->slices, (long long)row->step_ns, row->bubble_frac,
+            row->span_bubble_frac, (long long)row->peak_bytes, row->peak_activations,
+            (long long)row->messages, (long long)row->message_bytes, (long long)row->devices,
+            (double)row->devices * (double)row->step_ns);
         if (row->has_roles)
             td_text_addf(t, ",\"forward_peak_bytes\":%lld", (long long)row->forward_peak_bytes);
         if (row->tokens_per_s > 0) td_text_addf(t, ",\"tokens_per_s\":%.15g", row->tokens_per_s);
@@ -294,6 +312,21 @@ static void print_row(const sweep *s, const sweep_row *row, int first, td_text *
     td_text_add(t, "\n");
 }
 
+/* Says which schedules ran uncut, where no column does. */
+static void print_uncut(const sweep *s, td_text *t)
+{
+    const char *before = "\n  not cut into slices: ";
+    if (s->o->what.slices <= 1 && s->o->what.slice_tokens == NULL) return;
+    for (size_t i = 0; i < s->n_axes; i++)
+        if (strcmp(s->axes[i].name, "slices") == 0) return;
+    for (size_t i = 0; i < s->schedules.n; i++) {
+        if (!stays_whole(s->a, s->schedules.items[i])) continue;
+        td_text_addf(t, "%s%s", before, s->schedules.items[i]);
+        before = ", ";
+    }
+    if (*before == ',') td_text_add(t, "\n");
+}
+
 static void print_table(const sweep *s, td_text *t)
 {
     int first = 8;
@@ -312,6 +345,7 @@ static void print_table(const sweep *s, td_text *t)
         if (k > 0 && k % s->schedules.n == 0 && s->schedules.n > 1) td_text_add(t, "\n");
         print_row(s, &s->rows[k], first, t);
     }
+    print_uncut(s, t);
 }
 
 static td_status draw_rows(const sweep *s, td_err *err)

@@ -305,7 +305,7 @@ static const cli_verb verbs[] = {
      .about = "Every option with a number or a choice takes a list, and so do --schedule, --model "
               "and --cluster; each combination is a row. A schedule may bring settings of its own, "
               "behind colons: 1f1b,interleaved-1f1b:chunks=4,chimera:f=2. Rows that cannot be say "
-              "why.",
+              "why; schedules that do not cut microbatches run uncut beside those that do.",
      .example = "psim sweep --schedule 1f1b,bitpipe,chimera --pp 8 --microbatches 8,16 "
                 "--times F=1,B=2",
      .see = "psim run, psim draw",

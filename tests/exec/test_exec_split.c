@@ -123,6 +123,21 @@ static void test_split_is_exact(void **state)
             }
 }
 
+/* More stages than layers: the head stands alone on the last row, and others have nothing to do. */
+static void test_stages_without_layers(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        td_arena *const a = td_arena_new();
+        const schedule s = split_1f1b(a, 10, 3, 2);
+        const exec_law k = {.model = models[i], .recompute = (recompute_mode)i, .steps = 2};
+        const exec_law kept = {.model = models[i], .steps = 2};
+        assert_true(exec_law_holds(&k, &s, a, NULL).exact);
+        assert_true(exec_law_holds(&kept, &s, a, NULL).exact);
+        td_arena_free(a);
+    }
+}
+
 static void test_zero_bubble_schedules(void **state)
 {
     (void)state;
@@ -300,11 +315,12 @@ static void test_slices_hold_less(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_schedules),      cmocka_unit_test(test_sliced_schedules),
-        cmocka_unit_test(test_slices_of_one_token),   cmocka_unit_test(test_split_is_exact),
-        cmocka_unit_test(test_zero_bubble_schedules), cmocka_unit_test(test_split_in_another_order),
-        cmocka_unit_test(test_long_sequences),        cmocka_unit_test(test_overlapped_members),
-        cmocka_unit_test(test_controllable_memory),   cmocka_unit_test(test_slices_hold_less),
+        cmocka_unit_test(test_random_schedules),       cmocka_unit_test(test_sliced_schedules),
+        cmocka_unit_test(test_slices_of_one_token),    cmocka_unit_test(test_split_is_exact),
+        cmocka_unit_test(test_stages_without_layers),  cmocka_unit_test(test_zero_bubble_schedules),
+        cmocka_unit_test(test_split_in_another_order), cmocka_unit_test(test_long_sequences),
+        cmocka_unit_test(test_overlapped_members),     cmocka_unit_test(test_controllable_memory),
+        cmocka_unit_test(test_slices_hold_less),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -414,7 +414,13 @@ static void refused(void **state)
     T_FAILS(make(*state, &q, &s, &err), TD_EUSAGE, &err, "--chunks 2");
     static const int32_t empty[] = {3, 0};
     q = (query){.name = "seq1f1b", .pp = 4, .m = 4, .s = 2, .tokens = empty};
-    T_FAILS(make(*state, &q, &s, &err), TD_EPLAN, &err, "slice 1 has 0 tokens");
+    T_FAILS(make(*state, &q, &s, &err), TD_EUSAGE, &err, "slice 1 of 0 tokens");
+    q.name = "1f1b";
+    T_FAILS(make(*state, &q, &s, &err), TD_EUSAGE, &err, "1f1b does not cut microbatches");
+    static const int32_t one[] = {7};
+    q.s = 1;
+    q.tokens = one;
+    T_FAILS(make(*state, &q, &s, &err), TD_EUSAGE, &err, "--slice-tokens: 1f1b does not cut");
 }
 
 int main(void)

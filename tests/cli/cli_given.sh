@@ -1,0 +1,67 @@
+#!/bin/sh
+# cli_given.sh BIN: schedule files and plans, with options that say otherwise; slices where there
+# are none.
+set -u
+PATH=$1:$PATH
+. tests/cli/expect.sh
+
+unit='--times F=1,B=2'
+tiny='--model tiny-gpt2 --dtype fp32'
+psim schedule seq1f1b --pp 2 --microbatches 2 --slices 3 -o "$work/s.csv"
+psim schedule seq1f1b --pp 2 --microbatches 2 --slice-tokens 100,20,8 -o "$work/cut.csv"
+psim plan --schedule "$work/cut.csv" $tiny -o "$work/s.plan"
+
+# --- a file is made already: what is given again must be what it has ---
+expect 0 '' psim run --schedule "$work/s.csv" --pp 2 --microbatches 2 --slices 3 --chunks 1 $unit
+expect 2 'psim: --slices 4: *s.csv has 3' psim run --schedule "$work/s.csv" --slices 4 $unit
+expect 2 'psim: --chunks 4: *s.csv has 1' psim run --schedule "$work/s.csv" --chunks 4 $unit
+expect 2 'psim: --opt group=safe: *made already*' \
+    psim run --schedule "$work/s.csv" --opt group=safe $unit
+expect 2 'psim: --slice-tokens 1,2: *has 3 slices*' \
+    psim run --schedule "$work/s.csv" --slice-tokens 1,2 $unit
+expect 2 'psim: --slice-tokens 8,20,100: *of other lengths*' \
+    psim run --schedule "$work/cut.csv" --slice-tokens 8,20,100 $unit
+
+# a file without lengths takes them, as the schedule of that name does
+expect 0 '' psim run --schedule "$work/s.csv" --slice-tokens 100,20,8 $unit --json
+grep -o '"step_ns":[0-9]*' "$work/.stdout" >"$work/a"
+expect 0 '' psim run --schedule "$work/cut.csv" --slice-tokens 100,20,8 $unit --json
+grep -o '"step_ns":[0-9]*' "$work/.stdout" >"$work/b"
+expect 0 '' psim run --schedule "$work/s.csv" $unit --json
+grep -o '"step_ns":[0-9]*' "$work/.stdout" >"$work/c"
+cmp -s "$work/a" "$work/b" || complain "lengths for a file are not those of the file with them"
+! cmp -s "$work/a" "$work/c" || complain "lengths for a file make no difference"
+
+# --- plans the same, and the sizes they were lowered for ---
+expect 0 '' psim run --plan "$work/s.plan" $tiny --cluster local:2
+expect 2 'psim: --pp 5: *s.plan has 2 rows' psim run --plan "$work/s.plan" --pp 5 $unit
+expect 2 'psim: --slices 2: *s.plan has 3' psim run --plan "$work/s.plan" --slices 2 $unit
+expect 2 'psim: --opt f=2: *' psim run --plan "$work/s.plan" --opt f=2 $unit
+expect 2 'psim: --slice-tokens: *cut already*' \
+    psim run --plan "$work/s.plan" --slice-tokens 1,2,3 $unit
+expect 2 'psim: --tp 2 *lowered for 1 and 1' psim run --plan "$work/s.plan" --tp 2 $unit
+expect 2 'psim: plan: its weights *--dtype bf16*' \
+    psim run --plan "$work/s.plan" --model tiny-gpt2 --cluster local:2
+
+# --- slices where there can be none ---
+expect 2 'psim: bidirectional attention *legal: --slices 1' \
+    psim schedule seq1f1b --pp 2 --microbatches 2 --slices 2 --model tiny-bert
+expect 2 'psim: bidirectional attention *' \
+    psim schedule --schedule "$work/s.csv" --model tiny-bert
+expect 2 'psim: --slices 2: dualpipe does not cut microbatches; legal: 1*' \
+    psim run dualpipe --pp 2 --microbatches 4 --slices 2 $unit
+expect 2 'psim: --slice-tokens: 1f1b does not cut*' \
+    psim run 1f1b --pp 2 --microbatches 2 --slice-tokens 64 $unit
+expect 2 'psim: --slice-tokens: slice 1 of 0 tokens*' \
+    psim run seq1f1b --pp 2 --microbatches 2 --slice-tokens 10,0,30 $unit
+
+# --- a sweep over slices: schedules that do not cut are the baseline ---
+expect 0 '' psim sweep --schedule seq1f1b,1f1b --slices 2,4 --pp 4 --microbatches 8 $unit
+[ "$(grep -c '^  1f1b  *1  *33.0 ms' "$work/.stdout")" -eq 2 ] || complain "no baseline in a sweep"
+expect 0 '' psim sweep --schedule seq1f1b,1f1b --slices 4 --pp 4 --microbatches 8 $unit
+says '*not cut into slices: 1f1b'
+expect 0 '' psim sweep --schedule seq1f1b,1f1b --slices 4 --pp 4 --microbatches 8 $unit --json
+says '*"schedule":"seq1f1b",*"slices":4,*"schedule":"1f1b",*"slices":1,*'
+expect 2 'psim: *1f1b does not cut*' psim sweep --schedule 1f1b:slices=2 --pp 4 --microbatches 8 $unit
+
+finish
