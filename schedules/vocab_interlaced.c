@@ -64,6 +64,8 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
                        "interlaced with P=%d needs M >= 3P/2 microbatches (got %d); legal: "
                        "--microbatches %d or more",
                        q->pp, q->microbatches, 3 * q->pp / 2);
+    int64_t edge = 0;
+    TD_TRY(sched_option_i64(q, "repo-edge", 0, 1, 0, &edge, err));
     out->vocab = VOCAB_INTERLACED;
     bool failed = false;
     for (int32_t row = 0; row < out->n_rows; row++) {
@@ -74,12 +76,16 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
     return failed ? td_fail(err, TD_ENOMEM, "out of memory for a schedule") : TD_OK;
 }
 
-static const sched_option no_options[] = {{NULL, NULL, NULL}};
+static const sched_option options[] = {
+    {"repo-edge", "0|1",
+     "as for vocab-1 and vocab-2; here T follows its S at once, and nothing changes"},
+    {NULL, NULL, NULL},
+};
 
 const sched_family family_interlaced = {
     .name = "interlaced",
     .summary = "1F1B, each output layer one synchronous step of all ranks; 3P/2 - r activations",
     .constraints = "P even, M >= 3P/2, one chunk",
-    .options = no_options,
+    .options = options,
     .generate = generate,
 };

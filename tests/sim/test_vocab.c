@@ -28,11 +28,8 @@ static const char *times_of(td_arena *a, const setting *x)
 static schedule make(td_arena *a, const query *q)
 {
     const sched_option_value options[2] = {{"repo-edge", q->edge ? "1" : "0"}, {q->key, q->value}};
-    const bool has_edge = strcmp(q->name, "interlaced") != 0;
-    sched_request r = {.pp = q->pp,
-                       .microbatches = q->m,
-                       .options = has_edge ? options : options + 1,
-                       .n_options = (has_edge ? 1 : 0) + (q->key != NULL)};
+    sched_request r = {
+        .pp = q->pp, .microbatches = q->m, .options = options, .n_options = 1 + (q->key != NULL)};
     r.times.pass_ns[PASS_F] = (int64_t)(q->in.f * 1e6);
     r.times.pass_ns[PASS_B] = (int64_t)(q->in.b * 1e6);
     schedule s;
