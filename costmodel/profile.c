@@ -162,9 +162,11 @@ static td_status shard_ns(const sizes *z, const part_query *q, pass_kind kind, d
 {
     double f = 0, i = 0, w = 0;
     if (z->vocab_shards < 1 || fit_of(q, kind, q->mode) != NULL) return part_ns(q, kind, ns, err);
-    TD_TRY(part_ns(q, PASS_F, &f, err));
-    TD_TRY(part_ns(q, PASS_I, &i, err));
-    TD_TRY(part_ns(q, PASS_W, &w, err));
+    part_query kept = *q; /* S keeps its softmax, whatever the run recomputes */
+    kept.mode = RECOMPUTE_NONE;
+    TD_TRY(part_ns(&kept, PASS_F, &f, err));
+    TD_TRY(part_ns(&kept, PASS_I, &i, err));
+    TD_TRY(part_ns(&kept, PASS_W, &w, err));
     const double share = (double)sizes_vocab_rows(z) / (double)z->model->vocab;
     switch (kind) {
     case PASS_S: *ns = share * (f + (z->vocab_fused ? i : 0)); return TD_OK;

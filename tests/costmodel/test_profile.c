@@ -217,6 +217,31 @@ static void profile_prices(void **state)
     T_CLOSE(price(&r, PASS_F, 0), 2.5 * f, 0, 1);
 }
 
+/* Shards that were not measured: their words' share of the head's passes, whose backward has two
+ * halves; the embedding's rows are written whole. */
+static void profile_shards(void **state)
+{
+    (void)state;
+    tiny_run r;
+    tiny_start(&r);
+    r.z.vocab_shards = 2;
+    const double tokens = 128, f = 300 + 3 * tokens, b = 600 + 6 * tokens;
+    const double share = (double)sizes_vocab_rows(&r.z) / (double)r.m.vocab;
+    T_CLOSE(share, 0.5, 0, 1e-9);
+    T_CLOSE(price(&r, PASS_S, 1), share * f, 0, 0.5);
+    T_CLOSE(price(&r, PASS_T, 1), share * b, 0, 0.5);
+    T_CLOSE(price(&r, PASS_E, 0), 100 + tokens, 0, 0.5);
+    r.z.run.recompute = RECOMPUTE_FULL; /* not of the softmax */
+    T_CLOSE(price(&r, PASS_T, 1), share * b, 0, 0.5);
+    r.z.run.recompute = RECOMPUTE_NONE;
+    r.z.vocab_fused = true;
+    T_CLOSE(price(&r, PASS_S, 1), share * (f + b / 2), 0, 0.5);
+    T_CLOSE(price(&r, PASS_T, 1), share * b / 2, 0, 0.5);
+    /* layers alone are left to the stages */
+    const double layer = 1000 + 10 * tokens + 0.25 * tokens * 32.5;
+    T_CLOSE(price(&r, PASS_F, 1), 3 * layer, 0, 0.5);
+}
+
 static void profile_refusals(void **state)
 {
     (void)state;
@@ -244,7 +269,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_ARENA(samples_round_trip),       WITH_ARENA(bad_samples),
         cmocka_unit_test(profile_round_trip), cmocka_unit_test(profile_prices),
-        cmocka_unit_test(profile_refusals),
+        cmocka_unit_test(profile_refusals),   cmocka_unit_test(profile_shards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
