@@ -24,15 +24,21 @@ round=0
 while [ "$round" -lt "$rounds" ]; do
     round=$((round + 1))
     rank=$((round % 4))
-    rm -f "$work"/pid.*
+    rm -f "$work"/pid.* "$work/out"
     # each process says its number before it becomes pexec
     # shellcheck disable=SC2016
     processes 4 sh -c 'echo $$ >"'"$work"'/pid.$OMPI_COMM_WORLD_RANK"; exec pexec "$@"' sh train \
         --schedule 1f1b --pp 4 --microbatches 8 --model tiny-gpt2 --micro-batch 1 --seq-len 16 \
-        --data "$work/text.txt" --steps 1000000 --quiet >"$work/out" 2>&1 &
+        --data "$work/text.txt" --steps 1000000 >"$work/out" 2>&1 &
     job=$!
-    while [ ! -s "$work/pid.$rank" ]; do sleep 0.02; done
-    sleep "0.$(((round * 37) % 100 + 100))"
+    # not before the ranks have joined: a death in MPI_Init can leave OpenMPI's launcher itself hanging
+    # when all ranks are dead
+    waited=0
+    while ! grep -q 'microbatches of' "$work/out" 2>/dev/null && [ "$waited" -lt 600 ]; do
+        sleep 0.05
+        waited=$((waited + 1))
+    done
+    sleep "0.$(printf '%03d' $(((round * 7919) % 800)))"
     kill -9 "$(cat "$work/pid.$rank")"
     waited=0
     while [ "$waited" -lt 100 ] && anyone_left; do
