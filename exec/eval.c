@@ -15,12 +15,14 @@ static int64_t scratch_bytes(const executor *x)
     return most;
 }
 
-/* Room to put the weights of a stage together, where tensor-parallel shards hold them. */
+/* Room to put the weights of a stage together, where tensor-parallel shards hold them, and for one
+ * shard's. */
 static int64_t weights_bytes(const executor *x)
 {
     int64_t most = 0;
     for (int32_t s = 0; x->whole != x->stages && s < x->p->n_stages; s++)
-        if (x->whole[s].elements > most) most = x->whole[s].elements;
+        if (x->whole[s].elements + x->stages[s].elements > most)
+            most = x->whole[s].elements + x->stages[s].elements;
     return (most * (int64_t)sizeof(float) + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
 }
 
@@ -64,9 +66,9 @@ td_status exec_eval(const executor *x, char *work, const int32_t *ids, const int
         a.output = (float *)(void *)(work + s % 2 * border);
         if (s > 0 && before != owner && exec_is_here(x, before))
             TD_TRY(team_send(t, owner, input, border, err));
+        TD_TRY(exec_bring_weights(x, (uint32_t)s, room, &a.weights, err));
         if (!exec_is_here(x, owner)) continue;
         if (s > 0 && before != owner) TD_TRY(team_recv(t, before, input, border, err));
-        a.weights = exec_whole_weights(x, (uint32_t)s, 0, room);
         stage_forward(x->ctx, &x->whole[s], &a);
     }
     *result = a.loss;

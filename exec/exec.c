@@ -226,11 +226,6 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
 {
     *out = NULL;
     TD_TRY(refuse_plan(p, z, err));
-    if (p->tp > 1 && o->team != NULL)
-        return td_fail(err, TD_EUSAGE,
-                       "--tp %d: shards run as threads of one process so far; "
-                       "leave the processes out",
-                       p->tp);
     TD_TRY(plan_check_sizes(p, z, err));
     executor *const x = TD_NEW(a, executor);
     if (x == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the executor");

@@ -141,6 +141,10 @@ TD_MUST_USE td_status exec_shards_pass(executor *x, exec_rank *r, stage_args *a,
 /* The weights of a stage by x->whole: put together in room [x->whole[stage].elements], or where
  * they lie when there is one shard. */
 float *exec_whole_weights(const executor *x, uint32_t inst, int32_t replica, float *room);
+/* The same on the process of the rank that trains the instance in the first replica, from wherever
+ * its shards are; all processes call it. room: whole and part elements. */
+TD_MUST_USE td_status exec_bring_weights(const executor *x, uint32_t inst, float *room,
+                                         const float **out, td_err *err);
 TD_MUST_USE td_status exec_shards_init(const executor *x, uint32_t rank, int32_t stage,
                                        uint64_t seed, float *weights, td_err *err);
 

@@ -1,5 +1,6 @@
 /* What the processes of a run tell each other between its steps. */
 #include "exec/exec.h"
+#include "exec/shard.h"
 
 #include <string.h>
 
@@ -39,10 +40,32 @@ td_status exec_team_open(executor *x, td_err *err)
     return TD_OK;
 }
 
+/* The part of a tensor-parallel shard. */
+static td_status share_part(executor *x, uint32_t rank, uint32_t inst, td_err *err)
+{
+    const int32_t stage = x->p->insts[inst].stage, shard = x->p->ranks[rank].shard;
+    const stage_code *const whole = &x->whole[stage], *const part = &x->stages[stage];
+    const optimizer_share s = {.whole = true};
+    if (!optimizer_hands_out(x, &s, rank, inst, inst)) return TD_OK;
+    td_arena *const a = td_arena_new();
+    float *const room = a == NULL ? NULL : td_alloc(a, (size_t)part->elements, sizeof *room);
+    td_status st = room != NULL ? TD_OK : td_fail(err, TD_ENOMEM, "out of memory for gradients");
+    if (st == TD_OK) shard_take(whole, part, shard, x->step.grads_out[inst], room);
+    if (st == TD_OK)
+        st = team_broadcast(x->options.team, rank, room, part->elements * (int64_t)sizeof *room,
+                            err);
+    if (st == TD_OK) shard_give(whole, part, shard, room, x->step.grads_out[inst]);
+    td_arena_free(a);
+    return st;
+}
+
 /* To all processes, what a rank handed out. */
 static td_status share_gradients(executor *x, uint32_t rank, td_err *err)
 {
     const plan *const p = x->p;
+    for (uint32_t i = 0; x->whole != x->stages && i < p->n_insts; i++)
+        if (plan_trains(&p->insts[i], p->ranks[rank].row)) TD_TRY(share_part(x, rank, i, err));
+    if (x->whole != x->stages) return TD_OK;
     for (uint32_t i = 0; i < p->n_insts; i++) {
         if (!plan_trains(&p->insts[i], p->ranks[rank].row)) continue;
         const optimizer_share s = optimizer_share_of(x, rank, i);

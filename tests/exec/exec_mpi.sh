@@ -33,6 +33,8 @@ same 4 --schedule 1f1b --pp 2 --dp 2 --microbatches 4 --mapping single
 same 4 --schedule 1f1b --pp 1 --dp 4 --microbatches 2
 same 4 --schedule vocab-2 --pp 4 --microbatches 8
 same 4 --schedule fbd --pp 2 --microbatches 4
+same 4 --schedule 1f1b --pp 2 --tp 2 --microbatches 4
+same 4 --schedule fbd --pp 1 --tp 2 --microbatches 2 --model tiny-llama
 same 4 --schedule bitpipe --pp 4 --microbatches 8
 same 4 --schedule vocab-2 --pp 4 --microbatches 8 --vocab-size 250
 same 2 --schedule v-half-vocab --pp 2 --microbatches 4 --vocab-size 250 --model tiny-llama
@@ -52,6 +54,15 @@ curve "$work/threads.json" >"$work/a"
 curve "$work/mpi.json" >"$work/b"
 diff "$work/a" "$work/b" || complain "threads and processes learn differently"
 grep -q traceEvents "$work/trace.json" || complain "no trace"
+shards="$train $run --schedule 1f1b --pp 2 --tp 2"
+# shellcheck disable=SC2086
+{
+pexec $shards --wire threads >"$work/threads.json" || complain "train of shards with threads failed"
+processes 4 pexec $shards >"$work/mpi.json" || complain "train of shards with processes failed"
+}
+curve "$work/threads.json" >"$work/a"
+curve "$work/mpi.json" >"$work/b"
+diff "$work/a" "$work/b" || complain "shards as threads and as processes learn differently"
 
 # refuse PATTERN COMMAND...: fails, and exactly one line of pexec's says why.
 refuse() {
