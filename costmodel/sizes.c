@@ -153,7 +153,12 @@ td_status sizes_bytes(const sizes *z, size_kind kind, int32_t stage, int64_t sli
     case SIZE_WEIGHTS: n = mul(shard_elements(z, s, false), data_type_bytes(z->run.dtype)); break;
     case SIZE_GRADS: n = mul(shard_elements(z, s, true), data_type_bytes(z->run.grad_dtype)); break;
     case SIZE_OPTIMIZER: n = optimizer_bytes(z, stage); break;
-    case SIZE_NORM: n = mul(model_tensor_count(z->model), (int64_t)sizeof(double)); break;
+    case SIZE_SNAPSHOT:
+        n = plus(mul(shard_elements(z, s, false), data_type_bytes(z->run.dtype)),
+                 optimizer_bytes(z, stage));
+        break;
+    case SIZE_NORM:
+    case SIZE_NORM_BEFORE: n = mul(model_tensor_count(z->model), (int64_t)sizeof(double)); break;
     case SIZE_TIED_GRADS:
         n = z->model->tied ? mul(mul(per(z->model->vocab, z->run.tp), z->model->hidden),
                                  data_type_bytes(z->run.grad_dtype))

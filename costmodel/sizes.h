@@ -24,7 +24,9 @@
     X(SIZE_VOCAB_STASH, "vocabulary stash") /* local softmax kept from S to T */                   \
     X(SIZE_NORM, "norm partials")           /* per-tensor sums of squares of a stage */            \
     X(SIZE_TIED_GRADS,                                                                             \
-      "tied gradients") /* gradient of the tied table, exchanged by the end stages */
+      "tied gradients") /* gradient of the tied table, exchanged by the end stages */              \
+    X(SIZE_NORM_BEFORE, "norm partials before") /* the same table, as the ranks before know it */  \
+    X(SIZE_SNAPSHOT, "snapshot") /* weights, then optimizer, as they were before a step */
 
 #define X(kind, name) kind,
 typedef enum size_kind { SIZE_KINDS(X) SIZE_KIND_COUNT } size_kind;

@@ -391,6 +391,7 @@ static td_status check_options(const schedule *s, const lower_options *o, td_err
                        o->sizes->n_stages, s->n_stages);
     TD_TRY(plan_check_slices(s, o->sizes, err));
     TD_TRY(check_copies(s, o, err));
+    TD_TRY(lower_check_validate(s, o, err));
     if (o->placement == PLACEMENT_FOLDED && s->n_rows % 2 != 0)
         return td_fail(err, TD_EUSAGE,
                        "--placement folded puts two rows beside each other; there are %d: legal: "

@@ -100,6 +100,24 @@ TD_MUST_USE td_status lower_add_streams(td_arena *a, const plan *in, const new_s
                                         uint32_t n_streams, const plan_task *tasks,
                                         uint32_t n_tasks, plan *out, td_err *err);
 
+/* A compute task to be put before position `at` of a rank's compute stream; its place among the
+ * positions of `in`. */
+typedef struct insertion {
+    uint32_t at;
+    uint8_t kind; /* task_kind */
+} insertion;
+
+/* Puts n tasks into each rank's compute stream: items[rank * n ...], ascending by `at`. Their class
+ * names the rank's row. Gates, joins and links are carried along (lower_insert.c). */
+TD_MUST_USE td_status lower_insert(const lowering *l, const plan *in, const insertion *items,
+                                   uint32_t n, plan *out, td_err *err);
+
+/* Post-validation, behind step: where the last step is verified, what is repeated when that fails,
+ * and the two chains of messages that carry the norm (lower_validate.c). */
+TD_MUST_USE td_status lower_validate(const lowering *l, const plan *in, plan *out, td_err *err);
+/* Refuses what cannot be validated later: TD_EUSAGE says what would be legal. */
+TD_MUST_USE td_status lower_check_validate(const schedule *s, const lower_options *o, td_err *err);
+
 /* The passes. Each ensures that plan_check holds of its result. */
 TD_MUST_USE td_status lower_place(const lowering *l, plan *out, td_err *err);
 TD_MUST_USE td_status lower_comm(const lowering *l, const plan *in, plan *out, td_err *err);

@@ -140,7 +140,8 @@ static void set_window(memory *mem, const plan *p, const plan_stream *s, uint32_
     }
     const plan_task *const t = &p->tasks[task];
     mem->from = t->gate == PLAN_NONE ? 0 : t->gate - compute->first_task + 1;
-    mem->to = t->join == PLAN_NONE ? compute->n_tasks : t->join - compute->first_task;
+    const bool to_end = t->join == PLAN_NONE || (t->flags & TASK_FLAG_JOIN_NEXT) != 0;
+    mem->to = to_end ? compute->n_tasks : t->join - compute->first_task;
 }
 
 /* --- the pass --- */
@@ -152,8 +153,8 @@ static size_t most_uses(const lowering *l, const plan *in, const plan_task *t)
     if (t->kind == TASK_PAIR)
         return 2 * (MEMORY_PASS_USES + (cached ? (size_t)l->s->n_slices + 1 : 0));
     if (t->kind < PASS_COUNT) return MEMORY_PASS_USES + (cached ? (size_t)t->slice + 2 : 0);
-    const bool step = t->kind == TASK_NORM || t->kind == TASK_OPTIMIZER;
-    return MEMORY_MEETING_USES + (step ? 3 * (size_t)in->n_insts : 0);
+    const bool step = t->kind == TASK_NORM || t->kind == TASK_OPTIMIZER || t->kind == TASK_VERIFY;
+    return MEMORY_MEETING_USES + (step ? 4 * (size_t)in->n_insts : 0);
 }
 
 static td_status open_memory(memory *mem, const lowering *l, const plan *in, td_err *err)

@@ -13,15 +13,6 @@ static uint32_t tail_tasks(const lowering *l)
     return gathers && sends ? TAIL_MOST : TAIL_GATHERED;
 }
 
-/* A compute task's id once every rank's compute stream has grown by `tail` tasks. */
-static uint32_t moved(const plan *in, uint32_t tail, uint32_t task, uint32_t rank)
-{
-    const plan_stream *const last = plan_compute(in, in->n_ranks - 1);
-    const uint32_t n_compute = last->first_task + last->n_tasks;
-    if (task == PLAN_NONE) return PLAN_NONE;
-    return task < n_compute ? task + rank * tail : task + in->n_ranks * tail;
-}
-
 static uint32_t tail_task(const lowering *l, const plan *out, uint32_t rank, uint32_t which)
 {
     const plan_stream *const s = plan_compute(out, rank);
@@ -32,49 +23,14 @@ static uint32_t tail_task(const lowering *l, const plan *out, uint32_t rank, uin
  * shared-out weights travel on, MARK (they are gathered). */
 static td_status step_tails(const lowering *l, const plan *in, plan *out, td_err *err)
 {
-    *out = *in;
-    const uint32_t tail = tail_tasks(l), more = in->n_ranks * tail;
-    if ((uint64_t)in->n_tasks + more >= PLAN_NONE)
-        return td_fail(err, TD_EUSAGE, "more tasks than a plan can number");
-    out->n_tasks = in->n_tasks + more;
-    out->tasks = TD_NEW_N(l->a, plan_task, out->n_tasks + 1);
-    out->streams = TD_NEW_N(l->a, plan_stream, in->n_streams);
-    out->coll_tasks = TD_NEW_N(l->a, uint32_t, in->n_coll_tasks);
-    if (out->tasks == NULL || out->streams == NULL || out->coll_tasks == NULL)
-        return td_fail(err, TD_ENOMEM, "out of memory for %u tasks", out->n_tasks);
-    class_table classes;
-    TD_TRY(class_table_open(&classes, l->a, in, err));
     static const uint8_t kinds[TAIL_MOST] = {TASK_MARK, TASK_NORM, TASK_OPTIMIZER, TASK_MARK};
-    for (uint32_t i = 0; i < in->n_streams; i++) {
-        const plan_stream *const s = &in->streams[i];
-        plan_stream *const t = &out->streams[i];
-        *t = *s;
-        t->first_task =
-            s->kind == STREAM_COMPUTE ? s->first_task + s->rank * tail : s->first_task + more;
-        for (uint32_t j = 0; j < s->n_tasks; j++) {
-            plan_task task = in->tasks[s->first_task + j];
-            task.gate = moved(in, tail, task.gate, s->rank);
-            task.join = moved(in, tail, task.join, s->rank);
-            if (task.kind == TASK_SEND || task.kind == TASK_RECV)
-                task.link += more; /* the other end is off the compute streams too */
-            out->tasks[t->first_task + j] = task;
-        }
-        for (uint32_t j = 0; s->kind == STREAM_COMPUTE && j < tail; j++) {
-            plan_task *const task = &out->tasks[t->first_task + t->n_tasks++];
-            *task = (plan_task){.kind = kinds[j],
-                                .microbatch = PLAN_NONE,
-                                .link = PLAN_NONE,
-                                .gate = PLAN_NONE,
-                                .join = PLAN_NONE};
-            const plan_class pc = {.kind = kinds[j],
-                                   .inst = PLAN_NONE,
-                                   .second = PLAN_NONE,
-                                   .slice_len = (int32_t)out->ranks[s->rank].row};
-            TD_TRY(class_intern(&classes, &pc, &task->cls, err));
-        }
-    }
-    for (uint32_t i = 0; i < in->n_coll_tasks; i++) out->coll_tasks[i] = in->coll_tasks[i] + more;
-    class_table_close(&classes, out);
+    const uint32_t tail = tail_tasks(l);
+    insertion *const items = TD_NEW_N(l->a, insertion, (size_t)in->n_ranks * tail);
+    if (items == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the step");
+    for (uint32_t r = 0; r < in->n_ranks; r++)
+        for (uint32_t j = 0; j < tail; j++)
+            items[r * tail + j] = (insertion){.at = plan_compute(in, r)->n_tasks, .kind = kinds[j]};
+    TD_TRY(lower_insert(l, in, items, tail, out, err));
     for (uint32_t i = 0; i < out->n_tasks; i++)
         if (out->tasks[i].kind == TASK_COLL &&
             out->classes[out->tasks[i].cls].purpose == PURPOSE_GRAD_SYNC)
@@ -194,13 +150,14 @@ td_status lower_step(const lowering *l, const plan *in, plan *out, td_err *err)
     collect c = {.l = l, .in = tailed, .out = out, .first_group = in->n_groups};
     TD_TRY(copy_groups(&c, err));
     TD_TRY(step_tied(&c, err));
-    TD_TRY(step_norm(&c, err));
+    if (!l->s->validate) TD_TRY(step_norm(&c, err));
     TD_TRY(step_weights(&c, err));
     TD_TRY(collect_emit(&c, err));
     for (uint32_t i = tailed->n_tasks; tail_tasks(l) == TAIL_MOST && i < out->n_tasks; i++)
         if (out->classes[out->tasks[i].cls].purpose == PURPOSE_WEIGHTS)
             out->tasks[i].join = tail_task(l, out, plan_task_rank(out, i), TAIL_GATHERED);
     plan stepped = *out;
+    if (l->s->validate) return lower_validate(l, &stepped, out, err);
     TD_TRY(lower_refresh(l, &stepped, out, err));
     stepped = *out;
     return lower_block(l, &stepped, out, err);

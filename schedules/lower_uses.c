@@ -198,9 +198,19 @@ static td_status uses_of_pass(memory *mem, const pass_at *p, td_err *err)
     }
 }
 
+/* What is known of the norm: what comes from the rank before is merged; what comes from behind is
+ * the whole of it. */
+static td_status uses_of_state(memory *mem, const plan *p, const plan_task *t, td_err *err)
+{
+    const bool merges = t->join != PLAN_NONE && p->tasks[t->join].kind == TASK_MERGE;
+    return use_run(mem, t->kind == TASK_SEND ? USE_READ : USE_WRITE, ROLE_MESSAGE,
+                   merges && t->kind == TASK_RECV ? SIZE_NORM_BEFORE : SIZE_NORM, -1, err);
+}
+
 static td_status uses_of_message(memory *mem, const plan *p, const plan_task *t, td_err *err)
 {
     const plan_class *const c = &p->classes[t->cls];
+    if (c->detail == CHANNEL_STATE) return uses_of_state(mem, p, t, err);
     const pass_at at = pass_of(mem, p, t->cls, t->kind, t->microbatch, t->slice);
     const bool send = t->kind == TASK_SEND;
     const use_mode mode = send ? USE_READ : USE_WRITE;
@@ -224,6 +234,7 @@ static td_status uses_of_message(memory *mem, const plan *p, const plan_task *t,
         }
         break;
     case CHANNEL_WEIGHTS: return use_run(mem, mode, ROLE_MESSAGE, SIZE_WEIGHTS, at.inst, err);
+    case CHANNEL_STATE: break; /* uses_of_state */
     }
     return use_tensor(mem, mode, ROLE_MESSAGE, table, stage, &at, err);
 }
@@ -243,21 +254,32 @@ static td_status uses_of_collective(memory *mem, const plan *p, uint32_t task, t
     }
 }
 
-/* The gradient norm and the optimizer step see every stage that trains on the row. */
+/* The gradient norm, the optimizer step and its validation see every stage that trains on the row.
+ * A step that is validated later leaves a snapshot and keeps the gradients, so that it can be taken
+ * back and done again. */
 static td_status uses_of_step(memory *mem, const plan *p, const plan_task *t, td_err *err)
 {
-    const bool step = t->kind == TASK_OPTIMIZER;
+    const bool norm = t->kind == TASK_NORM, validate = mem->l->s->validate;
+    const use_mode snapshot = t->kind == TASK_VERIFY ? USE_READ : USE_WRITE;
     bool trains = false;
     for (uint32_t i = 0; i < p->n_insts; i++) {
         if (!plan_trains(&p->insts[i], mem->row)) continue;
         trains = true;
         const int32_t inst = (int32_t)i;
-        if (step) TD_TRY(use_run(mem, USE_WRITE, ROLE_WEIGHTS, SIZE_WEIGHTS, inst, err));
-        TD_TRY(use_run(mem, step ? USE_ADD : USE_READ, ROLE_GRADS, SIZE_GRADS, inst, err));
-        if (step) TD_TRY(use_run(mem, USE_ADD, ROLE_OPTIMIZER, SIZE_OPTIMIZER, inst, err));
+        if (!norm) TD_TRY(use_run(mem, USE_WRITE, ROLE_WEIGHTS, SIZE_WEIGHTS, inst, err));
+        TD_TRY(use_run(mem, norm ? USE_READ : USE_ADD, ROLE_GRADS, SIZE_GRADS, inst, err));
+        if (!norm) TD_TRY(use_run(mem, USE_ADD, ROLE_OPTIMIZER, SIZE_OPTIMIZER, inst, err));
+        if (!norm && validate)
+            TD_TRY(use_run(mem, snapshot, ROLE_SNAPSHOT, SIZE_SNAPSHOT, inst, err));
     }
     if (!trains) return TD_OK;
-    return use_run(mem, step ? USE_READ : USE_WRITE, ROLE_NORM, SIZE_NORM, -1, err);
+    return use_run(mem, norm ? USE_WRITE : USE_READ, ROLE_NORM, SIZE_NORM, -1, err);
+}
+
+static td_status uses_of_merge(memory *mem, td_err *err)
+{
+    if (mem->row > 0) TD_TRY(use_run(mem, USE_READ, ROLE_NORM_BEFORE, SIZE_NORM_BEFORE, -1, err));
+    return use_run(mem, USE_ADD, ROLE_NORM, SIZE_NORM, -1, err);
 }
 
 td_status memory_task_uses(memory *mem, plan *p, uint32_t task, td_err *err)
@@ -268,9 +290,10 @@ td_status memory_task_uses(memory *mem, plan *p, uint32_t task, td_err *err)
     case TASK_RECV: return uses_of_message(mem, p, t, err);
     case TASK_COLL: return uses_of_collective(mem, p, task, err);
     case TASK_NORM:
-    case TASK_OPTIMIZER: return uses_of_step(mem, p, t, err);
+    case TASK_OPTIMIZER:
+    case TASK_VERIFY: return uses_of_step(mem, p, t, err);
+    case TASK_MERGE: return uses_of_merge(mem, err);
     case TASK_MARK:
-    case TASK_VERIFY:
     case TASK_KIND_COUNT: return TD_OK;
     case TASK_PAIR:
         for (uint32_t i = t->link; i < t->link + 2; i++) {

@@ -25,7 +25,10 @@ typedef enum task_kind {
     TASK_COLL,
     TASK_NORM, /* per-tensor partial sums of squares of the rank's gradients */
     TASK_OPTIMIZER,
-    TASK_VERIFY, /* post-validation: the prefix before it may have to be repeated */
+    TASK_MERGE, /* post-validation: adds what the ranks before know of the norm to the rank's own */
+    TASK_VERIFY, /* post-validation of the step before: with the whole norm known, that step is
+                    kept, or taken back and done as it should have been, and then the prefix
+                    repeated */
     TASK_MARK,   /* takes no time: a place in compute order that others gate on or join */
     TASK_KIND_COUNT
 } task_kind;
@@ -34,7 +37,8 @@ typedef enum channel_class {
     CHANNEL_ACT,
     CHANNEL_GRAD,
     CHANNEL_HANDOFF,
-    CHANNEL_WEIGHTS
+    CHANNEL_WEIGHTS,
+    CHANNEL_STATE /* post-validation: what is known of the norm */
 } channel_class;
 typedef enum coll_purpose {
     PURPOSE_GRAD_SYNC, /* a stage's gradients among its twins and replicas */
@@ -138,6 +142,8 @@ typedef enum use_role {
     ROLE_VOCAB_STATS,
     ROLE_VOCAB_STASH,
     ROLE_NORM,
+    ROLE_NORM_BEFORE, /* that of the ranks before */
+    ROLE_SNAPSHOT,
     ROLE_COUNT
 } use_role;
 
@@ -298,6 +304,10 @@ TD_MUST_USE td_status plan_check_slices(const schedule *s, const sizes *z, td_er
 /* A plan from a file may have been lowered for other sizes: its buffers must be as large as z has
  * them. */
 TD_MUST_USE td_status plan_check_sizes(const plan *p, const sizes *z, td_err *err);
+
+/* Whether steps are validated later, so that a rank begins the next period before others have ended
+ * this one. */
+bool plan_validates(const plan *p);
 
 /* The most streams of a rank that may wait at once, posted and not yet joined; *position is the
  * first compute position at which they do. `change` holds [compute tasks + 2]. */

@@ -12,7 +12,8 @@ uint32_t plan_task_rank(const plan *p, uint32_t task)
 
 static const char *class_word(const plan_class *c)
 {
-    static const char *const channels[] = {"activation", "gradient", "hand-off", "weights"};
+    static const char *const channels[] = {"activation", "gradient", "hand-off", "weights",
+                                           "norm so far"};
     static const char *const purposes[] = {
         "gradient sync", "tied gradients", "gradient norm",      "vocabulary C0", "vocabulary C1",
         "vocabulary C2", "embedding sum",  "embedding gradient", "loss",          "weights"};
@@ -23,8 +24,8 @@ static const char *class_word(const plan_class *c)
 static void describe(const plan *p, const plan_class *c, uint8_t kind, uint32_t microbatch,
                      uint16_t slice, td_text *out)
 {
-    static const char *const others[] = {"pair", "SEND",      "RECV",   "collective",
-                                         "NORM", "OPTIMIZER", "VERIFY", "MARK"};
+    static const char *const others[] = {"pair",      "SEND",  "RECV",   "collective", "NORM",
+                                         "OPTIMIZER", "MERGE", "VERIFY", "MARK"};
     if (kind < PASS_COUNT)
         td_text_addf(out, "%c", pass_letter((pass_kind)kind));
     else
@@ -78,6 +79,12 @@ static bool is_pass_class(const plan *p, int64_t cls)
     return cls >= 0 && cls < p->n_classes && p->classes[cls].kind < PASS_COUNT;
 }
 
+/* What is known of the norm is of no stage. */
+static bool is_state(const plan_class *c)
+{
+    return (c->kind == TASK_SEND || c->kind == TASK_RECV) && c->detail == CHANNEL_STATE;
+}
+
 static td_status check_tables(const plan *p, td_err *err)
 {
     const char *wrong = NULL;
@@ -98,8 +105,8 @@ static td_status check_tables(const plan *p, td_err *err)
         const plan_class *const c = &p->classes[i];
         if (c->kind >= TASK_KIND_COUNT || (c->inst != PLAN_NONE && c->inst >= p->n_insts) ||
             (c->kind == TASK_COLL && c->purpose >= PURPOSE_COUNT) ||
-            ((c->kind == TASK_SEND || c->kind == TASK_RECV) && c->detail > CHANNEL_WEIGHTS) ||
-            (c->kind < TASK_COLL &&
+            ((c->kind == TASK_SEND || c->kind == TASK_RECV) && c->detail > CHANNEL_STATE) ||
+            (c->kind < TASK_COLL && !is_state(c) &&
              (c->inst == PLAN_NONE || p->insts[c->inst].stage == p->n_stages)))
             wrong = "a task class out of range";
         if (c->kind != TASK_PAIR && c->bytes < 0) wrong = "a task class of less than no bytes";
@@ -147,7 +154,8 @@ static td_status check_task(const plan_map *m, uint32_t task, td_err *err)
     if ((t->gate != PLAN_NONE && t->gate - c->first_task >= c->n_tasks) ||
         (t->join != PLAN_NONE && t->join - c->first_task >= c->n_tasks))
         return check_fail(m, task, err, "gate and join must be compute tasks of its rank");
-    if (t->gate != PLAN_NONE && t->join != PLAN_NONE && t->gate >= t->join)
+    if (t->gate != PLAN_NONE && t->join != PLAN_NONE && t->gate >= t->join &&
+        !(t->flags & TASK_FLAG_JOIN_NEXT))
         return check_fail(m, task, err, "its gate must come before its join");
     if (t->kind == TASK_COLL ? t->link >= p->n_colls : t->link >= p->n_tasks)
         return check_fail(m, task, err, "its other end does not exist");
@@ -280,6 +288,7 @@ td_status plan_check(const plan *p, td_arena *a, td_err *err)
     plan_map m;
     TD_TRY(check_structure(p, a, &m, err));
     TD_TRY(check_meetings(&m, a, err));
+    TD_TRY(check_prefix(&m, err));
     TD_TRY(check_deadlock(&m, a, err));
     TD_TRY(check_waiting(&m, a, err));
     const bool has_messages = p->stage_of_run == NULL || strcmp(p->stage_of_run, "place") != 0;

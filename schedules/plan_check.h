@@ -22,6 +22,9 @@ TD_MUST_USE td_status check_fail(const plan_map *m, uint32_t task, td_err *err, 
 TD_MUST_USE td_status check_structure(const plan *p, td_arena *a, plan_map *out, td_err *err);
 /* Messages match in order and size; collectives are issued in one order by all members. */
 TD_MUST_USE td_status check_meetings(const plan_map *m, td_arena *a, td_err *err);
+/* Where steps are validated later: every rank does so once, and what it may have to repeat is
+ * closed under messages and changes nothing that outlives it (plan_prefix.c). */
+TD_MUST_USE td_status check_prefix(const plan_map *m, td_err *err);
 /* Each needed pass exactly once, its data there before it. */
 TD_MUST_USE td_status check_flow(const plan_map *m, td_arena *a, td_err *err);
 /* Where vocabulary layers are sharded: each of their passes on every rank, behind its barrier. */

@@ -22,13 +22,14 @@
         word, fields, COUNT(fields), sizeof(type), offsetof(plan, array), offsetof(plan, count)    \
     }
 
-static const char *const kind_words[] = {"F",    "B",    "I",         "W",      "R",    "S",
-                                         "T",    "E",    "G",         "PAIR",   "SEND", "RECV",
-                                         "COLL", "NORM", "OPTIMIZER", "VERIFY", "MARK"};
+static const char *const kind_words[] = {"F",    "B",    "I",         "W",     "R",      "S",
+                                         "T",    "E",    "G",         "PAIR",  "SEND",   "RECV",
+                                         "COLL", "NORM", "OPTIMIZER", "MERGE", "VERIFY", "MARK"};
 static const char *const bool_words[] = {"no", "yes"};
 static const char *const mapping_words[] = {"channel", "direction", "single"};
 static const char *const stream_words[] = {"compute", "send", "recv", "both", "coll"};
-static const char *const channel_words[] = {"activations", "gradients", "handoff", "weights"};
+static const char *const channel_words[] = {"activations", "gradients", "handoff", "weights",
+                                            "state"};
 #define X(kind, name) name,
 static const char *const size_words[] = {SIZE_KINDS(X)};
 #undef X

@@ -203,6 +203,7 @@ td_status request_schedule(const request *q, td_arena *a, run_setup *out, td_err
     TD_TRY(read_units(q, a, out, err));
     TD_TRY(read_model(q, TYPE_BF16, out, err));
     TD_TRY(make_schedule(q, a, out, &plan_text, err));
+    out->schedule.validate |= q->post_validation;
     if (plan_text == NULL) return plan_check_slices(&out->schedule, &out->sizes, err);
     return td_fail(err, TD_EUSAGE, "%s holds a plan; a schedule is needed here", q->schedule);
 }
@@ -297,6 +298,7 @@ static bool fits_memory(const request *q)
 static td_status lower_schedule(const request *q, const char *after, td_arena *a, run_setup *out,
                                 td_err *err)
 {
+    out->schedule.validate |= q->post_validation;
     TD_TRY(assign_layers(q, a, out, err));
     if (out->schedule.tp_backward > 0 && q->tp == 1) out->sizes.run.tp = out->schedule.tp_backward;
     out->lower = (lower_options){.sizes = &out->sizes,
@@ -309,7 +311,7 @@ static td_status lower_schedule(const request *q, const char *after, td_arena *a
                                  .lookahead = (int32_t)q->lookahead,
                                  .send_window = (int32_t)q->send_window,
                                  .zero1 = q->zero1,
-                                 .no_step = !out->has_model,
+                                 .no_step = !out->has_model && !out->schedule.validate,
                                  .keep_sync = out->has_units && out->units.coll_ms > 0,
                                  .memory_limit = fits_memory(q) ? 0 : q->memory_limit,
                                  .after = after};

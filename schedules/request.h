@@ -22,6 +22,7 @@ typedef struct request {
     bool zero1, sequence_parallel;
     const char *layout, *layers;
     bool account_embedding, account_loss;
+    bool post_validation;
     int mapping;   /* plan_mapping */
     int placement; /* plan_placement; no option of its own here: only who has a cluster asks */
     int64_t lookahead, send_window;
@@ -35,7 +36,7 @@ typedef struct request {
     const cost_model *prices; /* of a machine, without sizes; NULL: unit times alone */
 } request;
 
-enum { REQUEST_OPTION_COUNT = 34 };
+enum { REQUEST_OPTION_COUNT = 35 };
 extern const cli_option request_options[REQUEST_OPTION_COUNT];
 
 /* Everything a run stands on. Pointers lead into the setup itself, so it must not be copied. */

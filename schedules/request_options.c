@@ -186,6 +186,11 @@ const cli_option request_options[REQUEST_OPTION_COUNT] = {
      .max = 1000000,
      .help = "compute tasks after which a send is waited for; 0: never, 1: at once"},
     {.kind = CLI_FLAG,
+     .name = "post-validation",
+     .at = AT(post_validation),
+     .help = "step without waiting for the norm of the whole gradient, and take back what it "
+             "proves wrong in the next step's warm-up; takes a copy of weights and moments"},
+    {.kind = CLI_FLAG,
      .name = "fold",
      .at = AT(fold),
      .help = "let one replica stand for all (simulation only)"},

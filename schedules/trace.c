@@ -18,6 +18,7 @@ static const char *const kind_names[TASK_KIND_COUNT] = {
     [TASK_COLL] = "COLL",
     [TASK_NORM] = "NORM",
     [TASK_OPTIMIZER] = "OPTIMIZER",
+    [TASK_MERGE] = "MERGE",
     [TASK_VERIFY] = "VERIFY",
     [TASK_MARK] = "MARK",
 };
@@ -36,7 +37,8 @@ uint8_t trace_kind_of(const char *name)
 
 const char *trace_class_name(uint8_t channel)
 {
-    static const char *const names[] = {"activations", "gradients", "hand-off", "weights"};
+    static const char *const names[] = {"activations", "gradients", "hand-off", "weights",
+                                        "norm so far"};
     return channel < sizeof names / sizeof *names ? names[channel] : "messages";
 }
 

@@ -242,6 +242,7 @@ static void write_name(trace_out *o, const trace *t, const trace_record *r)
     case TASK_COLL: put(o, trace_purpose_name(r->detail)); break;
     case TASK_NORM: put(o, "norm"); break;
     case TASK_OPTIMIZER: put(o, "optimizer"); break;
+    case TASK_MERGE: put(o, "merge"); break;
     case TASK_VERIFY: put(o, "verify"); break;
     case TASK_MARK: put(o, "mark"); break;
     default: put_pass(o, t, r->kind, r->microbatch, r->slice);

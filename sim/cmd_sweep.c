@@ -105,7 +105,7 @@ static void take_result(sweep_row *row, const psim_result *r)
     row->devices = plan_devices(p);
     row->microbatches = p->n_microbatches;
     row->slices = p->n_slices;
-    row->step_ns = r->metrics.step_ns;
+    row->step_ns = r->period_ns;
     row->messages = r->metrics.messages;
     row->message_bytes = r->metrics.message_bytes;
     row->bubble_frac = r->metrics.bubble_frac;

@@ -51,6 +51,7 @@ typedef struct psim_result {
     task_times times;
     sim_stats stats;
     plan_metrics metrics;
+    int64_t period_ns; /* from step to step in the long run: see sim/period.h */
     activation_deltas deltas;
     double spread;           /* of --noise, where one number serves all passes; else below 0 */
     step_distribution noise; /* runs 0 without --noise */

@@ -34,11 +34,17 @@ static void json_bool(td_text *t, const char *key, bool value)
 
 double psim_tokens_per_s(const psim_result *r)
 {
-    const plan_metrics *const m = &r->metrics;
     const plan *const p = &r->setup.plan;
-    if (!r->setup.has_model || m->step_ns <= 0) return 0;
+    if (!r->setup.has_model || r->period_ns <= 0) return 0;
     return (double)p->n_microbatches * (double)r->setup.sizes.run.micro_batch * (double)p->seq_len *
-           p->dp / ((double)m->step_ns * 1e-9);
+           p->dp / ((double)r->period_ns * 1e-9);
+}
+
+/* As bubble_frac, of a period in place of the step. */
+static double period_bubble(const psim_result *r)
+{
+    const double step = (double)r->metrics.step_ns, period = (double)r->period_ns;
+    return period > 0 ? 1 - (1 - r->metrics.bubble_frac) * step / period : 0;
 }
 
 static void json_ranks(const psim_result *r, td_text *t)
@@ -125,6 +131,8 @@ void psim_report_json(const psim_options *o, const psim_result *r, td_text *t)
     json_int(t, "dp", p->dp);
     json_int(t, "tp", p->tp);
     json_int(t, "step_ns", m->step_ns);
+    json_int(t, "period_ns", r->period_ns);
+    json_real(t, "period_bubble_frac", period_bubble(r));
     json_real(t, "bubble_frac", m->bubble_frac);
     json_real(t, "span_bubble_frac", m->span_bubble_frac);
     if (r->setup.schedule.search.span_ns > 0) {
@@ -219,6 +227,9 @@ void psim_report_text(const psim_options *o, const psim_result *r, td_text *t)
     td_text_addf(t, "\n\n  step        %-12s  bubble  %.1f %%  (widest rank's own span %.1f %%)\n",
                  td_print_ns(buf, sizeof buf, r->metrics.step_ns), 100 * r->metrics.bubble_frac,
                  100 * r->metrics.span_bubble_frac);
+    if (plan_validates(p))
+        td_text_addf(t, "  period      %-12s  bubble  %.1f %%  from step to step, as ranks go on\n",
+                     td_print_ns(buf, sizeof buf, r->period_ns), 100 * period_bubble(r));
     if (r->noise.runs > 0) {
         char low[40], high[40];
         td_text_addf(t, "  with noise  %-12s  median of %lld runs; 5 %% below %s, 5 %% above %s\n",

@@ -1,6 +1,7 @@
 /* From psim's options to a simulated run. */
 #include "base/text.h"
 #include "costmodel/profile.h"
+#include "sim/period.h"
 #include "sim/psim.h"
 
 #include <stdio.h>
@@ -182,6 +183,7 @@ static td_status run_plan(td_arena *a, const psim_options *o, psim_result *r, si
         so.live = &live;
     }
     TD_TRY(sim_run(p, r->class_ns, &so, a, &r->times, &r->stats, err));
+    if (plan_validates(p)) TD_TRY(sim_period(p, r->class_ns, &so, n.slow, &r->period_ns, err));
     if (!o->noise) return TD_OK;
     double *spread = NULL;
     TD_TRY(spreads(a, o, r, &spread, err));
@@ -247,5 +249,6 @@ td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o
     TD_TRY(share_cores(a, out, &so, err));
     TD_TRY(run_plan(a, o, out, so, err));
     TD_TRY(metrics_of(p, &out->times, out->deltas, a, &out->metrics, err));
+    if (!plan_validates(p)) out->period_ns = out->metrics.step_ns;
     return fill_meta(a, args, o, out, err);
 }
