@@ -8,6 +8,10 @@
  * Selective recompute repeats 4 T s h (Korthikanti et al. 2022, arXiv 2205.05198, appendix A), full
  * recompute the whole forward of the layers.
  *
+ * These are FLOPs that are done, not a model's: attention keeps no scores, so its backward makes
+ * them again from q, k and the softmax's sums (Dao et al. 2022, arXiv 2205.14135, section 3.1),
+ * which is 10 T s h in place of 8: 2.5 times its forward, as our own kernels do it.
+ *
  * Bytes: each kernel reads its inputs and writes its outputs once; fused attention keeps its
  * scores on chip (Dao et al. 2022, arXiv 2205.14135). */
 #include "costmodel/work.h"
@@ -89,8 +93,9 @@ static void layers_backward(work_list *out, const shape *s, int halves)
     if (!(halves & HALF_I)) return;
     /* a slice adds to fp32 sums, those of all tokens before it included */
     const double sums = s->sliced ? 16 * s->seen * s->kv_width : 0;
-    /* each of the two products of attention comes back twice, all of it for inputs */
-    add(out, "attention", n, 8 * t * s->context * s->q_width,
+    /* each of the two products of attention comes back twice, all of it for inputs, and the scores,
+     * which forward never stores, are made once more */
+    add(out, "attention", n, 10 * t * s->context * s->q_width,
         e * (4 * t * s->q_width + 2 * (s->seen + t) * s->kv_width) + sums, true);
     if (!s->m->learned_positions)
         add(out, "rotary", n, 0, e * 2 * t * (s->q_width + s->kv_width), false);
