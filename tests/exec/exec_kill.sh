@@ -47,6 +47,7 @@ while [ "$round" -lt "$rounds" ]; do
     done
     if kill -0 "$job" 2>/dev/null; then
         echo "round $round: rank $rank was killed, and the run hangs"
+        for pid in "$work"/pid.*; do kill -9 "$(cat "$pid")" 2>/dev/null; done
         kill -9 "$job"
         bad=1
     fi
