@@ -74,68 +74,106 @@ int td_exit_code(td_status code)
 /* --- memory --- */
 
 enum { ARENA_ALIGN = 64 };
-static const size_t arena_block_bytes = (size_t)1 << 20;
+static const size_t arena_block_least = (size_t)1 << 20, arena_block_most = (size_t)1 << 26;
+static const size_t huge_page = (size_t)1 << 21;
 
 typedef struct arena_block {
     struct arena_block *next;
     size_t used, size;
-    char *data;
+    size_t written; /* what lies behind is zero */
+    char *data;     /* aligned */
+    void *memory;
 } arena_block;
 
 struct td_arena {
     arena_block *head;
-    size_t used;
+    arena_block *spare;    /* emptied by a reset */
+    size_t used, reserved; /* bytes handed out; bytes of all blocks */
     long fail_at;
 };
 
 td_arena *td_arena_new(void) { return calloc(1, sizeof(td_arena)); }
 
-void td_arena_free(td_arena *a)
+static void free_blocks(arena_block *b)
 {
-    if (a == NULL) return;
-    for (arena_block *b = a->head; b != NULL;) {
+    while (b != NULL) {
         arena_block *const next = b->next;
-        free(b->data);
+        free(b->memory);
         free(b);
         b = next;
     }
+}
+
+void td_arena_free(td_arena *a)
+{
+    if (a == NULL) return;
+    free_blocks(a->head);
+    free_blocks(a->spare);
     free(a);
+}
+
+void td_arena_reset(td_arena *a)
+{
+    while (a->head != NULL) {
+        arena_block *const b = a->head;
+        a->head = b->next;
+        if (b->used > b->written) b->written = b->used;
+        b->used = 0;
+        b->next = a->spare;
+        a->spare = b;
+    }
+    a->used = 0;
 }
 
 size_t td_arena_used(const td_arena *a) { return a->used; }
 
 void td_arena_fail_at(td_arena *a, long n) { a->fail_at = n; }
 
-/* A plan of ten million tasks spends half its time in page faults without this. Advice only: where
- * the kernel knows better, nothing is lost. */
-static void want_huge_pages(char *data, size_t size)
-{
-    const size_t huge = (size_t)2 << 20;
-    if (size < 2 * huge) return;
-    char *const first = (char *)(((uintptr_t)data + huge - 1) & ~(uintptr_t)(huge - 1));
-    const size_t skipped = (size_t)(first - data);
-    (void)madvise(first, (size - skipped) & ~(huge - 1), MADV_HUGEPAGE);
-}
+static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-static arena_block *block_new(size_t size)
+/* A plan of ten million tasks spends half its time in page faults without huge pages. Advice only:
+ * where the kernel knows better, nothing is lost. */
+static arena_block *block_new(size_t least)
 {
+    const bool huge = least >= huge_page;
+    const size_t align = huge ? huge_page : ARENA_ALIGN, size = round_up(least, align);
     arena_block *const b = calloc(1, sizeof *b);
     if (b == NULL) return NULL;
     /* calloc leaves large blocks to the kernel's zero pages: nothing is touched before its use */
-    b->data = calloc(size + ARENA_ALIGN, 1);
-    if (b->data == NULL) {
+    b->memory = calloc(size + align, 1);
+    if (b->memory == NULL) {
         free(b);
         return NULL;
     }
     b->size = size;
-    want_huge_pages(b->data, size);
+    b->data = (char *)b->memory + (align - (uintptr_t)b->memory % align);
+    if (huge) (void)madvise(b->data, size, MADV_HUGEPAGE);
     return b;
 }
 
-static char *block_at(const arena_block *b, size_t at)
+/* The smallest spare block that holds `bytes`, taken out of the spare ones; NULL when none does. */
+static arena_block *block_again(td_arena *a, size_t bytes)
 {
-    const uintptr_t base = ((uintptr_t)b->data + ARENA_ALIGN - 1) & ~(uintptr_t)(ARENA_ALIGN - 1);
-    return (char *)base + at;
+    arena_block **best = NULL;
+    for (arena_block **at = &a->spare; *at != NULL; at = &(*at)->next)
+        if ((*at)->size >= bytes && (best == NULL || (*at)->size < (*best)->size)) best = at;
+    if (best == NULL) return NULL;
+    arena_block *const b = *best;
+    *best = b->next;
+    return b;
+}
+
+/* A block with that much room. Blocks grow with the arena, so that many arrays share one. */
+static arena_block *block_with(td_arena *a, size_t bytes)
+{
+    size_t room = a->reserved / 2;
+    if (room < arena_block_least) room = arena_block_least;
+    if (room > arena_block_most) room = arena_block_most;
+    arena_block *b = block_again(a, bytes);
+    if (b != NULL) return b;
+    b = block_new(bytes > room ? bytes : room);
+    if (b != NULL) a->reserved += b->size;
+    return b;
 }
 
 void *td_alloc(td_arena *a, size_t count, size_t size)
@@ -147,18 +185,18 @@ void *td_alloc(td_arena *a, size_t count, size_t size)
     if (bytes == 0) bytes = ARENA_ALIGN;
     arena_block *b = a->head;
     if (b == NULL || b->size - b->used < bytes) {
-        b = block_new(bytes > arena_block_bytes / 4 ? bytes : arena_block_bytes);
+        b = block_with(a, bytes);
         if (b == NULL) return NULL;
-        /* a block made for one large item goes behind the open one, which keeps its room */
-        if (a->head != NULL && b->size == bytes) {
-            b->next = a->head->next;
-            a->head->next = b;
-        } else {
-            b->next = a->head;
-            a->head = b;
-        }
+        /* the block with more room left is the open one */
+        arena_block **const at = a->head != NULL && a->head->size - a->head->used > b->size - bytes
+                                     ? &a->head->next
+                                     : &a->head;
+        b->next = *at;
+        *at = b;
     }
-    char *const p = block_at(b, b->used);
+    char *const p = b->data + b->used;
+    if (b->used < b->written)
+        memset(p, 0, bytes < b->written - b->used ? bytes : b->written - b->used);
     b->used += bytes;
     a->used += bytes;
     return p;

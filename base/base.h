@@ -63,6 +63,10 @@ td_arena *td_arena_new(void);    /* NULL when memory is exhausted */
 void td_arena_free(td_arena *a); /* NULL is fine */
 size_t td_arena_used(const td_arena *a);
 
+/* Takes back all that was handed out, and keeps the memory for what is asked for next: for scratch
+ * that is used again and again, since fresh memory of the system costs more than its use. */
+void td_arena_reset(td_arena *a);
+
 /* Makes the n-th allocation from now fail (1: the next one); 0 switches that off. For tests. */
 void td_arena_fail_at(td_arena *a, long n);
 

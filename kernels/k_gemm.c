@@ -47,16 +47,17 @@ static void gemm_work(const void *p, long piece, float *scratch)
     }
 }
 
-/* The width of a piece along the longer side. A power of two of pieces, each worth about a
- * millisecond and not narrow, so that packing the other operand again for each stays small. */
+/* The width of a piece along the longer side: a power of two of pieces. Each packs the other
+ * operand again, which costs a product of width w about 15/w of its time; so pieces are wide, and
+ * beyond ENOUGH of them much wider. */
 static long piece_width(long m, long n, long k)
 {
-    enum { NARROWEST = 192, ROUND = 64, MOST = 16 };
+    enum { NARROWEST = 384, WIDE = 768, ENOUGH = 4, MOST = 16, ROUND = 64 };
     const double work = (double)m * (double)n * (double)k;
     const long side = m > n ? m : n;
     long pieces = 1;
     while (pieces < MOST && work / (double)(2 * pieces) >= 3.2e7 &&
-           side / (2 * pieces) >= NARROWEST) {
+           side / (2 * pieces) >= (2 * pieces > ENOUGH ? WIDE : NARROWEST)) {
         pieces *= 2;
     }
     return k_pieces(k_pieces(side, pieces), ROUND) * ROUND;

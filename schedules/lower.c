@@ -52,15 +52,20 @@ td_status class_table_open(class_table *t, td_arena *a, const plan *from, td_err
 
 td_status class_intern(class_table *t, const plan_class *c, uint32_t *out, td_err *err)
 {
+    uint32_t *const latest = &t->latest[c->kind % CLASS_KINDS];
+    if (*latest < t->n && class_same(&t->items[*latest], c)) {
+        *out = *latest;
+        return TD_OK;
+    }
     size_t at = class_hash(c) & (t->n_slots - 1);
     for (; t->slots[at] != 0; at = (at + 1) & (t->n_slots - 1))
         if (class_same(&t->items[t->slots[at] - 1], c)) {
-            *out = t->slots[at] - 1;
+            *out = *latest = t->slots[at] - 1;
             return TD_OK;
         }
     TD_TRY(TD_GROW(t->a, t->items, t->cap, t->n + 1, err));
     t->items[t->n] = *c;
-    *out = (uint32_t)t->n++;
+    *out = *latest = (uint32_t)t->n++;
     if (2 * t->n > t->n_slots) return class_rehash(t, err);
     class_file(t, *out);
     return TD_OK;
@@ -316,14 +321,11 @@ const char *const *plan_pass_names(void) { return pass_names; }
 
 typedef td_status lower_pass(const lowering *l, const plan *in, plan *out, td_err *err);
 
-/* The checker after a pass; its scratch does not outlive it. */
-static td_status check_pass(const plan *p, td_err *err)
+/* The checker after a pass. */
+static td_status check_pass(const lowering *l, const plan *p, td_err *err)
 {
-    td_arena *const scratch = td_arena_new();
-    if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
-    const td_status st = plan_check(p, scratch, err);
-    td_arena_free(scratch);
-    return st;
+    td_arena_reset(l->scratch);
+    return plan_check(p, l->scratch, err);
 }
 
 static td_status run_passes(const lowering *l, plan *out, td_err *err)
@@ -331,14 +333,14 @@ static td_status run_passes(const lowering *l, plan *out, td_err *err)
     static lower_pass *const passes[] = {lower_comm, lower_collect, lower_step, lower_memory};
     TD_TRY(lower_place(l, out, err));
     out->stage_of_run = pass_names[0];
-    TD_TRY(check_pass(out, err));
+    TD_TRY(check_pass(l, out, err));
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
         if (l->o->after != NULL && strcmp(l->o->after, out->stage_of_run) == 0) break;
         const plan in = *out;
         TD_TRY(passes[i](l, &in, out, err));
         out->stage_of_run = pass_names[i + 1];
         /* a pass that had nothing to do leaves what was checked already */
-        if (out->tasks != in.tasks) TD_TRY(check_pass(out, err));
+        if (out->tasks != in.tasks) TD_TRY(check_pass(l, out, err));
     }
     return TD_OK;
 }
@@ -425,19 +427,15 @@ static td_status check_vocab(const sched_index *ix, const lower_options *o, td_e
     return TD_OK;
 }
 
-td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, plan *out, td_err *err)
+/* Lowers with two arenas of its own: what the passes leave behind goes with `a`. */
+static td_status lower_with(const schedule *s, const lower_options *o, td_arena *a,
+                            td_arena *scratch, plan *out, td_err *err)
 {
-    TD_TRY(check_options(s, o, err));
-    TD_TRY(sched_check(s, err));
-    td_arena *const scratch = td_arena_new();
-    if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     sched_index ix;
     int32_t *row_tp = NULL, tp = 1;
-    td_status st = lower_roles(s, o->tp, o->shards, scratch, &row_tp, &tp, err);
-    if (st == TD_OK) st = sched_index_build(s, scratch, &ix, err);
-    if (st == TD_OK) st = sched_index_levels(&ix, scratch, err);
-    if (st == TD_OK) st = check_vocab(&ix, o, err);
-    /* what the passes leave behind goes with the scratch: the plan itself is copied out */
+    TD_TRY(sched_check_index(s, a, &ix, err));
+    TD_TRY(lower_roles(s, o->tp, o->shards, a, &row_tp, &tp, err));
+    TD_TRY(check_vocab(&ix, o, err));
     sizes z = *o->sizes; /* what the plan is of rules, so that sizes cannot contradict it */
     z.twins = sched_copies(s);
     z.run.dp = o->dp;
@@ -448,14 +446,27 @@ td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, pla
     const lowering l = {.s = s,
                         .o = &options,
                         .ix = &ix,
-                        .a = scratch,
+                        .a = a,
+                        .scratch = scratch,
                         .replicas = (o->fold ? 1 : o->dp) * (o->shards ? tp : 1),
                         .shards = o->shards ? tp : 1,
                         .row_tp = row_tp,
                         .tp = tp};
+    return run_passes(&l, out, err);
+}
+
+td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, plan *out, td_err *err)
+{
+    TD_TRY(check_options(s, o, err));
+    td_arena *const own = td_arena_new(), *const scratch = td_arena_new();
+    td_status st = TD_OK;
     plan lowered;
-    if (st == TD_OK) st = run_passes(&l, &lowered, err);
+    if (own == NULL || scratch == NULL)
+        st = td_fail(err, TD_ENOMEM, "out of memory");
+    else
+        st = lower_with(s, o, own, scratch, &lowered, err);
     if (st == TD_OK) st = plan_copy(&lowered, a, out, err);
+    td_arena_free(own);
     td_arena_free(scratch);
     return st;
 }

@@ -11,11 +11,14 @@ typedef struct lowering {
     const lower_options *o;
     const sched_index *ix; /* with levels */
     td_arena *a;
-    int32_t replicas; /* copies of each row in the plan: replicas (1 when folded) times shards */
-    int32_t shards;   /* of a row in the plan: 1 when one stands for all; innermost */
+    td_arena *scratch; /* whoever uses it resets it */
+    int32_t replicas;  /* copies of each row in the plan: replicas (1 when folded) times shards */
+    int32_t shards;    /* of a row in the plan: 1 when one stands for all; innermost */
     const int32_t *row_tp; /* [n_rows] tensor-parallel degree */
     int32_t tp;            /* of the run: that of the backward rows */
 } lowering;
+
+enum { CLASS_KINDS = 32 }; /* above all task kinds and kinds of sizes */
 
 /* Interns classes, so that equal shapes share one. */
 typedef struct class_table {
@@ -24,6 +27,7 @@ typedef struct class_table {
     size_t n, cap;
     uint32_t *slots; /* open addressing, index + 1 */
     size_t n_slots;
+    uint32_t latest[CLASS_KINDS]; /* found last of each kind: the next task is often alike */
 } class_table;
 
 TD_MUST_USE td_status class_table_open(class_table *t, td_arena *a, const plan *from, td_err *err);

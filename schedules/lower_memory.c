@@ -301,6 +301,9 @@ td_status lower_memory(const lowering *l, const plan *in, plan *out, td_err *err
     out->uses = mem.uses;
     out->n_uses = (uint32_t)mem.n_uses;
     TD_TRY(copy_buffers(&mem, out, err));
-    for (uint32_t r = 0; r < out->n_ranks; r++) TD_TRY(memory_place(l->a, out, r, err));
+    for (uint32_t r = 0; r < out->n_ranks; r++) {
+        td_arena_reset(l->scratch);
+        TD_TRY(memory_place(l->scratch, out, r, err));
+    }
     return plan_check_limit(out, l->o->memory_limit, err);
 }

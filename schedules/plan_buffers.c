@@ -176,14 +176,15 @@ static td_status check_rank(const plan_map *m, uint32_t rank, td_arena *a, td_er
 td_status check_buffers(const plan_map *m, td_arena *a, td_err *err)
 {
     (void)a; /* scratch is per rank, so that memory stays bounded by the largest one */
-    for (uint32_t r = 0; r < m->p->n_ranks; r++) {
-        td_arena *const scratch = td_arena_new();
-        if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the checker");
-        const td_status st = check_rank(m, r, scratch, err);
-        td_arena_free(scratch);
-        TD_TRY(st);
+    td_arena *const scratch = td_arena_new();
+    if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the checker");
+    td_status st = TD_OK;
+    for (uint32_t r = 0; r < m->p->n_ranks && st == TD_OK; r++) {
+        td_arena_reset(scratch);
+        st = check_rank(m, r, scratch, err);
     }
-    return TD_OK;
+    td_arena_free(scratch);
+    return st;
 }
 
 td_status plan_check_sizes(const plan *p, const sizes *z, td_err *err)

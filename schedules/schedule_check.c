@@ -102,24 +102,23 @@ static td_status check_sharded_passes(const sched_index *ix, td_err *err)
     return TD_OK;
 }
 
-static td_status check_with(const schedule *s, td_arena *a, td_err *err)
+td_status sched_check_index(const schedule *s, td_arena *a, sched_index *ix, td_err *err)
 {
-    sched_index ix;
-    TD_TRY(sched_index_build(s, a, &ix, err));
+    TD_TRY(check_shape(s, err));
+    TD_TRY(sched_index_build(s, a, ix, err));
     for (int32_t st = 0; st < s->n_stages; st++)
         for (int32_t m = 0; m < s->n_microbatches; m++)
-            for (int32_t k = 0; k < s->n_slices; k++)
-                TD_TRY(check_stage_passes(&ix, st, m, k, err));
-    TD_TRY(check_sharded_passes(&ix, err));
-    return sched_index_levels(&ix, a, err);
+            for (int32_t k = 0; k < s->n_slices; k++) TD_TRY(check_stage_passes(ix, st, m, k, err));
+    TD_TRY(check_sharded_passes(ix, err));
+    return sched_index_levels(ix, a, err);
 }
 
 td_status sched_check(const schedule *s, td_err *err)
 {
-    TD_TRY(check_shape(s, err));
     td_arena *const a = td_arena_new();
     if (a == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
-    const td_status st = check_with(s, a, err);
+    sched_index ix;
+    const td_status st = sched_check_index(s, a, &ix, err);
     td_arena_free(a);
     return st;
 }

@@ -45,6 +45,9 @@ TD_MUST_USE td_status sched_index_build(const schedule *s, td_arena *a, sched_in
                                         td_err *err);
 /* Fills level; fails with TD_EPLAN and the cycle of waits when the order cannot finish. */
 TD_MUST_USE td_status sched_index_levels(sched_index *ix, td_arena *a, td_err *err);
+/* All that sched_check checks; leaves the index, with levels. */
+TD_MUST_USE td_status sched_check_index(const schedule *s, td_arena *a, sched_index *out,
+                                        td_err *err);
 
 static inline bool pass_is_sharded(pass_kind k) /* runs on every row */
 {

@@ -33,22 +33,56 @@ static void exit_codes(void **state)
         assert_int_equal(td_exit_code(want[i].status), want[i].code);
 }
 
-/* Every allocation is zeroed, aligned and disjoint from the others, whatever the sizes. */
+static bool all_are(const unsigned char *p, size_t n, int value)
+{
+    size_t same = 0;
+    for (size_t i = 0; i < n; i++) same += p[i] == value;
+    return same == n;
+}
+
+/* Every allocation is zeroed, aligned and disjoint from the others, whatever the sizes; also of
+ * memory that is handed out again. */
 static void arena_law(void **state)
 {
+    enum { ITEMS = 400, ROUNDS = 4 };
     td_rng r = td_rng_seed(1);
-    unsigned char *p[400];
-    size_t n[400];
-    for (int i = 0; i < 400; i++) {
-        n[i] = (size_t)td_rng_below(&r, i % 40 == 0 ? 3000000 : 5000);
-        p[i] = td_alloc(*state, n[i], 1);
-        assert_non_null(p[i]);
-        assert_int_equal((uintptr_t)p[i] % 64, 0);
-        for (size_t k = 0; k < n[i]; k++) assert_true(p[i][k] == 0);
-        memset(p[i], i % 255 + 1, n[i]);
+    unsigned char *p[ITEMS];
+    size_t n[ITEMS];
+    for (int round = 0; round < ROUNDS; round++) {
+        size_t sum = 0;
+        td_arena_reset(*state);
+        assert_int_equal(td_arena_used(*state), 0);
+        for (int i = 0; i < ITEMS; i++) {
+            n[i] = (size_t)td_rng_below(&r, i % 40 == 0 ? 3000000 : 5000);
+            sum += n[i];
+            p[i] = td_alloc(*state, n[i], 1);
+            assert_non_null(p[i]);
+            assert_int_equal((uintptr_t)p[i] % 64, 0);
+            assert_true(all_are(p[i], n[i], 0));
+            memset(p[i], i % 255 + 1, n[i]);
+        }
+        for (int i = 0; i < ITEMS; i++) assert_true(all_are(p[i], n[i], i % 255 + 1));
+        assert_true(td_arena_used(*state) >= sum);
     }
-    for (int i = 0; i < 400; i++)
-        for (size_t k = 0; k < n[i]; k++) assert_true(p[i][k] == i % 255 + 1);
+}
+
+/* What a reset took back is what is handed out next: no new memory of the system. */
+static void reset_keeps_memory(void **state)
+{
+    enum { ITEMS = 50, BYTES = 100000 };
+    unsigned char *first[ITEMS];
+    size_t known = 0;
+    for (int i = 0; i < ITEMS; i++) first[i] = td_alloc(*state, BYTES, 1);
+    td_arena_reset(*state);
+    for (int i = 0; i < ITEMS; i++) {
+        const unsigned char *const p = td_alloc(*state, BYTES, 1);
+        for (int k = 0; k < ITEMS; k++)
+            if (p + BYTES > first[k] && p < first[k] + BYTES) {
+                known++;
+                break;
+            }
+    }
+    assert_int_equal(known, ITEMS);
 }
 
 static void arena_refuses(void **state)
@@ -161,6 +195,7 @@ int main(void)
         T_TEST(errors_gain_context),
         T_TEST(exit_codes),
         T_TEST(arena_law),
+        T_TEST(reset_keeps_memory),
         T_TEST(arena_refuses),
         T_TEST(growing_keeps),
         T_TEST(products),
