@@ -12,19 +12,26 @@
 
 #include "kernels/kernels.h"
 
-/* One run of elements that AdamW updates; offsets in elements. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One run of elements that AdamW updates; offsets in elements. Pieces of one tensor follow each
+ * other. */
 typedef struct k_adamw_piece {
     int64_t first, count; /* in weights and gradients */
     int64_t moment;       /* of the first moments; the second ones lie `moments` behind them, fp32
                              weights of bf16 elements as far again */
     int64_t entry;        /* its tensor's place in the norm table; -1: it is counted elsewhere */
+    int64_t first_block;  /* blocks of K_ADAMW_BLOCK elements that earlier pieces take */
     bool decays;
 } k_adamw_piece;
+enum { K_ADAMW_BLOCK = 16384 };
 
 /* What a step of the optimizer works on; everything but `pieces` may be a device's memory. */
 typedef struct k_adamw_stage {
     const k_adamw_piece *pieces; /* [n_pieces], readable by host and device */
-    long n_pieces, moments;
+    long n_pieces, n_blocks, moments;
     float *weights; /* elements */
     float *grads, *m;
 } k_adamw_stage;
@@ -103,5 +110,9 @@ long k_ctx_element_bytes(const k_ctx *ctx);
 /* Makes a context compute with another table and other elements; `device` is the table's. */
 void k_ctx_set_device(k_ctx *ctx, const k_ops *ops, void *device, long element_bytes);
 void *k_ctx_device(const k_ctx *ctx);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -1,0 +1,212 @@
+/* Devices, memory, streams, events, lanes. */
+#include "kernels/cuda/cu_common.cuh"
+
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+static bool say(char *why, const char *what, cudaError_t e)
+{
+    if (e == cudaSuccess) return true;
+    snprintf(why, K_CUDA_WHY, "%s: %s", what, cudaGetErrorString(e));
+    (void)cudaGetLastError();
+    return false;
+}
+
+int k_cuda_devices(char *why)
+{
+    int n = 0;
+    if (!say(why, "CUDA", cudaGetDeviceCount(&n))) return 0;
+    if (n == 0) snprintf(why, K_CUDA_WHY, "CUDA: no device");
+    return n;
+}
+
+bool k_cuda_device_info(int device, k_cuda_info *out, char *why)
+{
+    cudaDeviceProp p;
+    memset(out, 0, sizeof *out);
+    if (!say(why, "CUDA properties", cudaGetDeviceProperties(&p, device)) ||
+        !say(why, "CUDA device", cudaSetDevice(device)) ||
+        !say(why, "CUDA memory", cudaMemGetInfo(&out->free_bytes, &out->memory_bytes)))
+        return false;
+    snprintf(out->name, sizeof out->name, "%s", p.name);
+    out->major = p.major;
+    out->minor = p.minor;
+    out->multiprocessors = p.multiProcessorCount;
+    out->host_reads = p.concurrentManagedAccess != 0;
+    (void)cudaDriverGetVersion(&out->driver);
+    (void)cudaRuntimeGetVersion(&out->runtime);
+    return true;
+}
+
+#if CUDART_VERSION >= 13000
+static cudaMemLocation place(int device)
+{
+    cudaMemLocation at;
+    at.type = cudaMemLocationTypeDevice;
+    at.id = device;
+    return at;
+}
+#else
+static int place(int device) { return device; }
+#endif
+
+void *k_cuda_alloc(int device, size_t bytes, char *why)
+{
+    void *at = nullptr;
+    if (!say(why, "device", cudaSetDevice(device)) ||
+        !say(why, "device memory", cudaMallocManaged(&at, bytes > 0 ? bytes : 1)))
+        return nullptr;
+    (void)cudaMemAdvise(at, bytes, cudaMemAdviseSetPreferredLocation, place(device));
+    (void)cudaGetLastError();
+    return at;
+}
+
+void *k_cuda_alloc_host(size_t bytes, char *why)
+{
+    void *at = nullptr;
+    if (!say(why, "pinned memory", cudaMallocHost(&at, bytes > 0 ? bytes : 1))) return nullptr;
+    memset(at, 0, bytes);
+    return at;
+}
+
+void k_cuda_free(void *at)
+{
+    if (at != nullptr) (void)cudaFree(at);
+}
+
+void k_cuda_free_host(void *at)
+{
+    if (at != nullptr) (void)cudaFreeHost(at);
+}
+
+void k_cuda_prefetch(int device, const void *at, size_t bytes)
+{
+    (void)cudaSetDevice(device);
+#if CUDART_VERSION >= 13000
+    (void)cudaMemPrefetchAsync(at, bytes, place(device), 0, nullptr);
+#else
+    (void)cudaMemPrefetchAsync(at, bytes, place(device), nullptr);
+#endif
+    (void)cudaGetLastError(); /* a hint */
+}
+
+/* --- streams and events --- */
+
+static cudaStream_t stream_of(k_cuda_stream *s) { return reinterpret_cast<cudaStream_t>(s); }
+static cudaEvent_t event_of(k_cuda_event *e) { return reinterpret_cast<cudaEvent_t>(e); }
+
+k_cuda_stream *k_cuda_stream_open(int device, char *why)
+{
+    cudaStream_t s = nullptr;
+    if (!say(why, "device", cudaSetDevice(device)) ||
+        !say(why, "stream", cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking)))
+        return nullptr;
+    return reinterpret_cast<k_cuda_stream *>(s);
+}
+
+void k_cuda_stream_close(k_cuda_stream *s)
+{
+    if (s != nullptr) (void)cudaStreamDestroy(stream_of(s));
+}
+
+k_cuda_event *k_cuda_event_open(int device, char *why)
+{
+    cudaEvent_t e = nullptr;
+    if (!say(why, "device", cudaSetDevice(device)) || !say(why, "event", cudaEventCreate(&e)))
+        return nullptr;
+    return reinterpret_cast<k_cuda_event *>(e);
+}
+
+void k_cuda_event_close(k_cuda_event *e)
+{
+    if (e != nullptr) (void)cudaEventDestroy(event_of(e));
+}
+
+bool k_cuda_record(k_cuda_event *e, k_cuda_stream *s)
+{
+    return cudaEventRecord(event_of(e), stream_of(s)) == cudaSuccess;
+}
+
+bool k_cuda_wait(k_cuda_stream *s, k_cuda_event *e)
+{
+    return cudaStreamWaitEvent(stream_of(s), event_of(e), 0) == cudaSuccess;
+}
+
+int64_t k_cuda_elapsed_ns(k_cuda_event *from, k_cuda_event *to)
+{
+    float ms = 0;
+    if (cudaEventElapsedTime(&ms, event_of(from), event_of(to)) != cudaSuccess) return 0;
+    return (int64_t)((double)ms * 1e6);
+}
+
+bool k_cuda_synchronize(int device, char *why)
+{
+    return say(why, "device", cudaSetDevice(device)) &&
+           say(why, "device", cudaDeviceSynchronize());
+}
+
+bool k_cuda_stream_synchronize(k_cuda_stream *s, char *why)
+{
+    return say(why, "stream", cudaStreamSynchronize(stream_of(s)));
+}
+
+/* --- lanes --- */
+
+void cu_fail(k_cuda_lane *lane, const char *what, const char *why)
+{
+    if (lane->error[0] == '\0') snprintf(lane->error, sizeof lane->error, "%s: %s", what, why);
+}
+
+void cu_launched(k_cuda_lane *lane, const char *what)
+{
+    const cudaError_t e = cudaGetLastError();
+    if (e != cudaSuccess) cu_fail(lane, what, cudaGetErrorString(e));
+}
+
+size_t k_cuda_lane_size(void) { return sizeof(k_cuda_lane); }
+size_t k_cuda_lane_device_bytes(void) { return CU_WORKSPACE; }
+
+k_cuda_lane *k_cuda_lane_open(void *mem, int device, k_cuda_stream *s, bool bf16, char *why)
+{
+    k_cuda_lane *const lane = new (mem) k_cuda_lane();
+    lane->device = device;
+    lane->bf16 = bf16;
+    lane->stream = stream_of(s);
+    if (!say(why, "device", cudaSetDevice(device)) ||
+        !say(why, "workspace", cudaMalloc(&lane->workspace, CU_WORKSPACE)))
+        return nullptr;
+    const cublasStatus_t st = cublasLtCreate(&lane->lt);
+    if (st == CUBLAS_STATUS_SUCCESS) return lane;
+    snprintf(why, K_CUDA_WHY, "cuBLASLt: %s", cublasLtGetStatusString(st));
+    lane->lt = nullptr;
+    k_cuda_lane_close(lane);
+    return nullptr;
+}
+
+void k_cuda_lane_close(k_cuda_lane *lane)
+{
+    if (lane == nullptr) return;
+    if (lane->lt != nullptr) (void)cublasLtDestroy(lane->lt);
+    (void)cudaFree(lane->workspace);
+    lane->~k_cuda_lane();
+}
+
+const char *k_cuda_lane_error(const k_cuda_lane *lane)
+{
+    return lane->error[0] == '\0' ? nullptr : lane->error;
+}
+
+void k_cuda_use(k_ctx *ctx, k_cuda_lane *lane)
+{
+    k_ctx_set_device(ctx, &k_ops_cuda, lane, lane->bf16 ? 2 : 4);
+}
+
+const k_ops k_ops_cuda = {
+    "cuda",         cu_gemm,        cu_gemm_grad,  cu_layernorm_fwd, cu_layernorm_bwd,
+    cu_rmsnorm_fwd, cu_rmsnorm_bwd, cu_bias_add,   cu_colsum,        cu_gelu_fwd,
+    cu_gelu_bwd,    cu_swiglu_fwd,  cu_swiglu_bwd, cu_rope,          cu_embed_fwd,
+    cu_embed_bwd,   cu_xent,        cu_loss_sum,   cu_attn_fwd,      cu_attn_bwd,
+    cu_add,         cu_axpy,        cu_take_rows,  cu_copy,          cu_copy_rows,
+    cu_zero,        cu_norms,       cu_clip,       cu_adamw,
+};

@@ -1,0 +1,254 @@
+/* Rotary positions, embedding, cross-entropy. */
+#include "kernels/cuda/cu_common.cuh"
+
+enum { THREADS = 256, XENT_THREADS = 512 };
+
+/* --- rotary positions --- */
+
+template <typename T>
+__global__ void rope_kernel(long rows, long seq, long pos0, long heads, long d, float sign,
+                            const float *table, T *x, long ld)
+{
+    const long half = d / 2, all = rows * heads * half;
+    for (long i = blockIdx.x * (long)THREADS + threadIdx.x; i < all;
+         i += gridDim.x * (long)THREADS) {
+        const long at = i % half, h = i / half % heads, r = i / half / heads;
+        const float *const turn = table + (pos0 + r % seq) * d;
+        const float c = turn[at], s = turn[half + at] * sign;
+        T *const lo = x + r * ld + h * d + at, *const hi = lo + half;
+        const float a = cu_float(*lo), b = cu_float(*hi);
+        *lo = cu_elem<T>(a * c - b * s);
+        *hi = cu_elem<T>(b * c + a * s);
+    }
+}
+
+static unsigned grid_for(long n)
+{
+    const long blocks = cu_ceil(n, THREADS), most = 65535 * 16;
+    return (unsigned)(blocks < most ? blocks : most);
+}
+
+void cu_rope(k_ctx *ctx, bool backward, long rows, long seq, long pos0, long heads, long d,
+             const float *table, float *x, long ld)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    const float sign = backward ? -1.0f : 1.0f;
+    if (rows * heads * d <= 0) return;
+    const unsigned grid = grid_for(rows * heads * d / 2);
+    if (lane->bf16)
+        rope_kernel<<<grid, THREADS, 0, lane->stream>>>(rows, seq, pos0, heads, d, sign, table,
+                                                       (bf16 *)(void *)x, ld);
+    else
+        rope_kernel<<<grid, THREADS, 0, lane->stream>>>(rows, seq, pos0, heads, d, sign, table, x,
+                                                       ld);
+    cu_launched(lane, "rope");
+}
+
+/* --- embedding --- */
+
+template <typename T, int V>
+__global__ void embed_fwd_kernel(long rows, long seq, long pos0, long cols, const int32_t *ids,
+                                 const T *tok, const T *pos, const T *extra, T *y)
+{
+    const long per_row = cols / V, all = rows * per_row;
+    for (long i = blockIdx.x * (long)THREADS + threadIdx.x; i < all;
+         i += gridDim.x * (long)THREADS) {
+        const long r = i / per_row, c = i % per_row * V;
+        float v[V], w[V];
+        cu_load<T, V>(tok + (long)ids[r] * cols + c, v);
+        if (pos) {
+            cu_load<T, V>(pos + (pos0 + r % seq) * cols + c, w);
+#pragma unroll
+            for (int k = 0; k < V; k++) v[k] += w[k];
+        }
+        if (extra) {
+            cu_load<T, V>(extra + c, w);
+#pragma unroll
+            for (int k = 0; k < V; k++) v[k] += w[k];
+        }
+        cu_store<T, V>(y + r * cols + c, v);
+    }
+}
+
+template <typename T>
+static void embed_fwd(k_cuda_lane *lane, long rows, long seq, long pos0, long cols,
+                      const int32_t *ids, const void *tok, const void *pos, const void *extra,
+                      void *y)
+{
+    constexpr int V = 16 / sizeof(T);
+    if (cu_wide<T>(cols, tok, pos, extra, y))
+        embed_fwd_kernel<T, V><<<grid_for(rows * cols / V), THREADS, 0, lane->stream>>>(
+            rows, seq, pos0, cols, ids, (const T *)tok, (const T *)pos, (const T *)extra, (T *)y);
+    else
+        embed_fwd_kernel<T, 1><<<grid_for(rows * cols), THREADS, 0, lane->stream>>>(
+            rows, seq, pos0, cols, ids, (const T *)tok, (const T *)pos, (const T *)extra, (T *)y);
+    cu_launched(lane, "embedding");
+}
+
+void cu_embed_fwd(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
+                  const float *tok, const float *pos, const float *extra, float *y)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    if (rows <= 0 || cols <= 0) return;
+    if (lane->bf16)
+        embed_fwd<bf16>(lane, rows, seq, pos0, cols, ids, tok, pos, extra, y);
+    else
+        embed_fwd<float>(lane, rows, seq, pos0, cols, ids, tok, pos, extra, y);
+}
+
+/* The block of the first row with an id adds all rows with that id, in order; the others find an
+ * earlier one and leave. */
+template <typename T>
+__global__ void embed_rows_kernel(long rows, long cols, const int32_t *ids, const T *dy,
+                                  float *dtok)
+{
+    __shared__ int same[THREADS];
+    const long mine = blockIdx.x;
+    const int32_t id = ids[mine];
+    int earlier = 0;
+    for (long r = threadIdx.x; r < mine && !earlier; r += THREADS) earlier = ids[r] == id;
+    if (__syncthreads_or(earlier)) return;
+    for (long from = mine; from < rows; from += THREADS) {
+        const long r = from + threadIdx.x;
+        same[threadIdx.x] = r < rows && ids[r] == id;
+        if (!__syncthreads_or(same[threadIdx.x])) continue;
+        for (int k = 0; k < THREADS; k++)
+            for (long c = threadIdx.x; same[k] && c < cols; c += THREADS)
+                dtok[(long)id * cols + c] += cu_float(dy[(from + k) * cols + c]);
+        __syncthreads();
+    }
+}
+
+/* One block for each position. */
+template <typename T>
+__global__ void embed_positions_kernel(long rows, long seq, long pos0, long cols, const T *dy,
+                                       float *dpos)
+{
+    for (long c = threadIdx.x; c < cols; c += THREADS) {
+        float sum = dpos[(pos0 + blockIdx.x) * cols + c];
+        for (long r = blockIdx.x; r < rows; r += seq) sum += cu_float(dy[r * cols + c]);
+        dpos[(pos0 + blockIdx.x) * cols + c] = sum;
+    }
+}
+
+template <typename T>
+static void embed_bwd(k_cuda_lane *lane, long rows, long seq, long pos0, long cols,
+                      const int32_t *ids, const void *dy, float *dtok, float *dpos)
+{
+    const T *const d = (const T *)dy;
+    const long positions = rows < seq ? rows : seq;
+    if (dtok)
+        embed_rows_kernel<<<(unsigned)rows, THREADS, 0, lane->stream>>>(rows, cols, ids, d, dtok);
+    if (dpos)
+        embed_positions_kernel<<<(unsigned)positions, THREADS, 0, lane->stream>>>(rows, seq, pos0,
+                                                                               cols, d, dpos);
+    cu_launched(lane, "embedding backward");
+}
+
+void cu_embed_bwd(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
+                  const float *dy, float *dtok, float *dpos, float *dextra)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    if (rows <= 0 || cols <= 0) return;
+    if (lane->bf16)
+        embed_bwd<bf16>(lane, rows, seq, pos0, cols, ids, dy, dtok, dpos);
+    else
+        embed_bwd<float>(lane, rows, seq, pos0, cols, ids, dy, dtok, dpos);
+    if (dextra) cu_colsum(ctx, rows, cols, dy, cols, dextra);
+}
+
+/* --- cross-entropy --- */
+
+struct xent_args {
+    long vocab, ld;
+    const int32_t *target;
+    float scale;
+    double *loss;
+    float *lse;
+};
+
+/* One block a row: its largest logit and sum in one reading, then the gradient. */
+template <typename T, int V>
+__global__ void xent_kernel(xent_args a, const T *logits, T *dlogits)
+{
+    __shared__ float room[32];
+    const T *const x = logits + blockIdx.x * a.ld;
+    const int32_t target = a.target[blockIdx.x];
+    float top = -INFINITY, sum = 0;
+    for (long c = (long)threadIdx.x * V; c < a.vocab; c += (long)blockDim.x * V) {
+        float v[V], most = top;
+        cu_load<T, V>(x + c, v);
+#pragma unroll
+        for (int i = 0; i < V; i++) most = fmaxf(most, v[i]);
+        if (most > top) {
+            sum *= expf(top - most);
+            top = most;
+        }
+#pragma unroll
+        for (int i = 0; i < V; i++) sum += expf(v[i] - top);
+    }
+    const float all = cu_block_max(top, room);
+    sum = cu_block_sum(top == -INFINITY ? 0.0f : sum * expf(top - all), room);
+    const double lse = (double)all + log((double)sum);
+    if (threadIdx.x == 0) {
+        a.loss[blockIdx.x] = target < 0 ? 0.0 : lse - (double)cu_float(x[target]);
+        if (a.lse) a.lse[blockIdx.x] = (float)lse;
+    }
+    if (dlogits == nullptr) return;
+    __syncthreads(); /* the target's logit has been read */
+    T *const dx = dlogits + blockIdx.x * a.ld;
+    for (long c = (long)threadIdx.x * V; c < a.vocab; c += (long)blockDim.x * V) {
+        float v[V];
+        cu_load<T, V>(x + c, v);
+#pragma unroll
+        for (int i = 0; i < V; i++) {
+            v[i] = target < 0 ? 0.0f : expf(v[i] - (float)lse) * a.scale;
+            if (c + i == target) v[i] -= a.scale;
+        }
+        cu_store<T, V>(dx + c, v);
+    }
+}
+
+template <typename T>
+static void xent(k_cuda_lane *lane, long rows, const xent_args &a, const void *logits,
+                 void *dlogits)
+{
+    constexpr int V = 16 / sizeof(T);
+    const bool wide = cu_wide<T>(a.vocab, logits, dlogits) && cu_wide<T>(a.ld, nullptr);
+    if (wide)
+        xent_kernel<T, V><<<(unsigned)rows, XENT_THREADS, 0, lane->stream>>>(a, (const T *)logits,
+                                                                           (T *)dlogits);
+    else
+        xent_kernel<T, 1><<<(unsigned)rows, XENT_THREADS, 0, lane->stream>>>(a, (const T *)logits,
+                                                                           (T *)dlogits);
+    cu_launched(lane, "cross-entropy");
+}
+
+double cu_xent(k_ctx *ctx, long rows, long vocab, const float *logits, long ld,
+               const int32_t *target, float scale, double *loss, float *lse, float *dlogits)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    const xent_args a = {vocab, ld, target, scale, loss, lse};
+    if (rows <= 0 || vocab <= 0) return 0;
+    if (lane->bf16)
+        xent<bf16>(lane, rows, a, logits, dlogits);
+    else
+        xent<float>(lane, rows, a, logits, dlogits);
+    return 0;
+}
+
+__global__ void loss_sum_kernel(long n, const double *x, double factor, double *out)
+{
+    __shared__ double room[32];
+    double sum = 0;
+    for (long i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
+    sum = cu_block_sum(sum, room);
+    if (threadIdx.x == 0) *out = sum * factor;
+}
+
+void cu_loss_sum(k_ctx *ctx, long n, const double *x, double factor, double *out)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    loss_sum_kernel<<<1, THREADS, 0, lane->stream>>>(n, x, factor, out);
+    cu_launched(lane, "loss");
+}

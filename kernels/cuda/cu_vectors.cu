@@ -1,0 +1,326 @@
+/* Vectors, copies, sums in member order, the optimizer. */
+#include "kernels/cuda/cu_common.cuh"
+
+#include <cmath>
+
+enum { THREADS = 256 };
+
+static unsigned blocks_for(long n)
+{
+    const long all = cu_ceil(n, THREADS);
+    return (unsigned)(all < 65535 * 8 ? all : 65535 * 8);
+}
+
+#define FOR_ALL(i, n)                                                                              \
+    for (long i = blockIdx.x * (long)blockDim.x + threadIdx.x; i < (n);                            \
+         i += gridDim.x * (long)blockDim.x)
+
+template <typename T, int V> __global__ void add_kernel(long n, const T *x, const T *y, T *z)
+{
+    FOR_ALL(i, n / V)
+    {
+        float a[V], b[V];
+        cu_load<T, V>(x + i * V, a);
+        cu_load<T, V>(y + i * V, b);
+#pragma unroll
+        for (int j = 0; j < V; j++) a[j] += b[j];
+        cu_store<T, V>(z + i * V, a);
+    }
+}
+
+template <typename T> static void add_of(k_cuda_lane *lane, long n, const void *x, const void *y,
+                                         void *z)
+{
+    constexpr int V = 16 / sizeof(T);
+    const T *const a = (const T *)x, *const b = (const T *)y;
+    if (cu_wide<T>(n, x, y, z))
+        add_kernel<T, V><<<blocks_for(n / V), THREADS, 0, lane->stream>>>(n, a, b, (T *)z);
+    else
+        add_kernel<T, 1><<<blocks_for(n), THREADS, 0, lane->stream>>>(n, a, b, (T *)z);
+}
+
+void cu_add(k_ctx *ctx, long n, const float *x, const float *y, float *z)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    if (n <= 0) return;
+    if (lane->bf16)
+        add_of<bf16>(lane, n, x, y, z);
+    else
+        add_of<float>(lane, n, x, y, z);
+    cu_launched(lane, "add");
+}
+
+__global__ void axpy_kernel(long n, float a, const float *x, float *y)
+{
+    FOR_ALL(i, n) y[i] += a * x[i];
+}
+
+void cu_axpy(k_ctx *ctx, long n, float a, const float *x, float *y)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    if (n <= 0) return;
+    axpy_kernel<<<blocks_for(n), THREADS, 0, lane->stream>>>(n, a, x, y);
+    cu_launched(lane, "axpy");
+}
+
+template <typename T>
+__global__ void take_rows_kernel(long rows, long cols, const float *x, long ldx, T *y, long ldy)
+{
+    FOR_ALL(i, rows * cols) y[i / cols * ldy + i % cols] = cu_elem<T>(x[i / cols * ldx + i % cols]);
+}
+
+void cu_take_rows(k_ctx *ctx, long rows, long cols, const float *x, long ldx, float *y, long ldy)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    if (rows * cols <= 0) return;
+    const unsigned blocks = blocks_for(rows * cols);
+    if (lane->bf16)
+        take_rows_kernel<<<blocks, THREADS, 0, lane->stream>>>(rows, cols, x, ldx, (bf16 *)(void *)y,
+                                                              ldy);
+    else
+        take_rows_kernel<<<blocks, THREADS, 0, lane->stream>>>(rows, cols, x, ldx, y, ldy);
+    cu_launched(lane, "take_rows");
+}
+
+void k_cuda_narrow(k_cuda_lane *lane, long n, const float *x, void *y)
+{
+    if (n <= 0) return;
+    if (lane->bf16)
+        take_rows_kernel<<<blocks_for(n), THREADS, 0, lane->stream>>>(1, n, x, n, (bf16 *)y, n);
+    else
+        take_rows_kernel<<<blocks_for(n), THREADS, 0, lane->stream>>>(1, n, x, n, (float *)y, n);
+    cu_launched(lane, "narrow");
+}
+
+/* --- bytes --- */
+
+template <typename W> __global__ void copy_kernel(long n, const W *from, W *to)
+{
+    FOR_ALL(i, n) to[i] = from[i];
+}
+
+/* A kernel rather than the copy engine, which is slow on managed memory. */
+static void copy_bytes(cudaStream_t s, void *to, const void *from, size_t bytes)
+{
+    const uintptr_t both = (uintptr_t)to | (uintptr_t)from | bytes;
+    if (bytes == 0) return;
+    if (both % 16 == 0)
+        copy_kernel<<<blocks_for((long)bytes / 16), THREADS, 0, s>>>(
+            (long)bytes / 16, (const uint4 *)from, (uint4 *)to);
+    else if (both % 4 == 0)
+        copy_kernel<<<blocks_for((long)bytes / 4), THREADS, 0, s>>>(
+            (long)bytes / 4, (const uint32_t *)from, (uint32_t *)to);
+    else
+        copy_kernel<<<blocks_for((long)bytes), THREADS, 0, s>>>((long)bytes, (const char *)from,
+                                                              (char *)to);
+}
+
+void cu_copy(k_ctx *ctx, void *to, const void *from, size_t bytes)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    copy_bytes(lane->stream, to, from, bytes);
+    cu_launched(lane, "copy");
+}
+
+bool k_cuda_copy(k_cuda_stream *s, void *to, const void *from, int64_t bytes)
+{
+    copy_bytes(reinterpret_cast<cudaStream_t>(s), to, from, (size_t)bytes);
+    return cudaGetLastError() == cudaSuccess;
+}
+
+__global__ void copy_rows_kernel(long rows, long bytes, char *to, long to_stride, const char *from,
+                                 long from_stride)
+{
+    FOR_ALL(i, rows * bytes)
+    to[i / bytes * to_stride + i % bytes] = from[i / bytes * from_stride + i % bytes];
+}
+
+void cu_copy_rows(k_ctx *ctx, long rows, size_t row_bytes, void *to, size_t to_stride,
+                  const void *from, size_t from_stride)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    if (rows <= 0 || row_bytes == 0) return;
+    copy_rows_kernel<<<blocks_for(rows * (long)row_bytes), THREADS, 0, lane->stream>>>(
+        rows, (long)row_bytes, (char *)to, (long)to_stride, (const char *)from, (long)from_stride);
+    cu_launched(lane, "copy_rows");
+}
+
+void cu_zero(k_ctx *ctx, void *at, size_t bytes)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    if (bytes == 0) return;
+    const cudaError_t e = cudaMemsetAsync(at, 0, bytes, lane->stream);
+    if (e != cudaSuccess) cu_fail(lane, "zero", cudaGetErrorString(e));
+}
+
+/* --- sums of members --- */
+
+struct members {
+    void *at[K_CUDA_MEMBERS_MAX];
+    unsigned n, only;
+};
+
+template <typename F> __global__ void sum_kernel(members m, long n)
+{
+    FOR_ALL(i, n)
+    {
+        F sum = ((const F *)m.at[0])[i];
+        for (unsigned k = 1; k < m.n; k++) sum += ((const F *)m.at[k])[i];
+        for (unsigned k = 0; k < m.n; k++)
+            if (m.only == UINT32_MAX || m.only == k) ((F *)m.at[k])[i] = sum;
+    }
+}
+
+bool k_cuda_sum(k_cuda_stream *s, bool doubles, void *const *data, uint32_t n, int64_t bytes,
+                uint32_t only)
+{
+    members m;
+    const cudaStream_t stream = reinterpret_cast<cudaStream_t>(s);
+    const long count = (long)bytes / (doubles ? 8 : 4);
+    if (n > K_CUDA_MEMBERS_MAX) return false;
+    if (count == 0) return true;
+    for (uint32_t i = 0; i < n; i++) m.at[i] = data[i];
+    m.n = n;
+    m.only = only;
+    if (doubles)
+        sum_kernel<double><<<blocks_for(count), THREADS, 0, stream>>>(m, count);
+    else
+        sum_kernel<float><<<blocks_for(count), THREADS, 0, stream>>>(m, count);
+    return cudaGetLastError() == cudaSuccess;
+}
+
+/* --- the optimizer: one block for each K_ADAMW_BLOCK elements of all pieces --- */
+
+/* The piece that a block works on. */
+static __device__ const k_adamw_piece *piece_of(const k_adamw_piece *pieces, long n, long block)
+{
+    long low = 0, high = n;
+    while (high - low > 1) {
+        const long middle = (low + high) / 2;
+        if (pieces[middle].first_block <= block)
+            low = middle;
+        else
+            high = middle;
+    }
+    return pieces + low;
+}
+
+__global__ void squares_kernel(const k_adamw_piece *pieces, long n, const float *grads,
+                               double *partial)
+{
+    __shared__ double room[32];
+    const k_adamw_piece *const p = piece_of(pieces, n, blockIdx.x);
+    const long from = (blockIdx.x - p->first_block) * K_ADAMW_BLOCK;
+    const long to = min((long)p->count, from + K_ADAMW_BLOCK);
+    double sum = 0;
+    for (long i = from + threadIdx.x; i < to; i += blockDim.x) {
+        const double g = grads[p->first + i];
+        sum += g * g;
+    }
+    sum = cu_block_sum(sum, room);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+/* One warp for each tensor: that of the first of its pieces, which follow each other. */
+__global__ void table_kernel(const k_adamw_piece *pieces, long n, long n_blocks,
+                             const double *partial, double *table)
+{
+    const long first = blockIdx.x * (long)(blockDim.x / 32) + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
+    if (first >= n || pieces[first].entry < 0) return;
+    if (first > 0 && pieces[first - 1].entry == pieces[first].entry) return;
+    double all = 0;
+    for (long p = first; p < n && pieces[p].entry == pieces[first].entry; p++) {
+        const long end = p + 1 < n ? pieces[p + 1].first_block : n_blocks;
+        double sum = 0;
+        for (long i = pieces[p].first_block + lane; i < end; i += 32) sum += partial[i];
+        all += cu_warp_sum(sum);
+    }
+    if (lane == 0) table[pieces[first].entry] += all;
+}
+
+void cu_norms(k_ctx *ctx, const k_adamw_stage *s, double *table)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    double *const partial = (double *)lane->workspace;
+    if (s->n_pieces == 0 || s->n_blocks == 0) return;
+    if ((size_t)s->n_blocks * sizeof *partial > CU_WORKSPACE) {
+        cu_fail(lane, "norms", "too many parameters for the workspace");
+        return;
+    }
+    squares_kernel<<<(unsigned)s->n_blocks, THREADS, 0, lane->stream>>>(s->pieces, s->n_pieces,
+                                                                      s->grads, partial);
+    table_kernel<<<(unsigned)cu_ceil(s->n_pieces, THREADS / 32), THREADS, 0, lane->stream>>>(
+        s->pieces, s->n_pieces, s->n_blocks, partial, table);
+    cu_launched(lane, "norms");
+}
+
+__global__ void clip_kernel(long n, const double *table, double clip, double *out)
+{
+    double sum = 0;
+    for (long i = threadIdx.x; i < n; i += 32) sum += table[i];
+    sum = cu_warp_sum(sum);
+    if (threadIdx.x != 0) return;
+    const double norm = sqrt(sum);
+    out[0] = norm;
+    out[1] = clip > 0 && norm > clip ? (double)(float)(clip / norm) : 1.0;
+}
+
+void cu_clip(k_ctx *ctx, long n, const double *table, double clip, double *out)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    clip_kernel<<<1, 32, 0, lane->stream>>>(n, table, clip, out);
+    cu_launched(lane, "clip");
+}
+
+/* The numbers of a step, as floats. */
+struct step_numbers {
+    float lr, beta1, beta2, eps, decay, scale1, scale2;
+};
+
+template <typename T>
+__global__ void adamw_kernel(k_adamw_stage s, step_numbers a, const double *scale)
+{
+    const k_adamw_piece *const p = piece_of(s.pieces, s.n_pieces, blockIdx.x);
+    const long from = (blockIdx.x - p->first_block) * K_ADAMW_BLOCK;
+    const long to = min((long)p->count, from + K_ADAMW_BLOCK);
+    const bool fine = isfinite(scale[0]);
+    const float grad_scale = (float)scale[1], decay = p->decays ? a.decay : 0.0f;
+    T *const weights = (T *)(void *)s.weights + p->first;
+    float *const grads = s.grads + p->first, *const m = s.m + p->moment, *const v = m + s.moments;
+    float *const master = sizeof(T) == sizeof(float) ? (float *)(void *)weights : v + s.moments;
+    for (long i = from + threadIdx.x; i < to; i += blockDim.x) {
+        const float g = grads[i] * grad_scale;
+        grads[i] = 0.0f;
+        if (!fine) continue;
+        const float m1 = a.beta1 * m[i] + (1.0f - a.beta1) * g;
+        const float v1 = a.beta2 * v[i] + (1.0f - a.beta2) * g * g;
+        float w = master[i];
+        w -= a.lr * (m1 * a.scale1 / (sqrtf(v1 * a.scale2) + a.eps) + decay * w);
+        m[i] = m1;
+        v[i] = v1;
+        master[i] = w;
+        if constexpr (sizeof(T) != sizeof(float)) weights[i] = cu_elem<T>(w);
+    }
+}
+
+void cu_adamw(k_ctx *ctx, const k_adamw *p, const k_adamw_stage *s, const double *scale)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    const step_numbers a = {
+        p->lr,
+        p->beta1,
+        p->beta2,
+        p->eps,
+        p->weight_decay,
+        (float)(1.0 / (1.0 - pow((double)p->beta1, (double)p->step))),
+        (float)(1.0 / (1.0 - pow((double)p->beta2, (double)p->step))),
+    };
+    if (s->n_blocks == 0) return;
+    const unsigned blocks = (unsigned)s->n_blocks;
+    if (lane->bf16)
+        adamw_kernel<bf16><<<blocks, THREADS, 0, lane->stream>>>(*s, a, scale);
+    else
+        adamw_kernel<float><<<blocks, THREADS, 0, lane->stream>>>(*s, a, scale);
+    cu_launched(lane, "adamw");
+}

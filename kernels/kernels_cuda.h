@@ -1,0 +1,86 @@
+/* The kernels of k_ops.h on an NVIDIA GPU, and what of a device the executor needs: memory, streams,
+ * events. Callable from C.
+ *
+ * Errors: functions that can fail say why in `why` (of K_CUDA_WHY bytes) and return false. Launches
+ * do not: a lane keeps its first error for k_cuda_lane_error. Calls return before the work is done.
+ * Everything is deterministic: no atomics on numbers, one algorithm a shape. */
+#ifndef KERNELS_KERNELS_CUDA_H
+#define KERNELS_KERNELS_CUDA_H
+
+#include "kernels/k_ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { K_CUDA_WHY = 256, K_CUDA_PIECES_MAX = 64, K_CUDA_MEMBERS_MAX = 64 };
+
+typedef struct k_cuda_info {
+    char name[256];
+    int major, minor, multiprocessors;
+    int driver, runtime; /* 1000 * major + 10 * minor */
+    size_t memory_bytes, free_bytes;
+    bool host_reads; /* host and device may use managed memory at the same time */
+} k_cuda_info;
+
+/* Devices that can compute; 0 with the reason in `why`. */
+int k_cuda_devices(char *why);
+bool k_cuda_device_info(int device, k_cuda_info *out, char *why);
+
+/* Memory that host and device both address and that lives on the device; the host may use it while
+ * no work on it is under way. */
+void *k_cuda_alloc(int device, size_t bytes, char *why);
+/* Memory of the host that the device writes to. */
+void *k_cuda_alloc_host(size_t bytes, char *why);
+void k_cuda_free(void *at);
+void k_cuda_free_host(void *at);
+/* Moves managed memory to the device, so that the first kernels need not. */
+void k_cuda_prefetch(int device, const void *at, size_t bytes);
+
+/* --- streams and events --- */
+
+typedef struct k_cuda_stream k_cuda_stream; /* a cudaStream_t */
+typedef struct k_cuda_event k_cuda_event;   /* a cudaEvent_t, with time */
+
+k_cuda_stream *k_cuda_stream_open(int device, char *why);
+void k_cuda_stream_close(k_cuda_stream *s);
+k_cuda_event *k_cuda_event_open(int device, char *why);
+void k_cuda_event_close(k_cuda_event *e);
+bool k_cuda_record(k_cuda_event *e, k_cuda_stream *s);
+bool k_cuda_wait(k_cuda_stream *s, k_cuda_event *e);
+/* Time between two events that have happened. */
+int64_t k_cuda_elapsed_ns(k_cuda_event *from, k_cuda_event *to);
+/* Waits for all work on the device, or of one stream; false with the error of what failed. */
+bool k_cuda_synchronize(int device, char *why);
+bool k_cuda_stream_synchronize(k_cuda_stream *s, char *why);
+
+/* data[m] of n members, `bytes` each: their sum in member order, in all of them or in data[only]
+ * (UINT32_MAX: all). Floats, or doubles. n <= K_CUDA_MEMBERS_MAX. */
+bool k_cuda_sum(k_cuda_stream *s, bool doubles, void *const *data, uint32_t n, int64_t bytes,
+                uint32_t only);
+bool k_cuda_copy(k_cuda_stream *s, void *to, const void *from, int64_t bytes);
+
+/* --- lanes: a stream with what kernels need beside it --- */
+
+typedef struct k_cuda_lane k_cuda_lane;
+
+/* Bytes of host memory that a lane needs, and what it takes of the device outside any arena. */
+size_t k_cuda_lane_size(void);
+size_t k_cuda_lane_device_bytes(void);
+/* Builds a lane in mem (aligned as malloc does) on a stream, which must outlive it. */
+k_cuda_lane *k_cuda_lane_open(void *mem, int device, k_cuda_stream *s, bool bf16, char *why);
+void k_cuda_lane_close(k_cuda_lane *lane);
+/* The first error of the lane's launches; NULL: none. */
+const char *k_cuda_lane_error(const k_cuda_lane *lane);
+
+/* Turns a context into one that computes on the lane. */
+void k_cuda_use(k_ctx *ctx, k_cuda_lane *lane);
+
+/* floats to elements of the lane */
+void k_cuda_narrow(k_cuda_lane *lane, long n, const float *x, void *y);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
