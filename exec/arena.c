@@ -14,10 +14,19 @@ static const uint64_t canary = 0x7ffa5ca57ffa5ca5u;
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+int64_t rank_arena_room(int64_t bytes) { return round_up(bytes < 1 ? 1 : bytes, ARENA_ALIGN); }
+
+uint64_t rank_arena_canary(void) { return canary; }
+
+void rank_arena_use(void *at, int64_t bytes, rank_arena *out)
+{
+    *out = (rank_arena){.base = at, .bytes = bytes};
+}
+
 td_status rank_arena_open(int64_t bytes, rank_arena *out, td_err *err)
 {
     const int64_t page = sysconf(_SC_PAGESIZE);
-    const int64_t used = round_up(bytes < 1 ? 1 : bytes, ARENA_ALIGN);
+    const int64_t used = rank_arena_room(bytes);
     const int64_t room = round_up(used, page);
     *out = (rank_arena){.bytes = bytes, .map_bytes = (size_t)(room + page)};
     void *const map =

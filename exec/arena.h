@@ -13,6 +13,11 @@ typedef struct rank_arena {
 
 /* Maps `bytes` and fills them with canaries. TD_EDEVICE when the machine refuses. */
 TD_MUST_USE td_status rank_arena_open(int64_t bytes, rank_arena *out, td_err *err);
+/* The same in memory that is there already and stays when the arena is closed: 256-byte aligned, of
+ * rank_arena_room bytes, and full of canaries (rank_arena_canary). */
+void rank_arena_use(void *at, int64_t bytes, rank_arena *out);
+int64_t rank_arena_room(int64_t bytes);
+uint64_t rank_arena_canary(void);
 void rank_arena_close(rank_arena *r);
 
 /* One past the highest byte that was written since the canaries were laid, rounded up to 256. */

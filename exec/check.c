@@ -203,7 +203,7 @@ td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_a
                           .losses_equal = true,
                           .copies = true,
                           .memory = true,
-                          .exact = order_is_plain(p, a)};
+                          .exact = o->run.device == NULL && order_is_plain(p, a)};
     out->ranks = TD_NEW_N(a, check_rank, p->n_ranks);
     if (out->ranks == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
     check_run c = {0};

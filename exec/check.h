@@ -23,8 +23,8 @@ typedef struct check_result {
                     tables have equal weights, bit for bit */
     bool losses_equal;   /* every bit, every step */
     double loss_rel_err; /* largest of all steps */
-    bool exact;          /* accumulation order is the reference's: bitwise is demanded */
-    bool memory;         /* touched equals predicted on every rank */
+    bool exact;  /* on the cores: accumulation order is the reference's: bitwise is demanded */
+    bool memory; /* touched equals predicted on every rank */
     bool pass;
     check_rank *ranks; /* [n_ranks] */
     int64_t rss_bytes;

@@ -322,7 +322,7 @@ td_status cmd_bench(td_arena *a, const cli_args *args, const void *options, td_e
 {
     const pexec_options *const o = options;
     (void)args;
-    TD_TRY(pexec_backend(o, err));
+    TD_TRY(pexec_cores_only(o, "pexec bench", err));
     run_setup setup;
     request q = o->what;
     if (q.schedule == NULL && q.plan == NULL) { /* parts are measured, not a plan */

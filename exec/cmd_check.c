@@ -64,13 +64,21 @@ static td_status check(const pexec_options *o, const cli_args *args, team *t, td
     td_status st = request_plan(&q, TYPE_FP32, NULL, a, &setup, err);
     TD_TRY(team_agree(t, st, err));
     TD_TRY(pexec_same(t, &setup, args, err));
+    device *d = NULL;
+    if (setup.sizes.run.dtype != TYPE_FP32)
+        return td_fail(err, TD_EUSAGE, "--dtype %s: the law is checked in fp32",
+                       data_type_name(setup.sizes.run.dtype));
+    TD_TRY(pexec_device(o, false, a, &d, err));
     const check_options c = {.seed = (uint64_t)o->seed,
                              .steps = 3,
                              .run = {.threads_per_rank = (int)o->threads_per_rank,
                                      .deadline_ns = o->timeout * 1000000000,
-                                     .team = t}};
+                                     .team = t,
+                                     .device = d}};
     check_result r;
-    TD_TRY(check_plan(&setup.plan, &setup.sizes, &c, a, &r, err));
+    st = check_plan(&setup.plan, &setup.sizes, &c, a, &r, err);
+    if (d != NULL) d->methods->close(d);
+    TD_TRY(st);
     if (team_index(t) == 0) {
         if (o->json)
             print_json(&r, &setup.plan);
@@ -83,7 +91,6 @@ static td_status check(const pexec_options *o, const cli_args *args, team *t, td
 td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
     const pexec_options *const o = options;
-    TD_TRY(pexec_backend(o, err));
     team *t = NULL;
     TD_TRY(pexec_join(o, a, &t, err));
     const td_status st = check(o, args, t, a, err);

@@ -26,7 +26,12 @@ td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td
 {
     const pexec_options *const o = options;
     (void)args;
-    TD_TRY(pexec_backend(o, err));
+    device *wanted = NULL;
+    TD_TRY(pexec_device(o, false, a, &wanted, err));
+    if (wanted != NULL) wanted->methods->close(wanted);
+    td_text cuda = {0};
+    int n_cuda = 0;
+    device_list_cuda(&cuda, &n_cuda);
     char cpu[200], memory[40];
     cpu_model(cpu, sizeof cpu);
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
@@ -43,7 +48,11 @@ td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td
         td_text_addf(&t, ", \"cores\": %ld, \"memory_bytes\": %lld, \"blas\": ", cores,
                      (long long)bytes);
         td_text_json(&t, k_blas_info(&blas));
-        td_text_addf(&t, ", \"vector_isa\": \"%s\", \"cuda\": false}\n", k_ctx_isa(ctx));
+        td_text_addf(&t,
+                     ", \"vector_isa\": \"%s\", \"cuda\": %s, \"cuda_devices\": ", k_ctx_isa(ctx),
+                     n_cuda > 0 ? "true" : "false");
+        td_text_json(&t, cuda.s == NULL ? "" : cuda.s);
+        td_text_add(&t, "}\n");
         (void)fputs(t.s == NULL ? "" : t.s, stdout);
         td_text_free(&t);
     } else {
@@ -51,8 +60,9 @@ td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td
                      td_print_bytes(memory, sizeof memory, bytes));
         (void)printf("blas     %s\n", k_blas_info(&blas));
         (void)printf("kernels  x86-64-%s\n", k_ctx_isa(ctx));
-        (void)printf("cuda     this build has no CUDA backend\n");
+        (void)printf("cuda     %s\n", cuda.s == NULL ? "" : cuda.s);
     }
+    td_text_free(&cuda);
     k_ctx_stop(ctx);
     k_blas_close(&blas);
     return TD_OK;

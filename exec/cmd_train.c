@@ -31,6 +31,7 @@ typedef struct training {
     executor *x;
     corpus text;
     char *eval;
+    device *device;         /* NULL: the cores */
     int32_t *ids, *targets; /* one microbatch */
     cli_progress progress;
     int64_t began_ns, done;
@@ -237,14 +238,15 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
     const pexec_options *const o = t->o;
     const run_shape *const r = &s->sizes.run;
     const size_t tokens = (size_t)(r->micro_batch * r->seq_len);
-    const exec_options run = {.threads_per_rank = (int)o->threads_per_rank,
+    const exec_options run = {.device = t->device,
+                              .threads_per_rank = (int)o->threads_per_rank,
                               .deadline_ns = o->timeout * 1000000000,
                               .team = t->team};
     TD_TRY(exec_open(&s->plan, &s->sizes, &run, a, &t->x, err));
     t->ids = TD_NEW_N(a, int32_t, tokens);
     t->targets = TD_NEW_N(a, int32_t, tokens);
-    t->eval = td_alloc(a, 1, (size_t)exec_eval_bytes(t->x));
-    if (t->ids == NULL || t->targets == NULL || t->eval == NULL)
+    TD_TRY(exec_eval_room(t->x, a, &t->eval, err));
+    if (t->ids == NULL || t->targets == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for batches");
     for (int i = 0; i < KEPT_STEPS && o->trace != NULL; i++) {
         t->kept[i].begin_ns = TD_NEW_N(a, int64_t, s->plan.n_tasks);
@@ -338,6 +340,14 @@ static td_status find_inputs(training *t, td_arena *a, run_setup *s, td_err *err
     request q = o->what;
     q.shards = true;
     TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, s, err));
+    const bool bf16 = s->sizes.run.dtype == TYPE_BF16;
+    TD_TRY(pexec_device(o, bf16, a, &t->device, err));
+    if (bf16 && (o->out != NULL || o->save != NULL || o->resume != NULL))
+        return td_fail(err, TD_EUSAGE,
+                       "--dtype bf16: weights are written and read in fp32 runs only so far; leave "
+                       "out --out, --save and --resume");
+    if (t->engine != NULL && t->device != NULL)
+        return td_fail(err, TD_EUSAGE, "--backend cuda: emulation computes on the cpu so far");
     return corpus_open(o->data, o->vocab, o->merges, s->model.vocab, !s->model.causal,
                        s->sizes.run.seq_len, a, &t->text, err);
 }
@@ -356,7 +366,7 @@ static td_status train(training *t, const cli_args *args, td_arena *a, td_err *e
         (void)fprintf(stderr, "%s: %u ranks, %d microbatches of %lld x %lld tokens, %s\n",
                       setup->model.name, setup->plan.n_ranks, setup->plan.n_microbatches,
                       (long long)setup->sizes.run.micro_batch, (long long)setup->sizes.run.seq_len,
-                      k_blas_info(&t->x->blas));
+                      t->device == NULL ? k_blas_info(&t->x->blas) : t->device->name);
     const td_status st = loop(t, err);
     cli_progress_end(&t->progress);
     pexec_report(t->x, st);
@@ -379,7 +389,6 @@ td_status pexec_train(td_arena *a, const cli_args *args, const pexec_options *o,
     if (t == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the training");
     t->o = o;
     t->engine = engine;
-    TD_TRY(pexec_backend(t->o, err));
     TD_TRY(pexec_join(t->o, a, &t->team, err));
     t->speaks = team_index(t->team) == 0;
     if (engine != NULL && team_size(t->team) > 1)
@@ -392,6 +401,7 @@ td_status pexec_train(td_arena *a, const cli_args *args, const pexec_options *o,
     (void)sigaction(SIGTERM, &now, &before[1]);
     const td_status st = train(t, args, a, err);
     exec_close(t->x);
+    if (t->device != NULL) t->device->methods->close(t->device);
     (void)sigaction(SIGINT, &before[0], NULL);
     (void)sigaction(SIGTERM, &before[1], NULL);
     return pexec_leave(t->team, st, err);

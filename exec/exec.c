@@ -1,5 +1,5 @@
 /* Opening a plan for execution, and running its periods. */
-#include "exec/exec.h"
+#include "exec/device_run.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -176,7 +176,8 @@ static td_status open_wire(executor *x, td_arena *a, td_err *err)
                                .bytes = worker_bytes(x, first)};
     }
     const int64_t deadline = x->options.deadline_ns > 0 ? x->options.deadline_ns : 120000000000;
-    wire_shape shape = {.n_ranks = p->n_ranks,
+    wire_shape shape = {.mover = x->device == NULL ? NULL : &x->device->mover,
+                        .n_ranks = p->n_ranks,
                         .n_channels = p->n_channels,
                         .n_groups = p->n_groups,
                         .n_colls = p->n_colls,
@@ -205,6 +206,8 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
         alone.run.tp = 1;
         TD_TRY(stage_open(&alone, x->ctx, a, &x->whole, err));
     }
+    TD_TRY(device_run_open(x, a, err));
+    TD_TRY(device_run_tables(x, err));
     TD_TRY(pass_open(x, a, err));
     TD_TRY(open_wire(x, a, err));
     for (uint32_t i = 0; i < p->n_ranks; i++) {
@@ -214,10 +217,16 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
         TD_TRY(open_order(p, r, a, err));
         TD_TRY(open_tokens(p, r, a, err));
         if (!exec_is_here(x, i) && !x->options.mirror) continue;
-        TD_TRY(rank_arena_open(p->ranks[i].arena_bytes, &r->arena, err));
         if (exec_is_here(x, i))
             TD_TRY(open_ctx(&x->blas, x->options.threads_per_rank, a, &r->ctx, err));
+        if (x->device == NULL) {
+            TD_TRY(rank_arena_open(p->ranks[i].arena_bytes, &r->arena, err));
+            continue;
+        }
+        TD_TRY(open_ctx(&x->blas, 1, a, &r->host, err));
+        TD_TRY(device_run_arena(x, r, err));
     }
+    TD_TRY(optimizer_open(x, a, err));
     return exec_team_open(x, err);
 }
 
@@ -227,6 +236,10 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
     *out = NULL;
     TD_TRY(refuse_plan(p, z, err));
     TD_TRY(plan_check_sizes(p, z, err));
+    if (z->run.dtype != TYPE_FP32 && (o->device == NULL || z->run.dtype != TYPE_BF16))
+        return td_fail(err, TD_EUSAGE, "--dtype %s: %s", data_type_name(z->run.dtype),
+                       o->device == NULL ? "the CPU backend computes in fp32"
+                                         : "devices compute in fp32 and bf16");
     executor *const x = TD_NEW(a, executor);
     if (x == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the executor");
     *x = (executor){.p = p, .z = z, .options = *o};
@@ -235,9 +248,10 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
     x->times.begin_ns = TD_NEW_N(a, int64_t, p->n_tasks);
     x->times.end_ns = TD_NEW_N(a, int64_t, p->n_tasks);
     x->losses = TD_NEW_N(a, double, p->n_microbatches * p->dp + EXEC_STEP_WORDS);
+    x->row_weights = TD_NEW_N(a, double, p->n_microbatches * p->dp);
     x->n_tensors = model_tensor_count(z->model);
     if (x->ranks == NULL || x->times.begin_ns == NULL || x->times.end_ns == NULL ||
-        x->losses == NULL)
+        x->losses == NULL || x->row_weights == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the executor");
     k_blas_open(&x->blas, NULL);
     if (open_all(x, a, err) != TD_OK) {
@@ -254,6 +268,7 @@ void exec_close(executor *x)
     wire_close(x->wire); /* first, because it may still write to the memory of ranks */
     for (uint32_t i = 0; i < x->p->n_ranks; i++) {
         k_ctx_stop(x->ranks[i].ctx);
+        k_ctx_stop(x->ranks[i].host);
         /* messages of a run that was given up may be under way until the process ends */
         if (team_error(x->options.team).code == TD_OK) rank_arena_close(&x->ranks[i].arena);
     }
@@ -286,17 +301,41 @@ uint32_t exec_rank_of(const executor *x, uint32_t inst, int32_t replica)
     return PLAN_NONE;
 }
 
+/* First weights of an instance that is no shard of the tables. */
+static td_status init_weights(const executor *x, uint32_t rank, uint32_t inst, uint64_t seed,
+                              char *at, td_err *err)
+{
+    const int32_t stage = x->p->insts[inst].stage;
+    const stage_code *const c = &x->stages[stage];
+    if (c->element_bytes == (int64_t)sizeof(float))
+        return exec_shards_init(x, rank, stage, seed, (float *)(void *)at, err);
+    td_arena *const a = td_arena_new();
+    float *const room = a == NULL ? NULL : td_alloc(a, (size_t)c->elements, sizeof *room);
+    if (room != NULL) {
+        params_init(c->m, c->params, c->n_params, seed, room);
+        device_run_narrow(&x->ranks[rank].updates[inst], c->elements, room, (uint16_t *)(void *)at);
+    }
+    td_arena_free(a);
+    return room != NULL ? TD_OK : td_fail(err, TD_ENOMEM, "out of memory for first weights");
+}
+
 /* Called on each rank's own thread, so that memory lies near it and large models start quickly. */
 static void init_rank(const executor *x, uint32_t rank, uint64_t seed)
 {
     const plan *const p = x->p;
     const plan_rank *const r = &p->ranks[rank];
+    for (uint32_t i = 0; i < r->n_buffers; i++) { /* before the weights fill some of the third */
+        const plan_buffer *const b = &p->buffers[r->first_buffer + i];
+        const plan_bclass *const c = &p->bclasses[b->bclass];
+        if (c->what == SIZE_WEIGHTS || c->what == SIZE_GRADS || c->what == SIZE_OPTIMIZER)
+            memset(x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN, 0,
+                   (size_t)c->bytes);
+    }
     for (uint32_t i = 0; i < r->n_buffers; i++) {
         const plan_buffer *const b = &p->buffers[r->first_buffer + i];
         const plan_bclass *const c = &p->bclasses[b->bclass];
-        if (c->what != SIZE_WEIGHTS && c->what != SIZE_GRADS && c->what != SIZE_OPTIMIZER) continue;
+        if (c->what != SIZE_WEIGHTS) continue;
         char *const at = x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN;
-        memset(at, 0, (size_t)c->bytes);
         const stage_code *const code = &x->stages[p->insts[c->inst].stage];
         int64_t first = 0;
         const int64_t words = code->at.shard ? vocab_words(code, r->row, &first) : 0;
@@ -304,8 +343,7 @@ static void init_rank(const executor *x, uint32_t rank, uint64_t seed)
         if (c->what == SIZE_WEIGHTS && code->at.shard)
             params_init_shard(code->m, code->params, code->n_params, seed, first, words,
                               (float *)(void *)at);
-        else if (c->what == SIZE_WEIGHTS && exec_shards_init(x, rank, p->insts[c->inst].stage, seed,
-                                                             (float *)(void *)at, &why) != TD_OK)
+        else if (c->what == SIZE_WEIGHTS && init_weights(x, rank, c->inst, seed, at, &why) != TD_OK)
             wire_abort(x->wire, &why);
     }
 }
@@ -315,6 +353,10 @@ void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t
 {
     const plan *const p = x->p;
     const size_t n = (size_t)(x->z->run.micro_batch * x->z->run.seq_len);
+    long counted = 0;
+    for (size_t i = 0; i < n; i++) counted += targets[i] >= 0;
+    x->row_weights[replica * p->n_microbatches + microbatch] =
+        1.0 / (double)(counted > 0 ? counted : 1);
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         const uint32_t b = x->ranks[r].tokens[microbatch];
         if (p->ranks[r].replica != replica || b == PLAN_NONE || !exec_is_here(x, r)) continue;
@@ -404,7 +446,9 @@ td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *e
     if (x->period != NULL) {
         TD_TRY(x->period(x->period_self, &x->step_ns, err));
     } else {
+        device_run_begin(x);
         TD_TRY(all_ranks(x, false, 0, err));
+        TD_TRY(device_run_end(x, err));
         x->step_ns = td_now_ns() - x->start_ns;
     }
     TD_TRY(exec_team_step(x, err));

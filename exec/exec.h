@@ -19,8 +19,9 @@ typedef struct exec_options {
     int64_t deadline_ns; /* of one wait for another rank; 0: two minutes */
     int64_t jitter_ns;   /* tests: each task is preceded by a random delay of up to this */
     uint64_t jitter_seed;
-    team *team;  /* the processes, one a rank; NULL: all ranks are threads of this one */
-    bool mirror; /* with a team: room for the memory of all ranks, see exec_mirror */
+    team *team;            /* the processes, one a rank; NULL: all ranks are threads of this one */
+    struct device *device; /* what computes; NULL: the cores of this machine */
+    bool mirror;           /* with a team: room for the memory of all ranks, see exec_mirror */
 } exec_options;
 
 /* One task that runs beside compute, and when. */
@@ -45,7 +46,9 @@ typedef struct exec_rank {
     uint32_t index;
     rank_arena arena;
     k_ctx *ctx;
-    exec_post *posts; /* [n_posts] in the order in which they are posted */
+    k_ctx *host;            /* with a device: of the cores, for what only they do */
+    k_adamw_stage *updates; /* [n_insts] what the rank updates; no pieces where it does not */
+    exec_post *posts;       /* [n_posts] in the order in which they are posted */
     uint32_t n_posts;
     uint32_t *joins;      /* posts (indices) by the position that waits for them */
     uint32_t *first_join; /* [n_compute + 2] */
@@ -73,6 +76,8 @@ typedef struct exec_step {
 
 enum { EXEC_STEP_WORDS = 4 }; /* behind the losses, for exec_team_step */
 
+typedef struct device_run device_run;
+
 typedef struct executor {
     const plan *p;
     const sizes *z;
@@ -81,6 +86,8 @@ typedef struct executor {
     const stage_code *(*code)[2]; /* [n_classes] of the passes: whole and split backwards */
     exec_rank *ranks;             /* [n_ranks] */
     wire *wire;
+    device_run *device;  /* NULL: the cores of this machine */
+    double *row_weights; /* [dp * n_microbatches] 1 / counted targets */
     k_blas blas;
     k_ctx *ctx; /* of the calling thread */
     exec_options options;
@@ -153,6 +160,8 @@ TD_MUST_USE td_status exec_shards_init(const executor *x, uint32_t rank, int32_t
 /* Mean loss of one microbatch by the current weights, through the stages in order on the calling
  * thread, of each process for its own stages; `work` holds exec_eval_bytes. */
 int64_t exec_eval_bytes(const executor *x);
+/* Memory for it, until the executor or the arena is closed. */
+TD_MUST_USE td_status exec_eval_room(const executor *x, td_arena *a, char **out, td_err *err);
 TD_MUST_USE td_status exec_eval(const executor *x, char *work, const int32_t *ids,
                                 const int32_t *targets, double *loss, td_err *err);
 
@@ -214,6 +223,9 @@ int64_t vocab_words(const stage_code *shard, int32_t row, int64_t *first);
 
 /* --- optimizer.c --- */
 
+/* What each rank updates. */
+TD_MUST_USE td_status optimizer_open(executor *x, td_arena *a, td_err *err);
+
 /* What of an instance's weights a rank updates: all of them, or its piece of each part that a
  * reduce-scatter sums (ZeRO-1). Elements; `moment` is where a piece's first moments begin in the
  * SIZE_OPTIMIZER buffer, its second moments lie `moments` behind them. */
@@ -234,7 +246,7 @@ bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t r
 
 /* Partial sums of squares of the rank's gradients, each weight counted once in the whole run;
  * before that a rank that holds both uses of a tied table adds their gradients. */
-void optimizer_norm(executor *x, exec_rank *r, uint32_t task);
+TD_MUST_USE td_status optimizer_norm(executor *x, exec_rank *r, uint32_t task, td_err *err);
 /* Clips and updates. Errors: a gradient that is not finite, by the tensor's name. */
 TD_MUST_USE td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err);
 /* The factor for gradients of this norm. */

@@ -1,5 +1,5 @@
 /* Gradient norm, clipping, AdamW, the learning rate's course. */
-#include "exec/exec.h"
+#include "exec/device_run.h"
 #include "exec/shard.h"
 
 #include <math.h>
@@ -105,6 +105,7 @@ static bool tied_by_message(const executor *x, const exec_rank *r, uint32_t inst
 static void add_tied(const executor *x, const exec_rank *r, uint32_t task)
 {
     const plan *const p = x->p;
+    const k_ops *const ops = k_ops_of(r->ctx);
     const uint32_t end = p->tasks[task + 1].first_use;
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held first = held_at(x, r, i);
@@ -117,8 +118,8 @@ static void add_tied(const executor *x, const exec_rank *r, uint32_t task)
         float *const table = (float *)(void *)first.at + c->own[PARAM_TOKEN_EMBEDDING];
         if (c->at.head) {
             float *const head = (float *)(void *)first.at + c->elements;
-            k_axpy_cpu(r->ctx, n, 1.0f, head, table);
-            k_fill_cpu(r->ctx, n, 0.0f, head);
+            ops->axpy(r->ctx, n, 1.0f, head, table);
+            ops->zero(r->ctx, head, (size_t)n * sizeof *head);
             continue;
         }
         for (uint32_t j = p->tasks[task].first_use; j < end; j++) {
@@ -126,15 +127,78 @@ static void add_tied(const executor *x, const exec_rank *r, uint32_t task)
             if (last.role != ROLE_GRADS || p->insts[last.inst].stage != p->n_stages - 1) continue;
             float *const head =
                 (float *)(void *)last.at + stage_head_grad(&x->stages[p->n_stages - 1]);
-            k_axpy_cpu(r->ctx, n, 1.0f, head, table);
-            memcpy(head, table, (size_t)n * sizeof *head);
+            ops->axpy(r->ctx, n, 1.0f, head, table);
+            ops->copy(r->ctx, head, table, (size_t)n * sizeof *head);
         }
     }
 }
 
-void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
+/* The pieces of one instance that a rank updates; returns how many there are. */
+static long list_pieces(const executor *x, const exec_rank *r, uint32_t inst, k_adamw_piece *out,
+                        k_adamw_stage *s)
 {
     const plan *const p = x->p;
+    const plan_rank *const rank = &p->ranks[r->index];
+    const stage_code *const c = &x->stages[p->insts[inst].stage];
+    const optimizer_share share = optimizer_share_of(x, r->index, inst);
+    const bool counts = !share.whole || (p->insts[inst].pipe == 0 && rank->replica == 0 &&
+                                         p->insts[inst].backward_row == rank->row);
+    long found = 0;
+    s->n_blocks = 0;
+    s->moments = share.moments;
+    for (int64_t t = 0; t < c->n_params; t++)
+        for (int32_t k = 0; k < share.n; k++) {
+            int64_t first = 0, entry = stage_tensor_entry(c, t);
+            const int64_t n = meet(&c->params[t], &share, k, &first);
+            if (n == 0) continue;
+            if (!counts || entry >= x->n_tensors ||
+                (rank->shard > 0 && shard_is_whole((param_kind)c->params[t].kind)))
+                entry = -1;
+            if (out != NULL)
+                out[found] = (k_adamw_piece){.first = first,
+                                             .count = n,
+                                             .moment = share.pieces[k].moment + first -
+                                                       share.pieces[k].first,
+                                             .entry = entry,
+                                             .first_block = s->n_blocks,
+                                             .decays = optimizer_decays(&c->params[t])};
+            s->n_blocks += (n + K_ADAMW_BLOCK - 1) / K_ADAMW_BLOCK;
+            found++;
+        }
+    return found;
+}
+
+static td_status open_updates(executor *x, exec_rank *r, td_arena *a, td_err *err)
+{
+    r->updates = TD_NEW_N(a, k_adamw_stage, x->p->n_insts);
+    if (r->updates == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the optimizer");
+    for (uint32_t i = 0; i < x->p->n_insts; i++) {
+        k_adamw_stage *const s = &r->updates[i];
+        float *const g = exec_buffer(x, r->index, SIZE_GRADS, i);
+        if (g == NULL) continue;
+        s->grads = g;
+        s->weights = exec_buffer(x, r->index, SIZE_WEIGHTS, i);
+        s->m = exec_buffer(x, r->index, SIZE_OPTIMIZER, i);
+        const long n = list_pieces(x, r, i, NULL, s);
+        void *room = NULL;
+        TD_TRY(device_run_memory(x, a, n * (int64_t)sizeof *s->pieces, &room, err));
+        s->n_pieces = list_pieces(x, r, i, room, s);
+        s->pieces = room;
+    }
+    return TD_OK;
+}
+
+td_status optimizer_open(executor *x, td_arena *a, td_err *err)
+{
+    for (uint32_t i = 0; i < x->p->n_ranks; i++)
+        if (x->ranks[i].ctx != NULL) TD_TRY(open_updates(x, &x->ranks[i], a, err));
+    return TD_OK;
+}
+
+td_status optimizer_norm(executor *x, exec_rank *r, uint32_t task, td_err *err)
+{
+    const plan *const p = x->p;
+    const k_ops *const ops = k_ops_of(r->ctx);
     const uint32_t end = p->tasks[task + 1].first_use;
     if (x->z->model->tied) add_tied(x, r, task);
     double *table = NULL;
@@ -142,28 +206,17 @@ void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
         const held h = held_at(x, r, i);
         if (h.role == ROLE_NORM) table = (double *)(void *)h.at;
     }
-    if (table == NULL) return;
-    memset(table, 0, (size_t)x->n_tensors * sizeof *table);
-    if (r->spoilt) table[0] = (double)NAN; /* a loss can be infinite while its gradient is not */
+    if (table == NULL) return TD_OK;
+    ops->zero(r->ctx, table, (size_t)x->n_tensors * sizeof *table);
+    if (r->spoilt) { /* a loss can be infinite while its gradient is not */
+        TD_TRY(device_run_wait(x, r, err));
+        table[0] = (double)NAN;
+    }
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held h = held_at(x, r, i);
-        if (h.role != ROLE_GRADS) continue;
-        const optimizer_share s = optimizer_share_of(x, r->index, h.inst);
-        const bool counts = p->insts[h.inst].pipe == 0 && p->ranks[r->index].replica == 0 &&
-                            p->insts[h.inst].backward_row == p->ranks[r->index].row;
-        if (s.whole && !counts) continue;
-        const stage_code *const c = &x->stages[p->insts[h.inst].stage];
-        const float *const g = (const float *)(void *)h.at;
-        for (int64_t t = 0; t < c->n_params && stage_tensor_entry(c, t) < x->n_tensors; t++) {
-            if (p->ranks[r->index].shard > 0 && shard_is_whole((param_kind)c->params[t].kind))
-                continue;
-            for (int32_t k = 0; k < s.n; k++) {
-                int64_t first = 0;
-                const int64_t n = meet(&c->params[t], &s, k, &first);
-                if (n > 0) table[stage_tensor_entry(c, t)] += k_sumsq_cpu(r->ctx, n, g + first);
-            }
-        }
+        if (h.role == ROLE_GRADS) ops->norms(r->ctx, &r->updates[h.inst], table);
     }
+    return TD_OK;
 }
 
 static td_status not_finite(const executor *x, const exec_rank *r, const double *table, td_err *err)
@@ -209,33 +262,28 @@ static void hand_out(const executor *x, const exec_rank *r, uint32_t inst,
                    (size_t)share->pieces[k].count * sizeof *g);
 }
 
-static void update(executor *x, exec_rank *r, uint32_t inst, float scale, float *w, float *g,
-                   float *moments)
+static td_status update(executor *x, exec_rank *r, uint32_t inst, const double *scale, td_err *err)
 {
     const exec_step *const s = &x->step;
-    const stage_code *const c = &x->stages[x->p->insts[inst].stage];
+    const k_ops *const ops = k_ops_of(r->ctx);
+    const k_adamw_stage *const u = &r->updates[inst];
     const optimizer_share share = optimizer_share_of(x, r->index, inst);
-    hand_out(x, r, inst, &share, g);
-    for (int64_t i = 0; i < c->n_params; i++) {
-        const param_tensor *const t = &c->params[i];
-        const k_adamw a = {.lr = s->lr,
-                           .beta1 = s->beta1,
-                           .beta2 = s->beta2,
-                           .eps = s->eps,
-                           .weight_decay = optimizer_decays(t) ? s->weight_decay : 0.0f,
-                           .grad_scale = scale,
-                           .step = s->number,
-                           .clear_grad = true};
-        for (int32_t k = 0; k < share.n; k++) {
-            int64_t first = 0;
-            const int64_t n = meet(t, &share, k, &first);
-            if (n == 0) continue;
-            float *const m = moments + share.pieces[k].moment + first - share.pieces[k].first;
-            k_adamw_cpu(r->ctx, &a, n, w + first, g + first, m, m + share.moments);
-        }
+    const k_adamw a = {.lr = s->lr,
+                       .beta1 = s->beta1,
+                       .beta2 = s->beta2,
+                       .eps = s->eps,
+                       .weight_decay = s->weight_decay,
+                       .step = s->number};
+    if (s->grads_out != NULL) {
+        TD_TRY(device_run_wait(x, r, err));
+        hand_out(x, r, inst, &share, u->grads);
     }
+    ops->adamw(r->ctx, &a, u, scale);
     /* what other members own still holds this rank's own sums */
-    if (!share.whole) k_fill_cpu(r->ctx, c->grad_elements, 0.0f, g);
+    if (!share.whole)
+        ops->zero(r->ctx, u->grads,
+                  (size_t)x->stages[x->p->insts[inst].stage].grad_elements * sizeof *u->grads);
+    return TD_OK;
 }
 
 td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
@@ -243,25 +291,22 @@ td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
     const plan *const p = x->p;
     const uint32_t first = p->tasks[task].first_use, end = p->tasks[task + 1].first_use;
     const double *table = NULL;
+    double here[2] = {0, 1};
+    double *const scale = x->device == NULL ? here : &x->device->scales[2 * r->index];
     for (uint32_t i = first; i < end; i++) {
         const held h = held_at(x, r, i);
         if (h.role == ROLE_NORM) table = (const double *)(void *)h.at;
     }
-    double sum = 0;
-    for (int64_t i = 0; table != NULL && i < x->n_tensors; i++) sum += table[i];
-    if (!isfinite(sum) && !x->step.skip) return not_finite(x, r, table, err);
-    const double norm = sqrt(sum);
-    if (exec_rank_of(x, 0, 0) == r->index) x->grad_norm = norm; /* the same wherever it is known */
-    const float scale = optimizer_clip(norm, x->step.clip);
+    if (table != NULL) k_ops_of(r->ctx)->clip(r->ctx, x->n_tensors, table, x->step.clip, scale);
+    if (x->device == NULL) {
+        if (!isfinite(scale[0]) && !x->step.skip) return not_finite(x, r, table, err);
+        if (exec_rank_of(x, 0, 0) == r->index) x->grad_norm = scale[0]; /* everywhere the same */
+    }
     for (uint32_t i = first; i < end; i++) {
         const held w = held_at(x, r, i);
-        if (w.role != ROLE_WEIGHTS) continue;
-        float *const g = exec_buffer(x, r->index, SIZE_GRADS, w.inst);
-        float *const m = exec_buffer(x, r->index, SIZE_OPTIMIZER, w.inst);
-        if (g != NULL && !isfinite(sum))
-            k_fill_cpu(r->ctx, x->stages[p->insts[w.inst].stage].grad_elements, 0.0f, g);
-        else if (g != NULL && m != NULL)
-            update(x, r, w.inst, scale, (float *)(void *)w.at, g, m);
+        if (w.role == ROLE_WEIGHTS && r->updates[w.inst].grads != NULL &&
+            r->updates[w.inst].m != NULL)
+            TD_TRY(update(x, r, w.inst, scale, err));
     }
     return TD_OK;
 }

@@ -1,5 +1,5 @@
 /* One pass of a plan: its buffers bound to a stage's code. */
-#include "exec/exec.h"
+#include "exec/device_run.h"
 
 #include <math.h>
 
@@ -175,6 +175,18 @@ static td_status check_finite(executor *x, exec_rank *r, const stage_code *c, in
                    x->step.number, stage, m, r->index);
 }
 
+/* The cores do this in a device's place, when it has done what comes before. */
+static td_status run_vocab(executor *x, exec_rank *r, const plan_member *m, const bound *b,
+                           td_err *err)
+{
+    k_ctx *const own = r->ctx;
+    TD_TRY(device_run_wait(x, r, err));
+    if (r->host != NULL) r->ctx = r->host;
+    const td_status st = vocab_pass_run(x, r, m, &b->a, b->joined, b->softmax, err);
+    r->ctx = own;
+    return st;
+}
+
 td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
 {
     const plan *const p = x->p;
@@ -184,14 +196,17 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
     bound b = {.a = {.grad_scale = (float)(1.0 / (double)microbatches),
                      .prefix = k->prefix,
                      .kv = r->kv,
-                     .keys = r->keys}};
+                     .keys = r->keys,
+                     .row_weight = x->row_weights[p->ranks[r->index].replica * p->n_microbatches +
+                                                  (int32_t)m->microbatch],
+                     .loss_at = device_run_loss(x, r, m->microbatch, m->slice)}};
     stage_args *const a = &b.a;
     bind(x, r, m, &b);
     switch (m->kind) {
     case PASS_S:
     case PASS_T:
     case PASS_E:
-    case PASS_G: return vocab_pass_run(x, r, m, a, b.joined, b.softmax, err);
+    case PASS_G: return run_vocab(x, r, m, &b, err);
     case PASS_F: break;
     default: TD_TRY(bind_joined(x, &b, err)); break;
     }
@@ -207,6 +222,7 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
         a->output = (float *)(void *)(a->scratch + c->scratch.narrow);
     TD_TRY(exec_shards_pass(x, r, a, stage_forward, c, err));
     if (m->kind == PASS_R) return TD_OK; /* its forward was looked at */
+    if (x->device != NULL) return TD_OK; /* nobody knows yet */
     double *const loss =
         &x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch];
     if (c->at.head && c->at.vocab_rows == 0 && p->ranks[r->index].shard == 0)

@@ -276,12 +276,22 @@ static const cli_program program = {
     .n_verbs = sizeof verbs / sizeof *verbs,
 };
 
-td_status pexec_backend(const pexec_options *o, td_err *err)
+td_status pexec_device(const pexec_options *o, bool bf16, td_arena *a, device **out, td_err *err)
+{
+    *out = NULL;
+    if (o->backend == 0) return TD_OK;
+    device *const d = TD_NEW(a, device);
+    if (d == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the device");
+    TD_TRY(device_open_cuda(0, bf16, a, d, err));
+    *out = d;
+    return TD_OK;
+}
+
+td_status pexec_cores_only(const pexec_options *o, const char *verb, td_err *err)
 {
     if (o->backend == 0) return TD_OK;
-    return td_fail(err, TD_EDEVICE,
-                   "--backend cuda: this build has no CUDA backend; use --backend "
-                   "cpu");
+    return td_fail(err, TD_EUSAGE, "%s: --backend cuda is not measured so far; use --backend cpu",
+                   verb);
 }
 
 int main(int argc, char **argv)

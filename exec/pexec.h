@@ -3,6 +3,7 @@
 #define EXEC_PEXEC_H
 
 #include "base/cli.h"
+#include "exec/device.h"
 #include "exec/exec.h"
 #include "schedules/request.h"
 
@@ -44,8 +45,12 @@ td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_e
 td_status cmd_bench(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td_err *err);
 
-/* TD_EDEVICE when a backend is asked for that this build lacks. */
-TD_MUST_USE td_status pexec_backend(const pexec_options *o, td_err *err);
+/* What --backend asks for: *out is NULL for the cores, else a device, for its methods->close.
+ * TD_EDEVICE where this machine or build lacks it. */
+TD_MUST_USE td_status pexec_device(const pexec_options *o, bool bf16, td_arena *a, device **out,
+                                   td_err *err);
+/* Refuses what computes on the cores alone. */
+TD_MUST_USE td_status pexec_cores_only(const pexec_options *o, const char *verb, td_err *err);
 
 /* --- cmd_team.c --- */
 

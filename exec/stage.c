@@ -33,9 +33,9 @@ static td_status refuse_unsupported(const sizes *z, td_err *err)
     const model_desc *const m = z->model;
     if (m == NULL) return td_fail(err, TD_EUSAGE, "executor: no model was given; use --model");
     TD_TRY(refuse_shards(z, err));
-    if (z->run.dtype != TYPE_FP32 || z->run.grad_dtype != TYPE_FP32)
-        return td_fail(err, TD_EUSAGE, "--dtype %s: the CPU backend computes in fp32",
-                       data_type_name(z->run.dtype));
+    if (z->run.grad_dtype != TYPE_FP32)
+        return td_fail(err, TD_EUSAGE, "gradients of type %s: they are summed in fp32",
+                       data_type_name(z->run.grad_dtype));
     if (m->gated && m->mlp_bias)
         return td_fail(err, TD_EUSAGE, "model %s: biases in a gated MLP are not executed yet",
                        m->name);

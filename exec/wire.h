@@ -63,6 +63,19 @@ typedef struct wire_coll {
     int64_t bytes; /* each member's data at most */
 } wire_coll;
 
+/* Who moves the bytes of ranks that are threads, in place of the thread that posted last: a device,
+ * which is given work here and does it later. An operation is done when it has been given. */
+typedef struct wire_mover {
+    void *self;
+    /* The ends of one message (sender, receiver) or collective; then what is done with their data,
+     * as told to the first of them; then nothing more. */
+    void (*begin)(void *self, wire_op *const *ops, uint32_t n);
+    void (*copy)(void *self, const wire_op *first, void *to, const void *from, int64_t bytes);
+    void (*combine)(void *self, const wire_op *first, wire_kind kind, void *const *data, uint32_t n,
+                    int64_t bytes, uint32_t only);
+    void (*end)(void *self, wire_op *const *ops, uint32_t n);
+} wire_mover;
+
 typedef struct wire_shape {
     uint32_t n_ranks, n_channels, n_groups, n_colls;
     /* the tables must live as long as the wire */
@@ -70,6 +83,7 @@ typedef struct wire_shape {
     const wire_group *groups;     /* [n_groups] */
     const wire_coll *colls;       /* [n_colls]; those of one group are posted in one order */
     int64_t deadline_ns;          /* a wait longer than this ends the run */
+    const wire_mover *mover;      /* of threads; NULL: the posting thread */
 } wire_shape;
 
 /* Ranks are threads of this process. The wire is made in the arena. */

@@ -35,6 +35,7 @@ typedef struct threads_wire {
     uint32_t n_ranks, n_channels, n_colls;
     uint32_t n_at_work; /* ranks that neither wait nor have left */
     int64_t deadline_ns;
+    const wire_mover *mover;
     td_err why; /* code TD_OK: nobody gave up */
 } threads_wire;
 
@@ -120,7 +121,14 @@ static void transfer(threads_wire *w, wire_op *send, wire_op *recv)
 {
     const int64_t begin = td_now_ns();
     const bool fits = send->bytes == recv->bytes;
-    if (fits && send->bytes > 0) memcpy(recv->data, send->data, (size_t)send->bytes);
+    if (fits && w->mover != NULL) {
+        wire_op *const ends[] = {send, recv};
+        w->mover->begin(w->mover->self, ends, 2);
+        w->mover->copy(w->mover->self, send, recv->data, send->data, send->bytes);
+        w->mover->end(w->mover->self, ends, 2);
+    } else if (fits && send->bytes > 0) {
+        memcpy(recv->data, send->data, (size_t)send->bytes);
+    }
     const int64_t end = td_now_ns();
     if (!fits) {
         td_err why;
@@ -150,31 +158,55 @@ static void post_recv(wire *base, uint32_t channel, wire_op *op)
     if (send != NULL) transfer(threads_of(base), send, op);
 }
 
+static void combine(const wire_mover *v, const coll_slot *c, int64_t bytes, uint32_t only)
+{
+    if (v != NULL)
+        v->combine(v->self, c->ops[0], c->kind, c->data, c->members, bytes, only);
+    else
+        wire_combine(c->kind, c->data, c->members, bytes, only);
+}
+
+static void copy(const wire_mover *v, const coll_slot *c, void *to, const void *from, int64_t bytes)
+{
+    if (v != NULL)
+        v->copy(v->self, c->ops[0], to, from, bytes);
+    else
+        memcpy(to, from, (size_t)bytes);
+}
+
 /* One owner's part: combined, and then in all members or in the owner alone. */
-static void do_part(const coll_slot *c, uint32_t owner, int64_t first, int64_t bytes)
+static void do_part(const wire_mover *v, const coll_slot *c, uint32_t owner, int64_t first,
+                    int64_t bytes)
 {
     const bool spreads = wire_kind_spreads(c->kind);
     if (bytes == 0) return;
     for (uint32_t m = 0; m < c->members; m++) c->data[m] = (char *)c->ops[m]->data + first;
     if (wire_kind_combines(c->kind))
-        wire_combine(c->kind, c->data, c->members, bytes, spreads ? UINT32_MAX : owner);
+        combine(v, c, bytes, spreads ? UINT32_MAX : owner);
     else
         for (uint32_t m = 0; m < c->members; m++)
-            if (m != owner) memcpy(c->data[m], c->data[owner], (size_t)bytes);
+            if (m != owner) copy(v, c, c->data[m], c->data[owner], bytes);
 }
 
-static void do_collective(const coll_slot *c)
+static void do_parts(const wire_mover *v, const coll_slot *c)
 {
     const int64_t bytes = c->ops[0]->bytes;
     if (!wire_kind_in_pieces(c->kind)) {
-        do_part(c, c->root, 0, bytes);
+        do_part(v, c, c->root, 0, bytes);
         return;
     }
     for (uint32_t m = 0; m < c->members; m++) {
         int64_t first = 0, count = 0;
         wire_piece(bytes, c->members, m, &first, &count);
-        do_part(c, m, first, count);
+        do_part(v, c, m, first, count);
     }
+}
+
+static void do_collective(const wire_mover *v, const coll_slot *c)
+{
+    if (v != NULL) v->begin(v->self, c->ops, c->members);
+    do_parts(v, c);
+    if (v != NULL) v->end(v->self, c->ops, c->members);
 }
 
 static void collective(wire *base, uint32_t coll, uint32_t member, wire_op *op)
@@ -197,7 +229,7 @@ static void collective(wire *base, uint32_t coll, uint32_t member, wire_op *op)
         abort_threads(base, &why);
         return;
     }
-    do_collective(c);
+    do_collective(w->mover, c);
     const int64_t end = td_now_ns();
     (void)pthread_mutex_lock(&w->lock);
     for (uint32_t m = 0; m < c->members; m++) finish(w, c->ops[m], begin, end);
@@ -306,6 +338,7 @@ td_status wire_open_threads(const wire_shape *s, td_arena *a, wire **out, td_err
     w->n_channels = s->n_channels;
     w->n_colls = s->n_colls;
     w->deadline_ns = s->deadline_ns;
+    w->mover = s->mover;
     w->ranks = TD_NEW_N(a, wire_rank, s->n_ranks);
     w->channels = TD_NEW_N(a, channel_queue, s->n_channels);
     if (w->ranks == NULL || w->channels == NULL)

@@ -1,6 +1,6 @@
 /* One rank's interpreter: at each compute position it posts the tasks whose gate has passed, waits
  * for those that join, and runs the pass. No line knows a schedule. */
-#include "exec/exec.h"
+#include "exec/device_run.h"
 
 #include <time.h>
 
@@ -29,7 +29,7 @@ td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
     case TASK_PAIR:
         TD_TRY(pass_run(x, r, &p->members[t->link], err));
         return pass_run(x, r, &p->members[t->link + 1], err);
-    case TASK_NORM: optimizer_norm(x, r, task); return TD_OK;
+    case TASK_NORM: return optimizer_norm(x, r, task, err);
     case TASK_OPTIMIZER: return optimizer_step(x, r, task, err);
     default: return TD_OK; /* marks; exec_open refused the rest */
     }
@@ -61,6 +61,7 @@ void worker_post(executor *x, const exec_rank *r, exec_post *o)
     const plan_class *const c = &p->classes[t->cls];
     char *const at = worker_payload(x, r, o->task);
     o->posted_ns = td_now_ns();
+    device_run_post(x, r, o->task);
     o->op = (wire_op){.data = at,
                       .bytes = at == NULL ? 0 : worker_bytes(x, o->task),
                       .rank = r->index,
@@ -110,6 +111,7 @@ static td_status join_at(executor *x, exec_rank *r, uint32_t position, td_err *e
         const td_status st = wire_wait(x->wire, &o->op, err);
         if (st == TD_EINTR) return st; /* the reason is the wire's */
         if (st != TD_OK) return name_wait(x, o->task, err);
+        device_run_join(x, r, o->task);
         x->times.begin_ns[o->task] = o->op.begin_ns - x->start_ns;
         x->times.end_ns[o->task] = o->op.end_ns - x->start_ns;
     }
@@ -137,7 +139,9 @@ td_status worker_run(executor *x, exec_rank *r, td_err *err)
         const uint32_t task = s->first_task + at;
         x->times.begin_ns[task] = td_now_ns() - x->start_ns;
         r->computes = true;
+        device_run_task(x, r, task, true);
         TD_TRY(worker_compute(x, r, task, err));
+        device_run_task(x, r, task, false);
         x->times.end_ns[task] = td_now_ns() - x->start_ns;
     }
     wire_leave(x->wire, r->index);

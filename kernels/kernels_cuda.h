@@ -1,5 +1,5 @@
-/* The kernels of k_ops.h on an NVIDIA GPU, and what of a device the executor needs: memory, streams,
- * events. Callable from C.
+/* The kernels of k_ops.h on an NVIDIA GPU, and what of a device the executor needs: memory,
+ * streams, events. Callable from C.
  *
  * Errors: functions that can fail say why in `why` (of K_CUDA_WHY bytes) and return false. Launches
  * do not: a lane keeps its first error for k_cuda_lane_error. Calls return before the work is done.
@@ -34,6 +34,8 @@ void *k_cuda_alloc(int device, size_t bytes, char *why);
 void *k_cuda_alloc_host(size_t bytes, char *why);
 void k_cuda_free(void *at);
 void k_cuda_free_host(void *at);
+/* Writes `word` n times, and waits for that. */
+bool k_cuda_fill(int device, void *at, uint64_t word, int64_t n, char *why);
 /* Moves managed memory to the device, so that the first kernels need not. */
 void k_cuda_prefetch(int device, const void *at, size_t bytes);
 

@@ -186,7 +186,8 @@ __global__ void delta_kernel(const __grid_constant__ cu_attn a, const T *o, cons
     const long r = i % a.s_q, h = i / a.s_q % a.heads, b = i / a.s_q / a.heads;
     const long at = b * a.o_batch + r * a.o_ld + h * a.d;
     float sum = 0;
-    for (long c = threadIdx.x % 32; c < a.d; c += 32) sum += cu_float(o[at + c]) * cu_float(dout[at + c]);
+    for (long c = threadIdx.x % 32; c < a.d; c += 32)
+        sum += cu_float(o[at + c]) * cu_float(dout[at + c]);
     sum = cu_warp_sum(sum);
     if (threadIdx.x % 32 == 0) delta[i] = sum;
 }
@@ -340,7 +341,6 @@ void cu_attn_fwd(k_ctx *ctx, const k_attn *s, const float *q, const float *k, co
     if (s->batch * s->heads * s->s_q <= 0 || !cu_attn_of(lane, s, k, v, &a)) return;
     const bf16 *const qb = (const bf16 *)(const void *)q;
     bf16 *const ob = (bf16 *)(void *)o;
-    if (lane->bf16 && cu_attn_fwd_mma(lane, a, qb, ob, lse)) return;
     if (lane->bf16 && a.d <= 64)
         fwd<bf16, 64>(lane, a, qb, ob, lse);
     else if (lane->bf16 && a.d <= 128)

@@ -43,7 +43,4 @@ static __device__ __forceinline__ long cu_key_at(const cu_attn &a, int piece, lo
 /* False, with the lane's error, where the shape is beyond the kernels. */
 bool cu_attn_of(k_cuda_lane *lane, const k_attn *s, const float *k, const float *v, cu_attn *out);
 
-/* bf16 on tensor cores; false where the shape is not for them (heads of 64 or 128, aligned). */
-bool cu_attn_fwd_mma(k_cuda_lane *lane, const cu_attn &a, const bf16 *q, bf16 *o, float *lse);
-
 #endif

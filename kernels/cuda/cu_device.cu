@@ -15,7 +15,11 @@ static bool say(char *why, const char *what, cudaError_t e)
 
 int k_cuda_devices(char *why)
 {
-    int n = 0;
+    int n = 0, driver = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) {
+        snprintf(why, K_CUDA_WHY, "CUDA: this machine has no NVIDIA driver");
+        return 0;
+    }
     if (!say(why, "CUDA", cudaGetDeviceCount(&n))) return 0;
     if (n == 0) snprintf(why, K_CUDA_WHY, "CUDA: no device");
     return n;
@@ -89,6 +93,20 @@ void k_cuda_prefetch(int device, const void *at, size_t bytes)
     (void)cudaMemPrefetchAsync(at, bytes, place(device), nullptr);
 #endif
     (void)cudaGetLastError(); /* a hint */
+}
+
+static __global__ void fill_kernel(uint64_t *at, uint64_t word, long n)
+{
+    for (long i = blockIdx.x * (long)blockDim.x + threadIdx.x; i < n;
+         i += gridDim.x * (long)blockDim.x)
+        at[i] = word;
+}
+
+bool k_cuda_fill(int device, void *at, uint64_t word, int64_t n, char *why)
+{
+    if (!say(why, "device", cudaSetDevice(device))) return false;
+    fill_kernel<<<1024, 256>>>((uint64_t *)at, word, (long)n);
+    return say(why, "fill", cudaGetLastError()) && say(why, "fill", cudaDeviceSynchronize());
 }
 
 /* --- streams and events --- */

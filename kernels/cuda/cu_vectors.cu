@@ -75,8 +75,8 @@ void cu_take_rows(k_ctx *ctx, long rows, long cols, const float *x, long ldx, fl
     if (rows * cols <= 0) return;
     const unsigned blocks = blocks_for(rows * cols);
     if (lane->bf16)
-        take_rows_kernel<<<blocks, THREADS, 0, lane->stream>>>(rows, cols, x, ldx, (bf16 *)(void *)y,
-                                                              ldy);
+        take_rows_kernel<<<blocks, THREADS, 0, lane->stream>>>(rows, cols, x, ldx,
+                                                              (bf16 *)(void *)y, ldy);
     else
         take_rows_kernel<<<blocks, THREADS, 0, lane->stream>>>(rows, cols, x, ldx, y, ldy);
     cu_launched(lane, "take_rows");
