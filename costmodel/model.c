@@ -7,6 +7,7 @@
 #include "costmodel/model_presets.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -292,4 +293,17 @@ model_desc model_shard(const model_desc *m, int64_t tp)
     s.ffn = share(m->ffn, tp);
     s.vocab = share(m->vocab, tp);
     return s;
+}
+
+td_status model_check_tp(const model_desc *m, int64_t tp, td_err *err)
+{
+    char legal[120] = "1";
+    size_t n = 1;
+    if (tp <= 1 || m->n_heads % tp == 0) return TD_OK;
+    for (int64_t d = 2; d <= m->n_heads && n + 24 < sizeof legal; d++)
+        if (m->n_heads % d == 0)
+            n += (size_t)snprintf(legal + n, sizeof legal - n, ", %" PRId64, d);
+    return td_fail(err, TD_EUSAGE,
+                   "--tp %" PRId64 ": does not divide the %" PRId64 " heads of %s; legal: %s", tp,
+                   m->n_heads, m->name, legal);
 }

@@ -77,4 +77,7 @@ typedef struct layer_request {
 TD_MUST_USE td_status layers_assign(const model_desc *m, const layer_request *q, stage_desc *out,
                                     td_err *err);
 
+/* A tensor-parallel shard holds whole attention heads; the error names the degrees that can be. */
+TD_MUST_USE td_status model_check_tp(const model_desc *m, int64_t tp, td_err *err);
+
 #endif

@@ -149,7 +149,11 @@ static td_status report(const deadlock *d, uint32_t start, td_arena *a, td_err *
         td_text_add(&t, " waits for ");
     } while (task != first && ++n < 24);
     plan_task_text(d->p, task, &t);
-    const td_status st = td_fail(err, TD_EPLAN, "deadlock: %s", t.s == NULL ? "" : t.s);
+    const td_status st =
+        td_fail(err, TD_EPLAN, "deadlock: %s%s", t.s == NULL ? "" : t.s,
+                d->p->mapping == MAPPING_CHANNEL
+                    ? ""
+                    : "; messages share streams here: --mapping channel parts them");
     td_text_free(&t);
     return st;
 }

@@ -301,6 +301,7 @@ static td_status lower_schedule(const request *q, const char *after, td_arena *a
     out->schedule.validate |= q->post_validation;
     TD_TRY(assign_layers(q, a, out, err));
     if (out->schedule.tp_backward > 0 && q->tp == 1) out->sizes.run.tp = out->schedule.tp_backward;
+    if (out->has_model) TD_TRY(model_check_tp(&out->model, out->sizes.run.tp, err));
     out->lower = (lower_options){.sizes = &out->sizes,
                                  .dp = (int32_t)q->dp,
                                  .tp = (int32_t)q->tp,

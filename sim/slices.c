@@ -27,9 +27,7 @@ static td_status open_machine(slices_job *j, td_arena *a, td_err *err)
 {
     const psim_options *const o = j->o;
     const request *const q = &o->what;
-    if (q->tp > 1 && j->has_model && j->model.n_heads % q->tp != 0)
-        return td_fail(err, TD_EUSAGE, "--tp %lld: does not divide the model's %lld heads",
-                       (long long)q->tp, (long long)j->model.n_heads);
+    if (j->has_model) TD_TRY(model_check_tp(&j->model, q->tp, err));
     j->sizes = (sizes){.model = j->has_model ? &j->model : NULL,
                        .run = {.micro_batch = 1,
                                .seq_len = j->seq_len,

@@ -43,6 +43,9 @@ expect 2 'psim: --tp 2 *lowered for 1 and 1' psim run --plan "$work/s.plan" --tp
 expect 2 'psim: plan: its weights *--dtype bf16*' \
     psim run --plan "$work/s.plan" --model tiny-gpt2 --cluster local:2
 
+expect 2 'psim: --tp 3: does not divide the 4 heads of tiny-gpt2; legal: 1, 2, 4' \
+    psim run 1f1b --pp 2 --microbatches 2 --tp 3 $tiny --cluster h100-dgx
+
 # --- slices where there can be none ---
 expect 2 'psim: bidirectional attention *legal: --slices 1' \
     psim schedule seq1f1b --pp 2 --microbatches 2 --slices 2 --model tiny-bert
@@ -63,5 +66,9 @@ says '*not cut into slices: 1f1b'
 expect 0 '' psim sweep --schedule seq1f1b,1f1b --slices 4 --pp 4 --microbatches 8 $unit --json
 says '*"schedule":"seq1f1b",*"slices":4,*"schedule":"1f1b",*"slices":1,*'
 expect 2 'psim: *1f1b does not cut*' psim sweep --schedule 1f1b:slices=2 --pp 4 --microbatches 8 $unit
+
+# --- streams that messages share can make an order wait for itself ---
+expect 1 'psim: deadlock: *; *--mapping channel parts them' psim run dualpipev --pp 4 \
+    --microbatches 8 --mapping direction --lookahead 2 --send-window 1 $unit
 
 finish
