@@ -30,6 +30,7 @@ td_status sizes_dims(const sizes *z, int32_t stage, int64_t slice_len, shard_dim
     shard_dims d = {.m = m, .stage = &z->stages[stage], .bert = m->family == MODEL_BERT};
     d.tp = tp;
     d.e = data_type_bytes(z->run.dtype);
+    d.tp = tp;
     d.rows = mul(z->run.micro_batch, slice_len);
     d.shared_rows = z->run.sequence_parallel ? per(d.rows, tp) : d.rows;
     d.heads = per(m->n_heads, tp);
@@ -151,6 +152,8 @@ static void keep_head(const shard_dims *d, bool full, stash_part part, stash_lay
     if (d->bert && for_w) s->head_dense = hidden_tensor(d, end);
     if (d->bert && for_i) s->head_act = hidden_tensor(d, end);
     const bool whole = d->stage->vocab_rows == 0; /* else final_out is the stage's OUTPUT */
+    if (for_i && whole && d->tp > 1)
+        s->softmax = region(end, plus(SOFTMAX_HEAD_BYTES, mul(d->rows, 3 * 4)));
     if (for_w && whole) s->final_out = hidden_tensor(d, end);
     if (for_i && !d->m->rms_norm) s->final_mean = row_stats(d, end);
     if (for_i) s->final_rstd = row_stats(d, end);

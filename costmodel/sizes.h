@@ -163,6 +163,8 @@ typedef enum stash_part {
     STASH_I_TO_W  /* SIZE_WSTASH */
 } stash_part;
 
+enum { SOFTMAX_HEAD_BYTES = 64 };
+
 /* One part, in bytes from the start of its buffer; -1: not in this part. */
 typedef struct stash_layout {
     int64_t embed_sum, embed_mean, embed_rstd; /* BERT's embedding norm; else -1 */
@@ -177,7 +179,10 @@ typedef struct stash_layout {
                                       selective */
     int64_t final_out, final_mean, final_rstd; /* final norm; BERT: of the head's transform */
     int64_t head_dense, head_act;              /* BERT's transform; else -1 */
-    int64_t dlogits;   /* gradient of the logits [N, logits_ld]; -1 under full recomputation */
+    int64_t
+        softmax;     /* tensor parallelism: what the shards join; a vocabulary barrier's form: rows
+                        and width as int64_t, SOFTMAX_HEAD_BYTES in all, then [3, N] fp32; else -1 */
+    int64_t dlogits; /* gradient of the logits [N, logits_ld]; -1 under full recomputation */
     int64_t logits_ld; /* elements */
     int64_t bytes;
 } stash_layout;
