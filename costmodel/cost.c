@@ -83,10 +83,15 @@ static double kernel_ns(const cluster_desc *c, const work_item *k, bool fp32)
 static double sums_ns(const cost_model *c, const work_list *list)
 {
     const double tp = (double)c->sizes->run.tp, node = c->cluster->devices_per_node;
-    if (list->sums <= 0) return 0;
+    if (c->sums_apart || tp <= 1) return 0;
     /* tensor-parallel ranks are neighbours and fill a node first */
     const group_shape g = tp <= node ? (group_shape){1, tp} : (group_shape){ceil(tp / node), node};
-    return list->sums * network_collective_ns(c->cluster, COLL_ALL_REDUCE, g, list->sum_bytes);
+    double ns = 0;
+    if (list->sums > 0)
+        ns += list->sums * network_collective_ns(c->cluster, COLL_ALL_REDUCE, g, list->sum_bytes);
+    if (list->softmax_bytes > 0)
+        ns += network_collective_ns(c->cluster, COLL_VOCAB_STATS, g, list->softmax_bytes);
+    return ns;
 }
 
 static td_status machine_pass_ns(const cost_model *c, const pass_query *q, double *ns, td_err *err)

@@ -56,6 +56,7 @@ typedef struct cost_model {
     bool alone;
     /* An overlapped pair takes this part of its F + B, unless unit times give FB; 0: all of it. */
     double pair_frac;
+    bool sums_apart; /* passes are priced without the sums of tensor parallelism inside them */
     bool recompute_placed; /* the schedule has R passes, so backward passes hold no recompute */
 } cost_model;
 

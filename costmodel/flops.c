@@ -213,6 +213,7 @@ static void forward(work_list *out, const sizes *z, const shape *s)
     if (!ends && s->stage->head) head_rest(out, s, true, 0);
     /* Megatron's g after attention and MLP; one after the split table's rows */
     out->sums += 2 * s->layers + (ends && s->stage->embedding ? 1 : 0);
+    if (ends && s->stage->head) out->softmax_bytes = SOFTMAX_HEAD_BYTES + s->tokens * 3 * 4;
 }
 
 static void recompute(work_list *out, const sizes *z, const shape *s)
@@ -265,7 +266,7 @@ td_status work_of(const sizes *z, const pass_query *q, bool with_recompute, work
     default: return td_fail(err, TD_EUSAGE, "pass %d: no such pass", (int)q->pass);
     }
     out->sum_bytes = s.bytes * s.tokens * s.h;
-    if (s.tp <= 1) out->sums = 0;
+    if (s.tp <= 1) out->sums = out->softmax_bytes = 0;
     return TD_OK;
 }
 

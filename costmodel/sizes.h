@@ -179,10 +179,10 @@ typedef struct stash_layout {
                                       selective */
     int64_t final_out, final_mean, final_rstd; /* final norm; BERT: of the head's transform */
     int64_t head_dense, head_act;              /* BERT's transform; else -1 */
-    int64_t
-        softmax;     /* tensor parallelism: what the shards join; a vocabulary barrier's form: rows
-                        and width as int64_t, SOFTMAX_HEAD_BYTES in all, then [3, N] fp32; else -1 */
-    int64_t dlogits; /* gradient of the logits [N, logits_ld]; -1 under full recomputation */
+    /* with tensor parallelism, what the shards join: SOFTMAX_HEAD_BYTES that begin with N and 0 as
+     * int64_t, then statistics [3, N] fp32; else -1 */
+    int64_t softmax;
+    int64_t dlogits;   /* gradient of the logits [N, logits_ld]; -1 under full recomputation */
     int64_t logits_ld; /* elements */
     int64_t bytes;
 } stash_layout;

@@ -18,6 +18,7 @@ typedef struct work_list {
     int32_t n;
     /* Tensor-parallel sums inside the pass: how many, and bytes of each. */
     double sums, sum_bytes;
+    double softmax_bytes; /* statistics that the shards of a head join; 0: none */
 } work_list;
 
 /* The kernels of a pass on one tensor-parallel shard. with_recompute: backward passes hold the

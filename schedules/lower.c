@@ -12,6 +12,7 @@ static uint64_t class_hash(const plan_class *c)
     h = (h ^ (uint64_t)c->second) * 0x9e3779b97f4a7c15u;
     h = (h ^ (uint32_t)c->slice_len ^ (uint64_t)(uint32_t)c->prefix << 32) * 0xbf58476d1ce4e5b9u;
     h = (h ^ (uint64_t)c->bytes) * 0x94d049bb133111ebu;
+    h += ((uint64_t)c->segment << 16 | c->segments) * 0x9e3779b97f4a7c15u;
     return h ^ h >> 29;
 }
 
@@ -19,7 +20,8 @@ static bool class_same(const plan_class *a, const plan_class *b)
 {
     return a->kind == b->kind && a->detail == b->detail && a->purpose == b->purpose &&
            a->inst == b->inst && a->second == b->second && a->slice_len == b->slice_len &&
-           a->prefix == b->prefix && a->bytes == b->bytes;
+           a->prefix == b->prefix && a->segment == b->segment && a->segments == b->segments &&
+           a->bytes == b->bytes;
 }
 
 static void class_file(class_table *t, uint32_t i)
@@ -246,10 +248,9 @@ static td_status place_row(const lowering *l, class_table *classes, int32_t row,
         const uint32_t rank = lower_rank(l, row, d);
         const uint32_t first = p->n_tasks;
         p->ranks[rank] = (plan_rank){.row = row,
-                                     .replica = d / l->shards,
-                                     .shard = d % l->shards,
+                                     .replica = d,
                                      .tp = l->row_tp[row],
-                                     .device = first_device + d * (l->row_tp[row] / l->shards),
+                                     .device = first_device + d * l->row_tp[row],
                                      .first_stream = rank,
                                      .n_streams = 1};
         p->streams[rank] =
@@ -275,7 +276,7 @@ td_status lower_place(const lowering *l, plan *out, td_err *err)
                   .dp = o->dp,
                   .tp = l->tp,
                   .folded_dp = o->fold,
-                  .folded_tp = l->tp > l->shards,
+                  .folded_tp = l->tp > 1,
                   .mapping = o->mapping,
                   .lookahead = o->lookahead,
                   .send_window = o->send_window,
@@ -315,7 +316,8 @@ td_status lower_place(const lowering *l, plan *out, td_err *err)
 
 /* --- the passes in their order --- */
 
-static const char *const pass_names[] = {"place", "comm", "collect", "step", "memory", NULL};
+static const char *const pass_names[] = {"place",  "comm",   "collect", "step",
+                                         "memory", "shards", NULL};
 
 const char *const *plan_pass_names(void) { return pass_names; }
 
@@ -330,11 +332,13 @@ static td_status check_pass(const lowering *l, const plan *p, td_err *err)
 
 static td_status run_passes(const lowering *l, plan *out, td_err *err)
 {
-    static lower_pass *const passes[] = {lower_comm, lower_collect, lower_step, lower_memory};
+    static lower_pass *const passes[] = {lower_comm, lower_collect, lower_step, lower_memory,
+                                         lower_unfold};
+    const size_t n_passes = sizeof passes / sizeof *passes - (l->o->shards ? 0 : 1);
     TD_TRY(lower_place(l, out, err));
     out->stage_of_run = pass_names[0];
     TD_TRY(check_pass(l, out, err));
-    for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
+    for (size_t i = 0; i < n_passes; i++) {
         if (l->o->after != NULL && strcmp(l->o->after, out->stage_of_run) == 0) break;
         const plan in = *out;
         TD_TRY(passes[i](l, &in, out, err));
@@ -403,7 +407,7 @@ static td_status check_options(const schedule *s, const lower_options *o, td_err
         if (*n == NULL)
             return td_fail(err, TD_EUSAGE,
                            "--after=%s: no such pass; legal: place, comm, collect, "
-                           "step, memory",
+                           "step, memory, shards",
                            o->after);
         if (strcmp(*n, o->after) == 0) break;
     }
@@ -434,7 +438,7 @@ static td_status lower_with(const schedule *s, const lower_options *o, td_arena 
     sched_index ix;
     int32_t *row_tp = NULL, tp = 1;
     TD_TRY(sched_check_index(s, a, &ix, err));
-    TD_TRY(lower_roles(s, o->tp, o->shards, a, &row_tp, &tp, err));
+    TD_TRY(lower_roles(s, o->tp, a, &row_tp, &tp, err));
     TD_TRY(check_vocab(&ix, o, err));
     sizes z = *o->sizes; /* what the plan is of rules, so that sizes cannot contradict it */
     z.twins = sched_copies(s);
@@ -448,8 +452,7 @@ static td_status lower_with(const schedule *s, const lower_options *o, td_arena 
                         .ix = &ix,
                         .a = a,
                         .scratch = scratch,
-                        .replicas = (o->fold ? 1 : o->dp) * (o->shards ? tp : 1),
-                        .shards = o->shards ? tp : 1,
+                        .replicas = o->fold ? 1 : o->dp,
                         .row_tp = row_tp,
                         .tp = tp};
     return run_passes(&l, out, err);

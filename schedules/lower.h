@@ -11,9 +11,8 @@ typedef struct lowering {
     const lower_options *o;
     const sched_index *ix; /* with levels */
     td_arena *a;
-    td_arena *scratch; /* whoever uses it resets it */
-    int32_t replicas;  /* copies of each row in the plan: replicas (1 when folded) times shards */
-    int32_t shards;    /* of a row in the plan: 1 when one stands for all; innermost */
+    td_arena *scratch;     /* whoever uses it resets it */
+    int32_t replicas;      /* in the plan: 1 when folded */
     const int32_t *row_tp; /* [n_rows] tensor-parallel degree */
     int32_t tp;            /* of the run: that of the backward rows */
 } lowering;
@@ -78,10 +77,9 @@ static inline uint32_t lower_task(const lowering *l, const plan *p, uint32_t nod
 }
 
 /* The degree of each row, and the degree that unit times and --tp mean, which is that of the
- * backward rows. shards: each is to be a rank of its own. Errors: TD_EUSAGE for degrees
- * that do not fit each other or the rows. */
-TD_MUST_USE td_status lower_roles(const schedule *s, int32_t tp, bool shards, td_arena *a,
-                                  int32_t **row_tp, int32_t *run_tp, td_err *err);
+ * backward rows. Errors: TD_EUSAGE for degrees that do not fit each other or the rows. */
+TD_MUST_USE td_status lower_roles(const schedule *s, int32_t tp, td_arena *a, int32_t **row_tp,
+                                  int32_t *run_tp, td_err *err);
 /* Bytes of `kind` for a stage on a row, at the row's tensor-parallel degree. */
 TD_MUST_USE td_status lower_bytes(const lowering *l, size_kind kind, int32_t stage, int32_t row,
                                   int32_t slice_len, int32_t prefix, int64_t *bytes, td_err *err);
@@ -128,5 +126,6 @@ TD_MUST_USE td_status lower_comm(const lowering *l, const plan *in, plan *out, t
 TD_MUST_USE td_status lower_collect(const lowering *l, const plan *in, plan *out, td_err *err);
 TD_MUST_USE td_status lower_step(const lowering *l, const plan *in, plan *out, td_err *err);
 TD_MUST_USE td_status lower_memory(const lowering *l, const plan *in, plan *out, td_err *err);
+TD_MUST_USE td_status lower_unfold(const lowering *l, const plan *in, plan *out, td_err *err);
 
 #endif

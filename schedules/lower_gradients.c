@@ -115,18 +115,11 @@ td_status collect_parts(collect *c, collective item, int32_t stage, const stage_
     sync_part parts[SYNC_PARTS_MAX] = {{0}};
     const int32_t n_parts =
         z.model == NULL ? 1 : stage_sync_parts(&z, shard ? l->s->n_stages : stage, parts);
-    stage_holder *const peers = TD_NEW_N(l->a, stage_holder, n);
-    if (peers == NULL) return td_fail(err, TD_ENOMEM, "out of memory for collectives");
-    for (int32_t k = 0; k < l->shards; k++) { /* each shard among its own copies */
-        uint32_t n_peers = 0;
-        for (uint32_t i = 0; i < n; i++)
-            if (c->in->ranks[h[i].rank].shard == k) peers[n_peers++] = h[i];
-        for (int32_t i = 0; i < n_parts; i++) {
-            if (item.purpose == PURPOSE_WEIGHTS && !parts[i].weights) continue;
-            item.at = (int32_t)(parts[i].first / SYNC_ALIGN);
-            item.bytes = parts[i].elements * element_bytes;
-            TD_TRY(add_over(c, item, peers, n_peers, copies, err));
-        }
+    for (int32_t i = 0; i < n_parts; i++) {
+        if (item.purpose == PURPOSE_WEIGHTS && !parts[i].weights) continue;
+        item.at = (int32_t)(parts[i].first / SYNC_ALIGN);
+        item.bytes = parts[i].elements * element_bytes;
+        TD_TRY(add_over(c, item, h, n, copies, err));
     }
     return TD_OK;
 }

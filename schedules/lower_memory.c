@@ -211,7 +211,7 @@ static td_status walk(memory *mem, const plan *in, plan *out, td_err *err)
     for (uint32_t i = 0; i < in->n_streams && order[i] != NULL; i++) {
         const plan_stream *const s = order[i];
         const plan_rank *const rank = &in->ranks[s->rank];
-        const bool opens_row = s->kind == STREAM_COMPUTE && rank->replica == 0 && rank->shard == 0;
+        const bool opens_row = s->kind == STREAM_COMPUTE && rank->replica == 0;
         mem->row = rank->row;
         if (opens_row) {
             mem->row_first[rank->row] = mem->n_buffers;

@@ -16,8 +16,8 @@ static td_status set_row(const schedule *s, int32_t *row_tp, int32_t row, int32_
     return TD_OK;
 }
 
-td_status lower_roles(const schedule *s, int32_t tp, bool shards, td_arena *a, int32_t **row_tp,
-                      int32_t *run_tp, td_err *err)
+td_status lower_roles(const schedule *s, int32_t tp, td_arena *a, int32_t **row_tp, int32_t *run_tp,
+                      td_err *err)
 {
     if (s->tp_backward > 0 && tp > 1 && tp != s->tp_backward)
         return td_fail(err, TD_EUSAGE, "--tp %d: the schedule says %d; leave --tp out", tp,
@@ -37,11 +37,6 @@ td_status lower_roles(const schedule *s, int32_t tp, bool shards, td_arena *a, i
             TD_TRY(set_row(s, *row_tp, s->pipes[p].forward_row[i], forward, err));
             TD_TRY(set_row(s, *row_tp, s->pipes[p].backward_row[i], backward, err));
         }
-    if (shards && forward != backward)
-        return td_fail(err, TD_EUSAGE,
-                       "merged forward ranks are not executed: tensor-parallel degrees %d forward "
-                       "and %d backward must be equal",
-                       forward, backward);
     for (int32_t r = 0; r < s->n_rows; r++)
         if ((*row_tp)[r] == 0) (*row_tp)[r] = backward;
     return TD_OK;

@@ -45,6 +45,7 @@ static double peak_activations(const plan *p, const plan_stream *s, activation_d
     activations a = {.p = p, .d = d};
     for (uint32_t i = 0; i < s->n_tasks; i++) {
         const plan_task *const t = &p->tasks[s->first_task + i];
+        if (!plan_begins_pass(p, t)) continue; /* counted with its first segment */
         if (t->kind < PASS_COUNT) {
             count_pass(&a, t->kind, t->cls);
         } else if (t->kind == TASK_PAIR) {
@@ -76,7 +77,8 @@ static void measure_rank(const plan *p, const task_times *t, uint32_t rank, rank
         if (!any || begin < out->first_ns) out->first_ns = begin;
         if (!any || end > out->last_ns) out->last_ns = end;
         any = true;
-        out->busy_ns += end - begin;
+        /* a pass takes from the begin of its first segment to the end of its last */
+        out->busy_ns += end - (plan_begins_pass(p, &p->tasks[task]) ? begin : t->end_ns[task - 1]);
     }
 }
 
@@ -92,6 +94,7 @@ static bool is_handed_over(const plan *p, uint8_t kind, uint32_t cls)
 
 static int64_t handovers_of(const plan *p, const plan_task *t)
 {
+    if (!plan_begins_pass(p, t)) return 0;
     if (t->kind < PASS_COUNT) return is_handed_over(p, t->kind, t->cls);
     if (t->kind != TASK_PAIR) return 0;
     const plan_member *const m = &p->members[t->link];

@@ -51,6 +51,7 @@ typedef enum coll_purpose {
     PURPOSE_EMBED_GRAD, /* sharded input layer */
     PURPOSE_LOSS,
     PURPOSE_WEIGHTS, /* a sharded optimizer's new weights, to all copies of the stage */
+    PURPOSE_SHARDS,  /* what tensor-parallel shards bring together inside a pass */
     PURPOSE_COUNT
 } coll_purpose;
 
@@ -64,16 +65,22 @@ typedef enum stream_kind {
 } stream_kind;
 
 /* Tasks of one class have one shape and one price. Of collectives, prefix is where the payload
- * begins in its buffer, in units of SYNC_ALIGN elements. */
+ * begins in its buffer, in units of SYNC_ALIGN elements (inside a pass: of PLAN_CUT_ALIGN bytes).
+ *
+ * A pass of one of several tensor-parallel shards is `segments` tasks in a row, cut where it waits
+ * for the other shards; every segment names the whole pass, and which one of it it is. */
+#define PLAN_CUT_ALIGN ((int64_t)64)
+
 typedef struct plan_class {
     uint8_t kind;    /* task_kind */
     uint8_t detail;  /* messages: channel_class; collectives: coll_kind */
     uint8_t purpose; /* collectives: coll_purpose */
     uint8_t reserved;
-    uint32_t inst;             /* stage instance, or PLAN_NONE */
-    uint32_t second;           /* TASK_PAIR: class of the second member; else PLAN_NONE */
-    int32_t slice_len, prefix; /* tokens of each sequence; MARK, NORM, OPTIMIZER: slice_len is the
-                                  row, whose price is the sum over the stages that train there */
+    uint32_t inst;              /* stage instance, or PLAN_NONE */
+    uint32_t second;            /* TASK_PAIR: class of the second member; else PLAN_NONE */
+    int32_t slice_len, prefix;  /* tokens of each sequence; MARK, NORM, OPTIMIZER: slice_len is the
+                                   row, whose price is the sum over the stages that train there */
+    uint16_t segment, segments; /* of a pass that is cut; else 0, 0 */
     int64_t bytes; /* messages and collectives: payload; TASK_PAIR: class of the first member */
 } plan_class;
 
@@ -267,6 +274,17 @@ static inline bool plan_trains(const plan_inst *i, int32_t row)
     return i->backward_row == row || (i->all_step && i->forward_row == row);
 }
 
+/* Whether a task is the first or the last segment of its pass, which most passes are both. */
+static inline bool plan_begins_pass(const plan *p, const plan_task *t)
+{
+    return p->classes[t->cls].segment == 0;
+}
+static inline bool plan_ends_pass(const plan *p, const plan_task *t)
+{
+    const plan_class *const c = &p->classes[t->cls];
+    return c->segments == 0 || c->segment + 1 == c->segments;
+}
+
 /* The row on which a pass of an instance runs. */
 static inline int32_t plan_home(const plan_inst *i, uint8_t pass)
 {
@@ -277,7 +295,7 @@ typedef struct lower_options {
     const sizes *sizes;
     int32_t dp, tp;
     bool fold;   /* one replica stands for all */
-    bool shards; /* each tensor-parallel shard is a rank of its own; else one stands for all */
+    bool shards; /* every tensor-parallel shard is a rank; else one stands for all */
     plan_mapping mapping;
     plan_placement placement;
     int32_t lookahead, send_window; /* 0: defaults, 1 and "never blocks" */
@@ -288,7 +306,8 @@ typedef struct lower_options {
     const char *after;    /* stop after this pass; NULL: all */
 } lower_options;
 
-/* Lowers a sound schedule: place, comm, collect, step, memory, the checker after every pass. */
+/* Lowers a sound schedule: place, comm, collect, step, memory and, if asked for, shards; the
+ * checker runs after every pass. */
 TD_MUST_USE td_status plan_lower(const schedule *s, const lower_options *o, td_arena *a, plan *out,
                                  td_err *err);
 /* The names of the passes, for --after; ends with NULL. */

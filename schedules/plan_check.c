@@ -15,8 +15,9 @@ static const char *class_word(const plan_class *c)
     static const char *const channels[] = {"activation", "gradient", "hand-off", "weights",
                                            "norm so far"};
     static const char *const purposes[] = {
-        "gradient sync", "tied gradients", "gradient norm",      "vocabulary C0", "vocabulary C1",
-        "vocabulary C2", "embedding sum",  "embedding gradient", "loss",          "weights"};
+        "gradient sync", "tied gradients", "gradient norm",         "vocabulary C0",
+        "vocabulary C1", "vocabulary C2",  "embedding sum",         "embedding gradient",
+        "loss",          "weights",        "tensor-parallel shards"};
     if (c->kind == TASK_COLL) return purposes[c->purpose];
     return channels[c->detail];
 }
@@ -109,6 +110,8 @@ static td_status check_tables(const plan *p, td_err *err)
             (c->kind < TASK_COLL && !is_state(c) &&
              (c->inst == PLAN_NONE || p->insts[c->inst].stage == p->n_stages)))
             wrong = "a task class out of range";
+        if (c->segments == 0 ? c->segment != 0 : c->segment >= c->segments || c->kind >= PASS_COUNT)
+            wrong = "a segment of no pass";
         if (c->kind != TASK_PAIR && c->bytes < 0) wrong = "a task class of less than no bytes";
         if (c->kind == TASK_PAIR && !(is_pass_class(p, c->bytes) && is_pass_class(p, c->second)))
             wrong = "a pair of other things than passes";

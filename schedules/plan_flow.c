@@ -41,9 +41,29 @@ static int32_t copy_of(const plan *p, uint32_t rank)
     return p->ranks[rank].replica * shards + p->ranks[rank].shard;
 }
 
+/* A pass is known by its last segment. */
+static uint32_t begin_of(const plan *p, uint32_t task)
+{
+    return task - p->classes[p->tasks[task].cls].segment;
+}
+
+/* Whether a task is the segment behind `before`. */
+static bool goes_on(const plan *p, uint32_t before, uint32_t task)
+{
+    const plan_class *const a = &p->classes[p->tasks[before].cls];
+    const plan_class *const b = &p->classes[p->tasks[task].cls];
+    return task == before + 1 && b->segment == a->segment + 1 && b->segments == a->segments &&
+           p->tasks[before].kind == p->tasks[task].kind;
+}
+
 static td_status enter(flow *f, flow_table table, size_t slot, uint32_t task, td_err *err)
 {
-    if (f->task[table][slot] != PLAN_NONE) return check_fail(f->m, task, err, "it occurs twice");
+    const uint32_t before = f->task[table][slot];
+    const bool begins = f->p->classes[f->p->tasks[task].cls].segment == 0;
+    if (before == PLAN_NONE && !begins)
+        return check_fail(f->m, task, err, "its pass does not begin with its first segment");
+    if (before != PLAN_NONE && !goes_on(f->p, before, task))
+        return check_fail(f->m, task, err, begins ? "it occurs twice" : "a segment is missing");
     f->task[table][slot] = task;
     return TD_OK;
 }
@@ -102,16 +122,18 @@ static td_status check_arrival(const flow *f, uint32_t producer, uint32_t recv, 
                                td_err *err)
 {
     const plan *const p = f->p;
+    const uint32_t begin = begin_of(p, consumer);
     if (f->m->stream_of[producer] == f->m->stream_of[consumer])
-        return producer <= consumer ? TD_OK
-                                    : check_fail(f->m, consumer, err,
-                                                 "it comes before the pass whose result it needs");
+        return producer < begin || producer == consumer
+                   ? TD_OK
+                   : check_fail(f->m, consumer, err,
+                                "it comes before the pass whose result it needs");
     if (recv == PLAN_NONE)
         return check_fail(f->m, consumer, err, "no message brings the tensor it needs");
     const plan_task *const r = &p->tasks[recv];
     if (f->m->stream_of[recv] == f->m->stream_of[consumer] ||
         map_rank(f->m, recv) != map_rank(f->m, consumer) || r->join == PLAN_NONE ||
-        r->join > consumer || (r->flags & TASK_FLAG_JOIN_NEXT))
+        r->join > begin || (r->flags & TASK_FLAG_JOIN_NEXT))
         return check_fail(f->m, consumer, err, "it does not wait for the tensor it needs");
     const uint32_t gate = p->tasks[r->link].gate;
     if (gate == PLAN_NONE || f->m->stream_of[gate] != f->m->stream_of[producer] || gate < producer)
@@ -131,8 +153,8 @@ static td_status check_handoff(const flow *f, size_t slot, size_t before, td_err
     if (recv == PLAN_NONE)
         return check_fail(f->m, again, err, "no message brings the input it recomputes from");
     const plan_task *const r = &p->tasks[recv];
-    if (map_rank(f->m, recv) != map_rank(f->m, again) || r->join == PLAN_NONE || r->join > again ||
-        (r->flags & TASK_FLAG_JOIN_NEXT))
+    if (map_rank(f->m, recv) != map_rank(f->m, again) || r->join == PLAN_NONE ||
+        r->join > begin_of(p, again) || (r->flags & TASK_FLAG_JOIN_NEXT))
         return check_fail(f->m, again, err, "it does not wait for the input it recomputes from");
     const uint32_t from = map_rank(f->m, r->link), gate = p->tasks[r->link].gate;
     const uint32_t there = from == map_rank(f->m, made)                      ? made
@@ -158,6 +180,9 @@ static td_status check_slot(const flow *f, int32_t replica, int32_t stage, uint3
     const size_t s = slot_of(f, replica, stage, m, k);
     const size_t per_stage = (size_t)p->n_microbatches * (size_t)p->n_slices;
     const uint32_t fwd = f->task[FLOW_F][s], bwd = f->task[FLOW_BACKWARD][s];
+    for (int t = FLOW_F; t <= FLOW_R; t++)
+        if (f->task[t][s] != PLAN_NONE && !plan_ends_pass(p, &p->tasks[f->task[t][s]]))
+            return check_fail(f->m, f->task[t][s], err, "its pass lacks its last segment");
     if (fwd == PLAN_NONE) return missing(f, "the forward", stage, m, k, err);
     if (bwd == PLAN_NONE) return missing(f, "the backward", stage, m, k, err);
     if (!f->whole[s] && f->task[FLOW_W][s] == PLAN_NONE)
@@ -185,6 +210,25 @@ static td_status check_slot(const flow *f, int32_t replica, int32_t stage, uint3
     return TD_OK;
 }
 
+/* Between two segments of a pass its shards meet, and nowhere else. */
+static td_status check_cuts(const flow *f, td_err *err)
+{
+    const plan *const p = f->p;
+    int64_t cuts = 0;
+    for (uint32_t t = 0; t < p->n_tasks; t++) {
+        const plan_task *const k = &p->tasks[t];
+        const plan_class *const c = &p->classes[k->cls];
+        if (k->kind < PASS_COUNT && c->segment > 0) cuts++;
+        if (k->kind != TASK_COLL || c->purpose != PURPOSE_SHARDS) continue;
+        cuts--;
+        if (k->gate == PLAN_NONE || k->join == PLAN_NONE || !goes_on(p, k->gate, k->join))
+            return check_fail(f->m, t, err, "it is not between two segments of a pass");
+    }
+    return cuts == 0 ? TD_OK
+                     : td_fail(err, TD_EPLAN, "%lld segments of passes do not wait for the shards",
+                               (long long)cuts);
+}
+
 td_status check_flow(const plan_map *m, td_arena *a, td_err *err)
 {
     const plan *const p = m->p;
@@ -210,6 +254,7 @@ td_status check_flow(const plan_map *m, td_arena *a, td_err *err)
     }
     if (!ok) return td_fail(err, TD_ENOMEM, "out of memory for the checker");
     for (uint32_t t = 0; t < p->n_tasks; t++) TD_TRY(enter_task(&f, t, err));
+    TD_TRY(check_cuts(&f, err));
     for (int32_t d = 0; d < replicas; d++)
         for (int32_t s = 0; s < p->n_stages; s++)
             for (uint32_t mb = 0; mb < (uint32_t)p->n_microbatches; mb++)

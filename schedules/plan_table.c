@@ -67,7 +67,8 @@ static const plan_field class_fields[] = {
     WORDS(plan_class, kind, kind_words), FIELD(plan_class, detail),
     FIELD(plan_class, purpose),          FIELD(plan_class, inst),
     FIELD(plan_class, second),           SIGNED(plan_class, slice_len),
-    SIGNED(plan_class, prefix),          SIGNED(plan_class, bytes)};
+    SIGNED(plan_class, prefix),          FIELD(plan_class, segment),
+    FIELD(plan_class, segments),         SIGNED(plan_class, bytes)};
 static const plan_field channel_fields[] = {FIELD(plan_channel, src), FIELD(plan_channel, dst),
                                             WORDS(plan_channel, cls, channel_words)};
 static const plan_field group_fields[] = {

@@ -26,8 +26,7 @@ typedef struct request {
     int mapping;   /* plan_mapping */
     int placement; /* plan_placement; no option of its own here: only who has a cluster asks */
     int64_t lookahead, send_window;
-    bool fold;
-    bool shards; /* set by programs that run each tensor-parallel shard as a rank of its own */
+    bool fold, shards;
     int64_t memory_limit;
     double search_s;
     /* no options of their own here: only who simulates has them */
@@ -36,7 +35,7 @@ typedef struct request {
     const cost_model *prices; /* of a machine, without sizes; NULL: unit times alone */
 } request;
 
-enum { REQUEST_OPTION_COUNT = 35 };
+enum { REQUEST_OPTION_COUNT = 36 };
 extern const cli_option request_options[REQUEST_OPTION_COUNT];
 
 /* Everything a run stands on. Pointers lead into the setup itself, so it must not be copied. */

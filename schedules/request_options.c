@@ -194,6 +194,12 @@ const cli_option request_options[REQUEST_OPTION_COUNT] = {
      .name = "fold",
      .at = AT(fold),
      .help = "let one replica stand for all (simulation only)"},
+    {.kind = CLI_FLAG,
+     .name = "shards",
+     .at = AT(shards),
+     .help =
+         "make every tensor-parallel shard a rank, with its sums as collectives; else one stands "
+         "for all (execution always does)"},
     {.kind = CLI_BYTES,
      .name = "memory-limit",
      .arg = "BYTES",

@@ -55,6 +55,7 @@ const char *trace_purpose_name(uint8_t purpose)
         [PURPOSE_EMBED_GRAD] = "embedding gradient",
         [PURPOSE_LOSS] = "loss",
         [PURPOSE_WEIGHTS] = "weights",
+        [PURPOSE_SHARDS] = "tensor-parallel sum",
     };
     return purpose < PURPOSE_COUNT ? names[purpose] : "collective";
 }
@@ -151,15 +152,21 @@ static td_status build_records(const plan *p, const task_times *times, td_arena 
         for (uint32_t s = pr->first_stream; s < pr->first_stream + pr->n_streams; s++) {
             const plan_stream *const from = &p->streams[s];
             trace_stream *const to = &out->streams[n];
-            *to = (trace_stream){.rank = rank, .kind = from->kind, .first = at, .n = from->n_tasks};
+            *to = (trace_stream){.rank = rank, .kind = from->kind, .first = at};
             name_stream(p, from, to);
             for (uint32_t i = 0; i < from->n_tasks; i++) {
-                trace_record *const r = &out->records[at++];
-                *r = record_of(p, times, from->first_task + i, rank_of);
+                const uint32_t task = from->first_task + i;
+                const bool goes_on = !plan_begins_pass(p, &p->tasks[task]);
+                trace_record *const r = &out->records[goes_on ? at - 1 : at++];
+                if (goes_on) /* a segment belongs to its pass */
+                    r->end_ns = times->end_ns[task];
+                else
+                    *r = record_of(p, times, task, rank_of);
                 r->stream = n;
                 if (r->begin_ns < first) first = r->begin_ns;
                 if (r->end_ns > last) last = r->end_ns;
             }
+            to->n = at - to->first;
             n++;
         }
     }

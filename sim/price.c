@@ -104,14 +104,24 @@ static td_status price_step(const plan *p, const plan_class *c, const cost_model
     return TD_OK;
 }
 
+/* A segment is an even part of its pass without the sums; parts add up to the nanosecond. */
+static int64_t segment_ns(const plan_class *c, int64_t ns)
+{
+    if (c->segments == 0) return ns;
+    return ns * (c->segment + 1) / c->segments - ns * c->segment / c->segments;
+}
+
 static td_status price_class(const plan *p, const plan_class *c, uint32_t coll,
                              const cost_model *cost, td_arena *scratch, int64_t *ns, td_err *err)
 {
     if (c->kind < PASS_COUNT) {
         row_cost at;
         const pass_query q = query_of(p, c, cost);
-        return cost_pass(cost_at(p, plan_home(&p->insts[c->inst], c->kind), cost, &at), &q, ns,
-                         err);
+        cost_model here = *cost_at(p, plan_home(&p->insts[c->inst], c->kind), cost, &at);
+        here.sums_apart = c->segments > 0;
+        TD_TRY(cost_pass(&here, &q, ns, err));
+        *ns = segment_ns(c, *ns);
+        return TD_OK;
     }
     message_cost m = {0};
     switch ((task_kind)c->kind) {
@@ -121,7 +131,10 @@ static td_status price_class(const plan *p, const plan_class *c, uint32_t coll,
         if (cost->units != NULL) TD_TRY(cost_message(cost, 0, 1, c->bytes, &m, err));
         *ns = m.latency_ns + m.transfer_ns;
         return TD_OK;
-    case TASK_COLL: return price_collective(p, coll, c, cost, scratch, ns, err);
+    case TASK_COLL:
+        *ns = 0; /* unit times hold the sums inside a pass */
+        if (c->purpose == PURPOSE_SHARDS && cost->units != NULL) return TD_OK;
+        return price_collective(p, coll, c, cost, scratch, ns, err);
     case TASK_NORM:
     case TASK_OPTIMIZER: return price_step(p, c, cost, ns, err);
     default: *ns = 0; return TD_OK;
