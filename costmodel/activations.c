@@ -205,7 +205,7 @@ static void work_of_ends(const shard_dims *d, bool logits, scratch_layout *s)
         s->logits_rows = d->rows < LOGITS_ROWS ? d->rows : LOGITS_ROWS;
         if (logits) s->logits = region(&s->bytes, mul(mul(s->logits_rows, d->vocab_ld), d->e));
         s->losses = region(&s->bytes, mul(d->rows, 8));
-        if (d->tp > 1) s->statistics = region(&s->bytes, mul(mul(d->tp, 3 * 4), s->logits_rows));
+        if (d->tp > 1) s->statistics = region(&s->bytes, mul(3 * 4, s->logits_rows));
     }
     if (d->sliced && (d->stage->embedding || d->stage->head))
         s->tokens = region(&s->bytes, mul(d->rows, 2 * (int64_t)sizeof(int32_t)));

@@ -200,10 +200,10 @@ typedef struct scratch_layout {
     layer_layout layer; /* its layout, offsets from `recomputed`; -1 for what the stash holds */
     int64_t logits;     /* [logits_rows, logits_ld] under full recomputation; else -1 */
     int64_t logits_rows;
-    int64_t losses; /* [N] fp64, stages with a head; else -1 */
-    int64_t
-        statistics; /* [tp, 3, logits_rows] fp32 of the shards' softmax; -1: there is one shard */
-    int64_t tokens; /* of a slice, stages with an end: its ids, then its targets [N]; else -1 */
+    int64_t losses;     /* [N] fp64, stages with a head; else -1 */
+    int64_t statistics; /* with tensor parallelism, of the softmax of a piece [3, logits_rows] fp32;
+                           else -1 */
+    int64_t tokens;     /* of a slice, stages with an end: its ids, then its targets [N]; else -1 */
     int64_t bytes;
 } scratch_layout;
 

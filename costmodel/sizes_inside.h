@@ -28,7 +28,7 @@ typedef struct shard_dims {
     const model_desc *m;
     const stage_desc *stage;
     bool bert;
-    int64_t e, tp;             /* bytes of an element */
+    int64_t e;                 /* bytes of an element */
     int64_t rows, shared_rows; /* shared_rows: of what sequence parallelism divides */
     int64_t tp;
     int64_t heads, qkv, attn, ffn, up, vocab_ld;

@@ -176,16 +176,15 @@ static td_status open_wire(executor *x, td_arena *a, td_err *err)
                                .bytes = worker_bytes(x, first)};
     }
     const int64_t deadline = x->options.deadline_ns > 0 ? x->options.deadline_ns : 120000000000;
-    wire_shape shape = {.mover = x->device == NULL ? NULL : &x->device->mover,
-                        .n_ranks = p->n_ranks,
-                        .n_channels = p->n_channels,
-                        .n_groups = p->n_groups,
-                        .n_colls = p->n_colls,
-                        .channels = channels,
-                        .groups = groups,
-                        .colls = colls,
-                        .deadline_ns = deadline};
-    TD_TRY(exec_shards_shape(x, a, &shape, err));
+    const wire_shape shape = {.mover = x->device == NULL ? NULL : &x->device->mover,
+                              .n_ranks = p->n_ranks,
+                              .n_channels = p->n_channels,
+                              .n_groups = p->n_groups,
+                              .n_colls = p->n_colls,
+                              .channels = channels,
+                              .groups = groups,
+                              .colls = colls,
+                              .deadline_ns = deadline};
     return x->options.team == NULL ? wire_open_threads(&shape, a, &x->wire, err)
                                    : wire_open_team(&shape, x->options.team, a, &x->wire, err);
 }

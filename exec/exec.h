@@ -33,15 +33,6 @@ typedef struct exec_post {
     wire_op op;
 } exec_post;
 
-/* The sums between tensor-parallel shards, inside passes: where they are on the wire, and how many
- * of them the step has had. */
-typedef struct exec_shards {
-    uint32_t first_sum, first_gather;
-    uint32_t n_sums, n_gathers;
-    wire_op op;
-    td_err why; /* the first that failed */
-} exec_shards;
-
 typedef struct exec_rank {
     uint32_t index;
     rank_arena arena;
@@ -55,7 +46,6 @@ typedef struct exec_rank {
     uint32_t *tokens;     /* [n_microbatches] buffer, or PLAN_NONE */
     stage_kv *kv;         /* [n_slices] of the pass at hand */
     k_keys *keys;         /* [n_slices] workspace of it */
-    exec_shards shards;
     td_rng jitter;
     /* of the step at hand; for others to read when the rank's thread has ended */
     uint32_t at, n_posted; /* compute position, and posts behind it */
@@ -136,15 +126,6 @@ uint32_t exec_rank_of(const executor *x, uint32_t inst, int32_t replica);
 
 /* --- exec_shards.c: tensor-parallel shards --- */
 
-/* Adds their groups and sums to what the wire is to carry, and notes them at the ranks. */
-TD_MUST_USE td_status exec_shards_shape(const executor *x, td_arena *a, wire_shape *shape,
-                                        td_err *err);
-/* At the start of a rank's step. */
-void exec_shards_begin(exec_rank *r);
-/* Runs a pass with the rank's shards bound. */
-TD_MUST_USE td_status exec_shards_pass(executor *x, exec_rank *r, stage_args *a,
-                                       void (*pass)(k_ctx *ctx, const stage_code *c, stage_args *p),
-                                       const stage_code *c, td_err *err);
 /* The weights of a stage by x->whole: put together in room [x->whole[stage].elements], or where
  * they lie when there is one shard. */
 float *exec_whole_weights(const executor *x, uint32_t inst, int32_t replica, float *room);

@@ -193,7 +193,10 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
     const plan_class *const k = &p->classes[m->cls];
     const stage_code *const c = x->code[m->cls][is_split(x, r, m)];
     const int32_t microbatches = p->n_microbatches * p->dp;
-    bound b = {.a = {.grad_scale = (float)(1.0 / (double)microbatches),
+    stage_cut cut = {.segment = k->segment};
+    bound b = {.a = {.shard = p->ranks[r->index].shard,
+                     .cut = k->segments > 0 ? &cut : NULL,
+                     .grad_scale = (float)(1.0 / (double)microbatches),
                      .prefix = k->prefix,
                      .kv = r->kv,
                      .keys = r->keys,
@@ -211,8 +214,8 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
     default: TD_TRY(bind_joined(x, &b, err)); break;
     }
     switch (m->kind) {
-    case PASS_B: return exec_shards_pass(x, r, a, stage_backward, c, err);
-    case PASS_I: return exec_shards_pass(x, r, a, stage_input_gradient, c, err);
+    case PASS_B: stage_backward(r->ctx, c, a); return TD_OK;
+    case PASS_I: stage_input_gradient(r->ctx, c, a); return TD_OK;
     case PASS_W: stage_weight_gradient(r->ctx, c, a); return TD_OK;
     default: break;
     }
@@ -220,9 +223,10 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
     /* a recompute's output has been sent already: it goes where nobody looks */
     if (m->kind == PASS_R && !c->at.head)
         a->output = (float *)(void *)(a->scratch + c->scratch.narrow);
-    TD_TRY(exec_shards_pass(x, r, a, stage_forward, c, err));
-    if (m->kind == PASS_R) return TD_OK; /* its forward was looked at */
-    if (x->device != NULL) return TD_OK; /* nobody knows yet */
+    stage_forward(r->ctx, c, a);
+    const bool ends = k->segments == 0 || k->segment + 1 == k->segments;
+    if (m->kind == PASS_R || !ends) return TD_OK; /* a recompute's forward was looked at */
+    if (x->device != NULL) return TD_OK;          /* nobody knows yet */
     double *const loss =
         &x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch];
     if (c->at.head && c->at.vocab_rows == 0 && p->ranks[r->index].shard == 0)

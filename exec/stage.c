@@ -72,6 +72,7 @@ static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code
     *m = model_shard(z->model, z->run.tp);
     c->m = m;
     c->vocab = z->model->vocab;
+    c->shards = z->run.tp < 1 ? 1 : z->run.tp;
     c->at = sizes_stage(z, stage);
     c->recompute = z->run.recompute;
     c->batch = z->run.micro_batch;

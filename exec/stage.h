@@ -16,6 +16,7 @@ typedef struct stage_code {
     int64_t batch, seq, rows;
     int64_t element_bytes; /* of weights and activations; of type float * all the same: k_ops.h */
     int64_t vocab;         /* of the whole model: m is one shard's share of it */
+    int64_t shards;        /* tensor-parallel degree */
     int64_t whole; /* tokens of a sequence; more than seq where microbatches are cut in slices */
     bool split;    /* its backward is an input and a weight gradient */
     stash_layout stash, stash_w, wstash; /* split: F to I, F to W, I to W; else the first: F to B */
@@ -52,15 +53,12 @@ typedef struct stage_kv {
     int64_t len;
 } stage_kv;
 
-/* The other tensor-parallel shards of a stage, as its passes see them. */
-typedef struct stage_shards {
-    int32_t index, size;
-    void *self;
-    /* Sums n elements over the shards, in their order, into all of them. */
-    void (*sum)(void *self, float *data, int64_t n);
-    /* data: [size * each]; each shard has filled its own piece and gets all of them. */
-    void (*gather)(void *self, float *data, int64_t each);
-} stage_shards;
+/* One segment of a pass that is cut where tensor-parallel shards wait for each other
+ * (costmodel/segments.h): a pass walks over all of itself and does what lies between two cuts. */
+typedef struct stage_cut {
+    int32_t segment; /* to be done */
+    int32_t at;      /* how many cuts the walk is behind */
+} stage_cut;
 
 /* The buffers of one pass; those that the stage's place leaves out are NULL. */
 typedef struct stage_args {
@@ -83,7 +81,8 @@ typedef struct stage_args {
     double loss;       /* out: of the pass's rows, divided by the microbatch's counted targets */
     double *loss_at;   /* where it goes instead, if not NULL */
     double row_weight; /* 1 / the microbatch's counted targets; 0: the stage counts */
-    const stage_shards *shards;           /* NULL: there is one */
+    int32_t shard;     /* of how many the stage's code says */
+    stage_cut *cut;    /* NULL: the pass is not cut */
     const int32_t *row_ids, *row_targets; /* set by the stage: of the pass's rows [N] */
 } stage_args;
 

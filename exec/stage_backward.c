@@ -140,7 +140,6 @@ static void mlp_backward(const back *b, int64_t l, const layer_view *v, const la
         input_gradient(b, d.hidden, d.ffn, stage_skip(c, s->up, d.ffn), d.up, w_up, 1.0f,
                        b->narrow);
     }
-    stage_sum(b->p, b->narrow, d.rows * d.hidden);
 }
 
 /* Where the gradients of a layer's keys are added up over the slices; those of its values follow.
@@ -200,18 +199,22 @@ static void attention_backward(const back *b, int64_t l, const layer_view *v, co
                                (size_t)(d.rows * d.qkv * c->element_bytes));
     input_gradient(b, d.hidden, d.qkv, s->qkv, d.qkv, stage_weight(c, b->p, l, PARAM_QKV_WEIGHT),
                    0.0f, b->narrow);
-    stage_sum(b->p, b->narrow, d.rows * d.hidden);
 }
 
 /* Norms before the products; the residual stream passes them by. */
 static void pre_norm_backward(const back *b, int64_t l, const layer_view *v, const layer_slots *s)
 {
     const float *const x = stage_level(b->c, b->p, l);
-    mlp_backward(b, l, v, s);
-    norm_backward(b, l, PARAM_NORM2_WEIGHT, b->narrow, v->sum1, v->mean2, v->rstd2, b->cur,
-                  s->sum1);
-    attention_backward(b, l, v, s);
-    norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, x, v->mean1, v->rstd1, s->sum1, s->in);
+    if (stage_now(b->p)) mlp_backward(b, l, v, s);
+    stage_pass_cut(b->p);
+    if (stage_now(b->p)) {
+        norm_backward(b, l, PARAM_NORM2_WEIGHT, b->narrow, v->sum1, v->mean2, v->rstd2, b->cur,
+                      s->sum1);
+        attention_backward(b, l, v, s);
+    }
+    stage_pass_cut(b->p);
+    if (stage_now(b->p))
+        norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, x, v->mean1, v->rstd1, s->sum1, s->in);
 }
 
 /* Norms behind the sums: the gradient of each sum goes to the product and past it. */
@@ -255,7 +258,7 @@ static void layer_backward(back *b, int64_t l)
     if (c->recompute == RECOMPUTE_FULL) {
         stage_layer_inner(b->ctx, c, b->p, l, &v, stage_level(c, b->p, l), NULL, NULL, true);
         if (stage_post_norm(c)) bert_layer_end(b->ctx, c, b->p, l, &v, b->narrow);
-    } else if (c->recompute == RECOMPUTE_SELECTIVE) {
+    } else if (c->recompute == RECOMPUTE_SELECTIVE && stage_now(b->p)) {
         stage_attend(b->ctx, c, b->p, l, &v);
     }
     if (stage_post_norm(c))
@@ -275,13 +278,14 @@ static const float *logits_gradient(const back *b, long first)
     const long n = stage_piece(c, first);
     float *const logits = at_bytes(p->scratch, c->scratch.logits);
     double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
+    if (c->shards > 1) {
+        shard_dlogits(b->ctx, c, p, first, logits);
+        return logits;
+    }
     stage_logits(b->ctx, c, p, first, n, logits);
-    if (p->shards != NULL)
-        shard_loss(c, p, first, n, logits, losses, logits);
-    else
-        (void)k_ops_of(b->ctx)->xent(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld,
-                                     p->row_targets + first, stage_loss_scale(c, p), losses, NULL,
-                                     logits);
+    (void)k_ops_of(b->ctx)->xent(b->ctx, n, c->m->vocab, logits, c->stash.logits_ld,
+                                 p->row_targets + first, stage_loss_scale(c, p), losses, NULL,
+                                 logits);
     return logits;
 }
 
@@ -297,14 +301,16 @@ static void head_backward(back *b)
         b->cur = dx;
         return;
     }
-    for (long r = 0; r < c->rows; r += c->scratch.logits_rows) {
+    for (long r = 0; r < c->rows && stage_now(p); r += c->scratch.logits_rows) {
         const float *const dlogits = logits_gradient(b, r);
         k_ops_of(b->ctx)->gemm(b->ctx, false, false, stage_piece(c, r), hidden, c->m->vocab, 1.0f,
                                dlogits, c->stash.logits_ld, stage_head_weight(c, p), hidden, 0.0f,
                                stage_skip(c, b->narrow, r * hidden), hidden);
         if (!head_is_split(c)) head_weights(b, r, dlogits);
     }
-    stage_sum(p, b->narrow, c->rows * hidden);
+    stage_pass_cut(p);
+    b->cur = dx;
+    if (!stage_now(p)) return;
     if (stage_post_norm(c)) {
         float *const ddense = head_is_split(c) ? STAGE_KEPT(c, p, head_dense) : b->narrow;
         bert_transform_backward(b->ctx, c, p, b->narrow, ddense, dx);
@@ -313,7 +319,6 @@ static void head_backward(back *b)
         norm_backward(b, -1, PARAM_FINAL_NORM_WEIGHT, b->narrow, x, STAGE_KEPT(c, p, final_mean),
                       STAGE_KEPT(c, p, final_rstd), NULL, dx);
     }
-    b->cur = dx;
 }
 
 /* All that is not left to the weights' pass. */
@@ -334,12 +339,13 @@ static void walk_back(k_ctx *ctx, const stage_code *c, stage_args *p)
     b.delta = at_bytes(p->scratch, c->scratch.delta);
     if (c->at.head) head_backward(&b);
     for (int64_t l = c->at.n_layers; l-- > 0;) layer_backward(&b, l);
+    if (!stage_now(p)) return;
     if (c->at.embedding && !whole && b.cur != p->dinput)
         k_ops_of(ctx)->copy(ctx, p->dinput, b.cur,
                             (size_t)(b.d.rows * b.d.hidden * c->element_bytes));
     if (c->at.embedding && stage_post_norm(c))
         bert_embed_backward(ctx, c, p, b.cur, b.grad);
-    else if (c->at.embedding && p->shards != NULL)
+    else if (c->at.embedding && c->shards > 1)
         shard_embed_backward(c, p, b.cur);
     else if (c->at.embedding)
         k_ops_of(ctx)->embed_bwd(ctx, b.d.rows, c->seq, p->prefix, b.d.hidden, p->row_ids, b.cur,
@@ -351,7 +357,7 @@ void stage_backward(k_ctx *ctx, const stage_code *c, stage_args *p) { walk_back(
 
 void stage_input_gradient(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
-    stage_touch_end(ctx, p->wstash, c->wstash.bytes);
+    if (stage_now(p)) stage_touch_end(ctx, p->wstash, c->wstash.bytes);
     walk_back(ctx, c, p);
 }
 

@@ -64,21 +64,28 @@ static void project_qkv(k_ctx *ctx, const stage_code *c, const stage_args *p, in
     }
 }
 
-void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
-                       const layer_view *v, float *x, const float *bias, const float *res,
-                       bool again)
+/* The layer's attention: sum1 without its bias and the residual. */
+static void attention_forward(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
+                              const layer_view *v, float *x, const float *bias, const float *res,
+                              bool again)
 {
     const stage_dims d = stage_dims_of(c);
-    const model_desc *const m = c->m;
-    const bool post = stage_post_norm(c); /* then y1 is x */
-    if (!post)
+    if (!stage_post_norm(c)) /* else y1 is x */
         stage_norm(ctx, c, x, bias, res, stage_weight(c, p, l, PARAM_NORM1_WEIGHT),
                    stage_weight(c, p, l, PARAM_NORM1_BIAS), v->y1, v->mean1, v->rstd1);
     project_qkv(ctx, c, p, l, v, again);
     stage_attend(ctx, c, p, l, v);
     stage_project(ctx, d.rows, d.attn, d.hidden, v->o, stage_weight(c, p, l, PARAM_OUT_WEIGHT),
                   v->sum1, d.hidden);
-    stage_sum(p, v->sum1, d.rows * d.hidden);
+}
+
+/* The layer's MLP without its last product. */
+static void mlp_forward(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
+                        const layer_view *v, const float *x)
+{
+    const stage_dims d = stage_dims_of(c);
+    const model_desc *const m = c->m;
+    const bool post = stage_post_norm(c);
     const param_kind norm = post ? PARAM_NORM1_WEIGHT : PARAM_NORM2_WEIGHT;
     stage_norm(ctx, c, v->sum1, stage_weight(c, p, l, PARAM_OUT_BIAS), x,
                stage_weight(c, p, l, norm), stage_weight(c, p, l, norm + 1), v->y2,
@@ -95,6 +102,15 @@ void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int
         k_ops_of(ctx)->gelu_fwd(ctx, stage_gelu(c), d.rows, d.ffn, v->up,
                                 stage_weight(c, p, l, PARAM_UP_BIAS), v->act);
     }
+}
+
+void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
+                       const layer_view *v, float *x, const float *bias, const float *res,
+                       bool again)
+{
+    if (stage_now(p)) attention_forward(ctx, c, p, l, v, x, bias, res, again);
+    stage_pass_cut(p);
+    if (stage_now(p)) mlp_forward(ctx, c, p, l, v, x);
 }
 
 void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long first, long n,
@@ -119,6 +135,10 @@ static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *
                whole ? STAGE_KEPT(c, p, final_out) : p->output, STAGE_KEPT(c, p, final_mean),
                STAGE_KEPT(c, p, final_rstd));
     if (!whole) return;
+    if (c->shards > 1) {
+        shard_softmax(ctx, c, p);
+        return;
+    }
     double *const losses = (double *)(void *)(p->scratch + c->scratch.losses);
     const float scale = stage_loss_scale(c, p);
     float *const kept = STAGE_KEPT(c, p, dlogits);
@@ -128,12 +148,8 @@ static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *
         float *const logits =
             kept != NULL ? stage_skip(c, kept, r * ld) : at_bytes(p->scratch, c->scratch.logits);
         stage_logits(ctx, c, p, r, n, logits);
-        float *const dlogits = kept != NULL ? logits : NULL;
-        if (p->shards != NULL)
-            shard_loss(c, p, r, n, logits, losses + r, dlogits);
-        else
-            (void)k_ops_of(ctx)->xent(ctx, n, vocab, logits, ld, p->row_targets + r, scale,
-                                      losses + r, NULL, dlogits);
+        (void)k_ops_of(ctx)->xent(ctx, n, vocab, logits, ld, p->row_targets + r, scale, losses + r,
+                                  NULL, kept != NULL ? logits : NULL);
     }
     k_ops_of(ctx)->loss_sum(ctx, c->rows, losses, stage_row_weight(c, p),
                             p->loss_at != NULL ? p->loss_at : &p->loss);
@@ -155,30 +171,61 @@ static void embed_rest(k_ctx *ctx, const stage_code *c, const stage_args *p)
                                 (size_t)(n * c->element_bytes));
 }
 
+static void embed_forward(k_ctx *ctx, const stage_code *c, const stage_args *p)
+{
+    const stage_dims d = stage_dims_of(c);
+    if (c->at.vocab_rows > 0)
+        embed_rest(ctx, c, p);
+    else if (stage_post_norm(c))
+        bert_embed(ctx, c, p);
+    else if (c->shards > 1)
+        shard_embed(c, p, stage_level(c, p, 0));
+    else
+        k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, p->prefix, d.hidden, p->row_ids,
+                                 stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
+                                 stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL,
+                                 stage_level(c, p, 0));
+}
+
+/* Behind the layers: the head, or the stage's output. */
+static void end_forward(k_ctx *ctx, const stage_code *c, stage_args *p, const float *bias,
+                        const float *res)
+{
+    const stage_dims d = stage_dims_of(c);
+    float *const x = stage_level(c, p, c->at.n_layers);
+    if (c->at.head) {
+        if (stage_now(p)) head_forward(ctx, c, p, x, bias, res);
+        if (c->shards == 1) return;
+        stage_pass_cut(p);
+        if (stage_now(p)) shard_loss(ctx, c, p);
+        return;
+    }
+    if (!stage_now(p)) return;
+    /* the same sum in the same order as the norm of a next layer would form it */
+    if (bias != NULL) k_ops_of(ctx)->bias_add(ctx, d.rows, d.hidden, x, d.hidden, bias);
+    if (res != NULL) k_ops_of(ctx)->add(ctx, d.rows * d.hidden, x, res, x);
+}
+
+static void begin_forward(k_ctx *ctx, const stage_code *c, const stage_args *p)
+{
+    stage_touch_end(ctx, p->stash, c->stash.bytes);
+    if (c->split) stage_touch_end(ctx, p->stash_w, c->stash_w.bytes);
+    stage_touch_end(ctx, p->scratch, c->scratch.bytes);
+}
+
 void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
 {
     const stage_dims d = stage_dims_of(c);
     const float *bias = NULL, *res = NULL;
-    stage_touch_end(ctx, p->stash, c->stash.bytes);
-    if (c->split) stage_touch_end(ctx, p->stash_w, c->stash_w.bytes);
-    stage_touch_end(ctx, p->scratch, c->scratch.bytes);
+    if (stage_now(p)) begin_forward(ctx, c, p);
     if (stage_passes_on(c)) {
         k_ops_of(ctx)->copy(ctx, p->output, p->input,
                             (size_t)(d.rows * d.hidden * c->element_bytes));
         return;
     }
     stage_find_rows(ctx, c, p);
-    if (c->at.embedding && c->at.vocab_rows > 0)
-        embed_rest(ctx, c, p);
-    else if (c->at.embedding && stage_post_norm(c))
-        bert_embed(ctx, c, p);
-    else if (c->at.embedding && p->shards != NULL)
-        shard_embed(c, p, stage_level(c, p, 0));
-    else if (c->at.embedding)
-        k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, p->prefix, d.hidden, p->row_ids,
-                                 stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
-                                 stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL,
-                                 stage_level(c, p, 0));
+    if (c->at.embedding && stage_now(p)) embed_forward(ctx, c, p);
+    if (c->at.embedding) stage_pass_cut(p);
     for (int64_t l = 0; l < c->at.n_layers; l++) {
         const layer_view v = stage_layer_view(c, p, l);
         float *const x = stage_level(c, p, l), *const out = stage_level(c, p, l + 1);
@@ -187,18 +234,12 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
             bert_layer_end(ctx, c, p, l, &v, out);
             continue;
         }
-        stage_project(ctx, d.rows, d.ffn, d.hidden, v.act, stage_weight(c, p, l, PARAM_DOWN_WEIGHT),
-                      out, d.hidden);
-        stage_sum(p, out, d.rows * d.hidden);
+        if (stage_now(p))
+            stage_project(ctx, d.rows, d.ffn, d.hidden, v.act,
+                          stage_weight(c, p, l, PARAM_DOWN_WEIGHT), out, d.hidden);
+        stage_pass_cut(p);
         bias = stage_weight(c, p, l, PARAM_DOWN_BIAS);
         res = v.sum1;
     }
-    float *const x = stage_level(c, p, c->at.n_layers);
-    if (c->at.head) {
-        head_forward(ctx, c, p, x, bias, res);
-        return;
-    }
-    /* the same sum in the same order as the norm of a next layer would form it */
-    if (bias != NULL) k_ops_of(ctx)->bias_add(ctx, d.rows, d.hidden, x, d.hidden, bias);
-    if (res != NULL) k_ops_of(ctx)->add(ctx, d.rows * d.hidden, x, res, x);
+    end_forward(ctx, c, p, bias, res);
 }

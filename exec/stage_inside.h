@@ -57,17 +57,28 @@ static inline void stage_touch_end(k_ctx *ctx, char *buffer, int64_t bytes)
     if (bytes >= GAP_BYTES) k_ops_of(ctx)->zero(ctx, buffer + bytes - GAP_BYTES, GAP_BYTES);
 }
 
-/* --- stage_tp.c: nothing to do where there is one shard --- */
+/* Whether what comes next in the walk over a pass is in the segment to be done. */
+static inline bool stage_now(const stage_args *p)
+{
+    return p->cut == NULL || p->cut->at == p->cut->segment;
+}
+/* The walk comes to a cut. */
+static inline void stage_pass_cut(const stage_args *p)
+{
+    if (p->cut != NULL) p->cut->at++;
+}
 
-/* Over the shards, in place. */
-void stage_sum(const stage_args *p, float *data, int64_t n);
-/* Level 0, and the gradients of the tables: each shard has the rows of its own words. */
+/* --- stage_tp.c: what one of several shards does otherwise --- */
+
+/* This shard's part of level 0, and the gradients of its tables: the rows of its own words. */
 void shard_embed(const stage_code *c, const stage_args *p, float *x);
 void shard_embed_backward(const stage_code *c, const stage_args *p, const float *dy);
-/* The losses of rows [first_row, first_row + n) and the gradient of this shard's logits [n,
- * logits_ld], which may lie over them; NULL: not wanted. */
-void shard_loss(const stage_code *c, const stage_args *p, long first_row, long n,
-                const float *logits, double *losses, float *dlogits);
+/* The softmax over this shard's words, and the statistics that all shards join; then, with those,
+ * the loss and the gradient of the shard's logits where it is kept. */
+void shard_softmax(k_ctx *ctx, const stage_code *c, const stage_args *p);
+void shard_loss(k_ctx *ctx, const stage_code *c, stage_args *p);
+/* The gradient of the logits of a piece, made again. */
+void shard_dlogits(k_ctx *ctx, const stage_code *c, const stage_args *p, long first, float *logits);
 
 /* Whether norms follow the sums (BERT) instead of preceding the products. */
 static inline bool stage_post_norm(const stage_code *c) { return c->m->family == MODEL_BERT; }

@@ -48,7 +48,7 @@ int64_t worker_bytes(const executor *x, uint32_t task)
     const plan *const p = x->p;
     const plan_task *const t = &p->tasks[task];
     const plan_class *const c = &p->classes[t->cls];
-    if (t->kind != TASK_COLL || c->detail != COLL_VOCAB_STATS || t->first_use == t[1].first_use)
+    if (t->kind != TASK_COLL || c->purpose != PURPOSE_C1 || t->first_use == t[1].first_use)
         return c->bytes;
     const uint32_t rank = plan_task_rank(p, task), b = use_buffer_of(p->uses[t->first_use]);
     return p->bclasses[p->buffers[p->ranks[rank].first_buffer + b].bclass].bytes;
@@ -121,7 +121,6 @@ static td_status join_at(executor *x, exec_rank *r, uint32_t position, td_err *e
 td_status worker_run(executor *x, exec_rank *r, td_err *err)
 {
     const plan_stream *const s = plan_compute(x->p, r->index);
-    exec_shards_begin(r);
     r->n_posted = 0;
     r->spoilt = false;
     for (uint32_t i = 0; i < r->n_posts; i++) r->posts[i].op.done = false;

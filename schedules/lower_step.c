@@ -93,7 +93,9 @@ static td_status step_norm(collect *c, td_err *err)
     for (int32_t row = 0; row < l->s->n_rows; row++)
         for (int32_t d = 0; row_trains(c->in, row) && d < l->replicas; d++)
             ranks[n++] = lower_rank(l, row, d);
-    if (n <= 1) return TD_OK;
+    /* the shards of a single rank will have a norm to sum as well */
+    const bool unfolds = l->o->shards && l->tp > 1;
+    if (n <= 1 && !unfolds) return TD_OK;
     collective item = {
         .when = UINT64_MAX, .kind = COLL_ALL_REDUCE, .purpose = PURPOSE_NORM, .m = -1};
     TD_TRY(sizes_bytes(l->o->sizes, SIZE_NORM, 0, 0, 0, &item.bytes, err));
