@@ -9,10 +9,11 @@ td_status unfold_channels(unfold *u, td_err *err)
         const old_rank *const src = &u->ranks[p->channels[i].src];
         const old_rank *const dst = &u->ranks[p->channels[i].dst];
         if (src->shards != dst->shards)
-            return td_fail(err, TD_EUSAGE,
-                           "tensor-parallel degrees %u and %u of rows that talk: shards of rows "
-                           "are executed where all have one degree",
-                           src->shards, dst->shards);
+            return td_fail(
+                err, TD_EUSAGE,
+                "merged forward ranks are not executed: tensor-parallel degrees %u and %u of "
+                "rows that talk must be equal",
+                src->shards, dst->shards);
         u->channel[i] = n;
         n += src->shards;
     }
