@@ -111,14 +111,12 @@ td_status pass_cuts_of(const sizes *z, const cut_query *q, td_arena *a, pass_cut
     cutter c = {.z = z, .q = q};
     TD_TRY(sizes_dims(z, q->stage, q->slice_len, &c.d, err));
     if (c.d.bert || z->run.sequence_parallel || c.d.stage->vocab_rows > 0)
-        return td_fail(
-            err, TD_EUSAGE,
-            "--tp %lld: shards of %s are not executed one by one; legal: GPT-2 and Llama "
-            "models, without --sequence-parallel, whole vocabulary layers",
-            (long long)z->run.tp,
-            c.d.bert                   ? "a BERT model"
-            : z->run.sequence_parallel ? "sequences"
-                                       : "a sharded vocabulary");
+        return td_fail(err, TD_EUSAGE,
+                       "--tp %lld: shards are no ranks of their own yet with %s; leave it out",
+                       (long long)z->run.tp,
+                       c.d.bert                   ? "BERT-style models"
+                       : z->run.sequence_parallel ? "sequence parallelism"
+                                                  : "sharded vocabulary layers");
     TD_TRY(find_layouts(&c, err));
     c.cuts = TD_NEW_N(a, pass_cut, 3 * c.d.stage->n_layers + 2);
     if (c.cuts == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the cuts of a pass");

@@ -208,7 +208,7 @@ static void refusals(void **state)
     lower_options o = {.sizes = &r.z, .dp = 1, .tp = 2, .shards = true, .lookahead = 1};
     plan p;
     r.z.run.sequence_parallel = true;
-    T_FAILS(plan_lower(&r.s, &o, *state, &p, &err), TD_EUSAGE, &err, "--sequence-parallel");
+    T_FAILS(plan_lower(&r.s, &o, *state, &p, &err), TD_EUSAGE, &err, "sequence parallelism");
     r.z.run.sequence_parallel = false;
     const sizes units = {.n_stages = r.s.n_stages, .chunks = 1};
     o.sizes = &units;
