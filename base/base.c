@@ -74,7 +74,7 @@ int td_exit_code(td_status code)
 /* --- memory --- */
 
 enum { ARENA_ALIGN = 64 };
-static const size_t arena_block_least = (size_t)1 << 20, arena_block_most = (size_t)1 << 26;
+static const size_t arena_block_least = (size_t)1 << 16, arena_block_most = (size_t)1 << 26;
 static const size_t huge_page = (size_t)1 << 21;
 
 typedef struct arena_block {
@@ -166,7 +166,7 @@ static arena_block *block_again(td_arena *a, size_t bytes)
 /* A block with that much room. Blocks grow with the arena, so that many arrays share one. */
 static arena_block *block_with(td_arena *a, size_t bytes)
 {
-    size_t room = a->reserved / 2;
+    size_t room = a->reserved;
     if (room < arena_block_least) room = arena_block_least;
     if (room > arena_block_most) room = arena_block_most;
     arena_block *b = block_again(a, bytes);
