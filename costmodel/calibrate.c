@@ -93,6 +93,13 @@ static bool selects(const selection *sel, const sample *x)
     return x->pass == sel->pass && x->part == sel->part && x->recompute == sel->recompute;
 }
 
+/* Only layers look at other tokens, and not for their weights' gradients: those are products of the
+ * slice's own rows. */
+static bool sees_others(pass_kind pass, stage_part part)
+{
+    return part == PART_LAYERS && pass != PASS_W;
+}
+
 static fit_row row_of(const fitter *f, const sample *x)
 {
     const double amount = (double)x->amount;
@@ -101,8 +108,8 @@ static fit_row row_of(const fitter *f, const sample *x)
     const double tokens = (double)x->micro_batch * (double)x->slice_len;
     const double seen = tokens * profile_context(f->causal, x->slice_len, x->prefix);
     const double layers = x->part == PART_LAYERS ? (double)x->layers : 1;
-    /* only layers look at other tokens */
-    return (fit_row){{layers, layers * tokens, x->part == PART_LAYERS ? layers * seen : 0}, x->ns};
+    const double others = sees_others(x->pass, x->part) ? layers * seen : 0;
+    return (fit_row){{layers, layers * tokens, others}, x->ns};
 }
 
 /* Where what contexts add has a fit of its own, the pass's fit is of slices without one. */
@@ -140,7 +147,7 @@ static void report_open(fitter *f, const char *what, const selection *sel, unsig
                      "%s: no change with tokens could be determined; predictions hold "
                      "for the measured length alone\n",
                      what);
-    if (sel->what == SAMPLE_PASS && sel->part == PART_LAYERS && (used & 4u) == 0)
+    if (sel->what == SAMPLE_PASS && sees_others(sel->pass, sel->part) && (used & 4u) == 0)
         td_text_addf(f->report,
                      "%s: attention's share could not be told apart; measure several "
                      "lengths and micro-batches\n",

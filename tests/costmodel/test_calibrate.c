@@ -267,12 +267,38 @@ static void finds_contexts(void **state)
     }
 }
 
+/* The gradients of weights are products of a slice's own rows: however their times bend, no
+ * attention is read out of them. */
+static void weights_see_no_others(void **state)
+{
+    td_arena *const a = *state;
+    td_err err = {0};
+    td_rng rng = td_rng_seed(3);
+    const truth t = draw_truth(&rng);
+    samples s = make_samples(a, &t, &rng);
+    const size_t n = s.n;
+    for (size_t i = 0; i < n; i++) {
+        sample x = s.items[i];
+        if (x.what != SAMPLE_PASS || x.part != PART_LAYERS) continue;
+        x.pass = PASS_W;
+        add(&s, x);
+    }
+    profile p;
+    td_text report = {0};
+    T_OK(calibrate_fit(&s, &p, &report, &err), &err);
+    assert_true(p.pass[0][PASS_F][PART_LAYERS].c[2].value > 0);
+    assert_true(p.pass[0][PASS_W][PART_LAYERS].n > 0);
+    assert_true(p.pass[0][PASS_W][PART_LAYERS].c[2].value == 0);
+    assert_null(strstr(report.s, "pass W of layers: attention"));
+    td_text_free(&report);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         WITH_ARENA(finds_contexts),    WITH_ARENA(recovers_speeds),
         WITH_ARENA(says_what_is_open), WITH_ARENA(no_interval_is_read_back),
-        WITH_ARENA(refuses_nonsense),
+        WITH_ARENA(refuses_nonsense),  WITH_ARENA(weights_see_no_others),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
