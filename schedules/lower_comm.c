@@ -157,14 +157,17 @@ static uint32_t send_gate(const lowering *l, const message *m)
     return node == NODE_NONE || node <= m->src_node ? m->src_node : node - 1;
 }
 
-/* Posted `lookahead` passes before the consumer starts, or where the trail has it. */
+/* Its gate stands `lookahead` passes before its join, as a send's join stands --send-window passes
+ * behind its gate: 1 posts it when the pass before the consumer has ended. Or where the trail has
+ * it.
+ */
 static uint32_t recv_gate(const lowering *l, const message *m)
 {
     const uint32_t node = trail_node(l, m, false);
     if (node != NODE_NONE && node <= m->dst_node)
         return node > l->ix->row_first[m->dst_row] ? node - 1 : NODE_NONE;
     const uint32_t position = m->dst_node - l->ix->row_first[m->dst_row];
-    const uint32_t back = (uint32_t)l->o->lookahead + 1;
+    const uint32_t back = l->o->lookahead < 1 ? 1 : (uint32_t)l->o->lookahead;
     return position >= back ? m->dst_node - back : NODE_NONE;
 }
 

@@ -175,8 +175,8 @@ const cli_option request_options[REQUEST_OPTION_COUNT] = {
      .def = "1",
      .min = 0,
      .max = 1000000,
-     .help = "compute tasks by which a receive is posted early; 0 with --send-window 1: sends and "
-             "receives block, one after the other"},
+     .help = "compute tasks from a receive's post to its use; 1: it is posted once the pass before "
+             "has ended; 0: so too, and with --send-window 1 calls block one after the other"},
     {.kind = CLI_INT,
      .name = "send-window",
      .arg = "N",

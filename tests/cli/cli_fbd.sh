@@ -57,4 +57,15 @@ says '*"bitwise": true*"copies_equal": true*"memory_exact": true*"pass": true*'
 expect 0 '' pexec check --schedule fbd --pp 2 -m 2 --tp 2 --model tiny-gpt2 --seq-len 16 --json
 says '*"ranks": 8*"copies_equal": true*"memory_exact": true*"pass": true*'
 
+# sends that block, receives that are posted when the pass before has ended
+for pair in direct:45 lagged:33; do
+    expect 0 '' psim run --schedule fbd --opt topology=${pair%:*} --pp 4 --microbatches 8 \
+        --times F=1,B=2 --protocol rendezvous --send-window 1 --json
+    says "*\"step_ns\":${pair#*:}000000,*"
+done
+# what an actor simulator of messages that leave once they are wanted measured: 352, not 337
+expect 0 '' psim run --schedule 1f1b --pp 8 --microbatches 64 --times F=1,B=2,comm=1 \
+    --protocol rendezvous --json
+says '*"step_ns":352000000,*'
+
 finish

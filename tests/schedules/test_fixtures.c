@@ -108,7 +108,7 @@ static int64_t position(const plan *p, uint32_t rank, uint32_t task)
 }
 
 /* Rank 3 runs F0.0 F0.1 I0.1 F1.0 I0.0 F1.1 I1.1 F2.0 I1.0 W0.1 F2.1 ...: a receive joins the
- * forward that needs it and is posted one pass before, so its gate is the pass before that one.
+ * forward that needs it, and its gate stands one pass before that: posted when that one has ended.
  * With unit times I0.1 starts at 5 there and at 6 on rank 2, where it consumes the gradient; the
  * first pass of rank 3 behind that in the order of (time, rank) is F1.0, at 6 as well. */
 static void test_seq1f1b_zb_plan(void **state)
@@ -118,8 +118,8 @@ static void test_seq1f1b_zb_plan(void **state)
     static const struct {
         uint32_t m, k;
         int64_t gate, join;
-    } want[] = {{0, 0, -1, 0}, {0, 1, -1, 1}, {1, 0, 1, 3},
-                {1, 1, 3, 5},  {2, 0, 5, 7},  {2, 1, 8, 10}};
+    } want[] = {{0, 0, -1, 0}, {0, 1, 0, 1}, {1, 0, 2, 3},
+                {1, 1, 4, 5},  {2, 0, 6, 7}, {2, 1, 9, 10}};
     assert_int_equal(recv->n_tasks, 8);
     for (uint32_t i = 0; i < 6; i++) {
         const plan_task *const t = &p.tasks[recv->first_task + i];

@@ -43,7 +43,8 @@ bidir_result bidir_run(td_arena *a, const bidir_query *q)
     const lower_options lower = {.sizes = &z,
                                  .dp = 1,
                                  .tp = 1,
-                                 .lookahead = 1,
+                                 /* a receive posted late holds its sender */
+                                 .lookahead = q->rendezvous ? 2 : 1,
                                  .mapping = q->mapping,
                                  .no_step = true,
                                  .keep_sync = q->synced};

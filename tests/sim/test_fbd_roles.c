@@ -41,20 +41,20 @@ static int most_alive(const fbd_run *r, uint32_t rank, use_role role)
     return most;
 }
 
-/* A lagged forward rank holds W + 1 inputs, one more with look-ahead; a backward rank one graph
- * and the input under it. */
+/* A lagged forward rank holds W + 1 inputs, one more for each pass of look-ahead; a backward rank
+ * one graph and the input under it. */
 static void test_held(void **state)
 {
     for (int32_t p = 2; p <= 8; p *= 2)
-        for (int32_t lookahead = 0; lookahead < 2; lookahead++) {
+        for (int32_t lookahead = 1; lookahead < 3; lookahead++) {
             fbd_case k = fbd_unit(p, 12, true);
             k.model = &llama;
             k.lookahead = lookahead;
             fbd_run r;
             fbd_lower(&k, *state, &r);
             for (int32_t s = 1; s < p; s++) {
-                assert_int_equal(most_alive(&r, (uint32_t)s, ROLE_INPUT), p - s + lookahead);
-                assert_int_equal(most_alive(&r, (uint32_t)(p + s), ROLE_INPUT), 1 + lookahead);
+                assert_int_equal(most_alive(&r, (uint32_t)s, ROLE_INPUT), p - s + lookahead - 1);
+                assert_int_equal(most_alive(&r, (uint32_t)(p + s), ROLE_INPUT), lookahead);
                 assert_int_equal(most_alive(&r, (uint32_t)(p + s), ROLE_STASH), 1);
                 assert_int_equal(most_alive(&r, (uint32_t)s, ROLE_STASH), 0);
             }
