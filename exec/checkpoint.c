@@ -1,6 +1,7 @@
 /* Writing and reading the state of a training. */
 #include "exec/checkpoint.h"
 #include "exec/safetensors.h"
+#include "exec/shard.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -92,18 +93,29 @@ typedef struct held_run {
     bool writer; /* of all copies this one is written */
 } held_run;
 
-/* Elements of a tensor of the file that an instance holds: all, or its shard's words. */
-typedef struct tensor_rows {
-    int64_t first, count;
-} tensor_rows;
-
-static tensor_rows rows_of(const store *s, const stage_code *c, uint32_t inst,
-                           const param_tensor *t)
+/* The n-th run of a tensor of the file that a rank holds of tensor i of an instance; false behind
+ * the last. */
+static bool run_of(const store *s, uint32_t rank, uint32_t inst, int64_t i, int64_t n,
+                   shard_run *out)
 {
+    const plan *const p = s->x->p;
+    const int32_t stage = p->insts[inst].stage;
+    const stage_code *const c = &s->x->stages[stage];
+    if (!c->at.shard) return shard_run_at(&s->x->whole[stage], c, p->ranks[rank].shard, i, n, out);
     int64_t first = 0;
-    if (!c->at.shard) return (tensor_rows){0, t->rows * t->cols};
-    const int64_t words = vocab_words(c, s->x->p->insts[inst].backward_row, &first);
-    return (tensor_rows){first * t->cols, words * t->cols};
+    const int64_t words = vocab_words(c, p->insts[inst].backward_row, &first);
+    const int64_t cols = c->params[i].cols;
+    *out = (shard_run){.whole = first * cols, .count = words * cols};
+    return n == 0;
+}
+
+/* Whether a rank's copy of a tensor may be the one that is written: of what all tensor-parallel
+ * shards hold, the first one's. */
+static bool may_write(const store *s, const stage_code *c, uint32_t rank, int64_t i)
+{
+    const bool whole = shard_is_whole((param_kind)c->params[i].kind);
+    return entry_of(s, c, i) == stage_tensor_entry(c, i) &&
+           (s->x->p->ranks[rank].shard == 0 || !whole);
 }
 
 typedef td_status (*use_run)(store *s, const held_run *r, td_err *err);
@@ -115,26 +127,42 @@ static td_status each_moment(store *s, uint32_t rank, uint32_t inst, bool first_
     const optimizer_share share = optimizer_share_of(s->x, rank, inst);
     float *const moments = exec_buffer(s->x, rank, SIZE_OPTIMIZER, inst);
     if (moments == NULL) return TD_OK;
-    for (int64_t i = 0; i < c->n_params; i++) {
-        const param_tensor *const t = &c->params[i];
-        const int64_t entry = entry_of(s, c, i);
-        const bool tied_copy = entry != stage_tensor_entry(c, i);
-        const tensor_rows rows = rows_of(s, c, inst, t);
-        for (int32_t k = 0; k < share.n; k++) {
-            const int64_t begin = share.pieces[k].first, end = begin + share.pieces[k].count;
-            const int64_t last = t->offset + rows.count;
-            const int64_t from = t->offset > begin ? t->offset : begin;
-            const int64_t to = last < end ? last : end;
-            if (from >= to) continue;
-            held_run r = {.entry = entry,
-                          .first = rows.first + from - t->offset,
-                          .count = to - from,
-                          .at = moments + share.pieces[k].moment + from - begin,
-                          .writer = !tied_copy && (first_copy || !share.whole)};
-            for (r.kind = KIND_FIRST; r.kind <= KIND_SECOND; r.kind++, r.at += share.moments)
-                TD_TRY(use(s, &r, err));
+    shard_run run;
+    for (int64_t i = 0; i < c->n_params; i++)
+        for (int64_t n = 0; run_of(s, rank, inst, i, n, &run); n++)
+            for (int32_t k = 0; k < share.n; k++) {
+                const int64_t begin = share.pieces[k].first, end = begin + share.pieces[k].count;
+                const int64_t at = c->params[i].offset + run.part, last = at + run.count;
+                const int64_t from = at > begin ? at : begin, to = last < end ? last : end;
+                if (from >= to) continue;
+                held_run r = {.entry = entry_of(s, c, i),
+                              .first = run.whole + from - at,
+                              .count = to - from,
+                              .at = moments + share.pieces[k].moment + from - begin,
+                              .writer = may_write(s, c, rank, i) && (first_copy || !share.whole)};
+                for (r.kind = KIND_FIRST; r.kind <= KIND_SECOND; r.kind++, r.at += share.moments)
+                    TD_TRY(use(s, &r, err));
+            }
+    return TD_OK;
+}
+
+/* The weights of an instance on a rank. */
+static td_status each_weight(store *s, uint32_t rank, uint32_t inst, bool first_copy, use_run use,
+                             td_err *err)
+{
+    const stage_code *const c = &s->x->stages[s->x->p->insts[inst].stage];
+    float *const weights = exec_buffer(s->x, rank, SIZE_WEIGHTS, inst);
+    shard_run run;
+    for (int64_t i = 0; weights != NULL && i < c->n_params; i++)
+        for (int64_t n = 0; run_of(s, rank, inst, i, n, &run); n++) {
+            const held_run r = {.entry = entry_of(s, c, i),
+                                .kind = KIND_WEIGHT,
+                                .first = run.whole,
+                                .count = run.count,
+                                .at = weights + c->params[i].offset + run.part,
+                                .writer = first_copy && may_write(s, c, rank, i)};
+            TD_TRY(use(s, &r, err));
         }
-    }
     return TD_OK;
 }
 
@@ -145,21 +173,9 @@ static td_status each_run(store *s, use_run use, td_err *err)
     for (uint32_t rank = 0; rank < p->n_ranks; rank++) {
         if (!exec_is_here(s->x, rank)) continue;
         for (uint32_t inst = 0; inst < p->n_insts; inst++) {
-            const stage_code *const c = &s->x->stages[p->insts[inst].stage];
-            float *const weights = exec_buffer(s->x, rank, SIZE_WEIGHTS, inst);
-            const bool first = p->insts[inst].pipe == 0 && exec_rank_of(s->x, inst, 0) == rank;
-            for (int64_t i = 0; weights != NULL && i < c->n_params; i++) {
-                const param_tensor *const t = &c->params[i];
-                const tensor_rows rows = rows_of(s, c, inst, t);
-                const int64_t entry = entry_of(s, c, i);
-                const held_run r = {.entry = entry,
-                                    .kind = KIND_WEIGHT,
-                                    .first = rows.first,
-                                    .count = rows.count,
-                                    .at = weights + t->offset,
-                                    .writer = first && entry == stage_tensor_entry(c, i)};
-                TD_TRY(use(s, &r, err));
-            }
+            const uint32_t trains = exec_rank_of(s->x, inst, 0) + (uint32_t)p->ranks[rank].shard;
+            const bool first = p->insts[inst].pipe == 0 && trains == rank;
+            TD_TRY(each_weight(s, rank, inst, first, use, err));
             if (s->kinds > 1) TD_TRY(each_moment(s, rank, inst, first, use, err));
         }
     }
@@ -291,8 +307,6 @@ static td_status write_all(store *s, const checkpoint_state *state, const char *
 td_status checkpoint_write(const executor *x, const checkpoint_state *state, const char *path,
                            td_err *err)
 {
-    if (x->whole != x->stages)
-        return td_fail(err, TD_EUSAGE, "checkpoints are not made of tensor-parallel shards yet");
     char beside[PATH_MAX];
     const int n = snprintf(beside, sizeof beside, "%s.tmp", path);
     if (n < 0 || (size_t)n >= sizeof beside || td_is_device(path))
@@ -437,8 +451,6 @@ static td_status read_all(store *s, checkpoint_state *out, td_err *err)
 
 td_status checkpoint_read(executor *x, const char *path, checkpoint_state *out, td_err *err)
 {
-    if (x->whole != x->stages)
-        return td_fail(err, TD_EUSAGE, "checkpoints are not made of tensor-parallel shards yet");
     *out = (checkpoint_state){0};
     store s = {.x = x, .a = td_arena_new(), .path = path, .kinds = KIND_COUNT, .fd = -1};
     const td_status st =

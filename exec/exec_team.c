@@ -63,6 +63,10 @@ static td_status share_part(executor *x, uint32_t rank, uint32_t inst, td_err *e
 static td_status share_gradients(executor *x, uint32_t rank, td_err *err)
 {
     const plan *const p = x->p;
+    if (x->whole != x->stages && x->z->run.zero1)
+        return td_fail(err, TD_EUSAGE,
+                       "--zero1: the gradients of shards that are processes are not put together; "
+                       "use --wire threads");
     for (uint32_t i = 0; x->whole != x->stages && i < p->n_insts; i++)
         if (plan_trains(&p->insts[i], p->ranks[rank].row)) TD_TRY(share_part(x, rank, i, err));
     if (x->whole != x->stages) return TD_OK;

@@ -250,16 +250,16 @@ static void hand_out(const executor *x, const exec_rank *r, uint32_t inst,
                      const optimizer_share *share, const float *g)
 {
     const int32_t stage = x->p->insts[inst].stage;
-    if (x->whole != x->stages) {
-        if (optimizer_hands_out(x, share, r->index, inst, inst))
-            shard_give(&x->whole[stage], &x->stages[stage], x->p->ranks[r->index].shard, g,
-                       x->step.grads_out[inst]);
-        return;
-    }
     for (uint32_t to = 0; to < x->p->n_insts; to++)
         for (int32_t k = 0; optimizer_hands_out(x, share, r->index, inst, to) && k < share->n; k++)
-            memcpy(x->step.grads_out[to] + share->pieces[k].first, g + share->pieces[k].first,
-                   (size_t)share->pieces[k].count * sizeof *g);
+            if (x->whole != x->stages)
+                shard_give_piece(&x->whole[stage], &x->stages[stage], x->p->ranks[r->index].shard,
+                                 g, share->pieces[k].first,
+                                 share->pieces[k].first + share->pieces[k].count,
+                                 x->step.grads_out[to]);
+            else
+                memcpy(x->step.grads_out[to] + share->pieces[k].first, g + share->pieces[k].first,
+                       (size_t)share->pieces[k].count * sizeof *g);
 }
 
 static td_status update(executor *x, exec_rank *r, uint32_t inst, const double *scale, td_err *err)

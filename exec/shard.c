@@ -57,32 +57,57 @@ static shard_rows rows_of(const stage_code *full, const stage_code *part, int32_
     }
 }
 
+bool shard_run_at(const stage_code *full, const stage_code *part, int32_t shard, int64_t i,
+                  int64_t n, shard_run *out)
+{
+    const param_tensor *const t = &full->params[i], *const own = &part->params[i];
+    const shard_rows r = rows_of(full, part, shard, t, own);
+    const int64_t all = t->rows * t->cols;
+    *out = (shard_run){.count = all};
+    if (own->rows * own->cols == all) return n == 0;
+    if (own->cols < t->cols) { /* a part of each row */
+        *out = (shard_run){n * t->cols + r.col, n * own->cols, own->cols};
+        return n < own->rows;
+    }
+    if (n >= r.n_runs) return false;
+    *out = (shard_run){.whole = r.from[n] * t->cols, .count = r.n[n] * t->cols};
+    for (int64_t k = 0; k < n; k++) out->part += r.n[k] * t->cols;
+    return true;
+}
+
 void shard_take(const stage_code *full, const stage_code *part, int32_t shard, const float *from,
                 float *to)
 {
+    shard_run run;
     for (int64_t i = 0; i < part->n_params; i++) {
         const param_tensor *const t = &full->params[i], *const own = &part->params[i];
-        const shard_rows r = rows_of(full, part, shard, t, own);
-        float *at = to + own->offset;
-        memset(at, 0, (size_t)(own->rows * own->cols) * sizeof *at);
-        for (int k = 0; k < r.n_runs; k++)
-            for (int64_t j = 0; j < r.n[k]; j++, at += own->cols)
-                memcpy(at, from + t->offset + (r.from[k] + j) * t->cols + r.col,
-                       (size_t)own->cols * sizeof *at);
+        memset(to + own->offset, 0, (size_t)(own->rows * own->cols) * sizeof *to);
+        for (int64_t n = 0; shard_run_at(full, part, shard, i, n, &run); n++)
+            memcpy(to + own->offset + run.part, from + t->offset + run.whole,
+                   (size_t)run.count * sizeof *to);
     }
 }
 
 void shard_give(const stage_code *full, const stage_code *part, int32_t shard, const float *from,
                 float *to)
 {
+    shard_give_piece(full, part, shard, from, 0, part->elements, to);
+}
+
+void shard_give_piece(const stage_code *full, const stage_code *part, int32_t shard,
+                      const float *from, int64_t begin, int64_t end, float *to)
+{
+    shard_run run;
     for (int64_t i = 0; i < part->n_params; i++) {
-        const param_tensor *const t = &full->params[i], *const own = &part->params[i];
-        const shard_rows r = rows_of(full, part, shard, t, own);
-        const float *at = from + own->offset;
+        const param_tensor *const t = &full->params[i];
         if (shard > 0 && shard_is_whole((param_kind)t->kind)) continue;
-        for (int k = 0; k < r.n_runs; k++)
-            for (int64_t j = 0; j < r.n[k]; j++, at += own->cols)
-                memcpy(to + t->offset + (r.from[k] + j) * t->cols + r.col, at,
-                       (size_t)own->cols * sizeof *at);
+        for (int64_t n = 0; shard_run_at(full, part, shard, i, n, &run); n++) {
+            const int64_t at = part->params[i].offset + run.part;
+            const int64_t first = at > begin ? at : begin;
+            const int64_t last = at + run.count < end ? at + run.count : end;
+            if (first < last)
+                memcpy(to + t->offset + run.whole + first - at, from + first,
+                       (size_t)(last - first) * sizeof *to);
+        }
     }
 }

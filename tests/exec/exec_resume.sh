@@ -67,6 +67,28 @@ for pieces in "" "--zero1"; do
     cmp "$work/whole/$last" "$work/on/$last" || complain "replicas $pieces: another state"
 done
 
+# ... and with tensors that lie in shards: the same shards go on to the bit; others, and none, to
+# within rounding
+final_loss() { sed 's/.*"loss": \([0-9.]*\).*/\1/' "$1"; }
+for shards in "--pp 2 --tp 2 --microbatches 4" "--pp 1 --tp 2 --dp 2 --zero1 --microbatches 2"; do
+    rm -rf "$work/whole" "$work/cut" "$work/on"
+    # shellcheck disable=SC2086
+    {
+    train4 --schedule 1f1b $shards --save "$work/whole" --save-every 4 --keep 0 >"$work/whole.json"
+    mkdir "$work/cut"
+    mv "$work/whole/step_0000000004.safetensors" "$work/cut"
+    train4 --schedule 1f1b $shards --resume "$work/cut" --save "$work/on" >/dev/null
+    }
+    cmp "$work/whole/$last" "$work/on/$last" || complain "shards $shards: another state"
+    for other in "--pp 2" "--pp 1 --tp 4" "--pp 1 --tp 2"; do
+        # shellcheck disable=SC2086
+        train --schedule 1f1b $other --microbatches 4 --resume "$work/cut" >"$work/other.json"
+        awk -v a="$(final_loss "$work/whole.json")" -v b="$(final_loss "$work/other.json")" \
+            'BEGIN { exit !(a > 1 && a - b < 1e-4 && b - a < 1e-4) }' ||
+            complain "shards $shards on $other: another loss"
+    done
+done
+
 # the newest ones stay
 rm -rf "$work/few"
 # shellcheck disable=SC2086

@@ -70,6 +70,15 @@ static void test_schedules(void **state)
     hold((exec_law){.model = &gpt2, .tp = 2}, "fbd", "weights=all-step", 2, 0);
 }
 
+static void test_shared_optimizer(void **state)
+{
+    (void)state;
+    const model_desc gpt2 = four_heads(&law_gpt2, 4);
+    hold((exec_law){.model = &gpt2, .tp = 2, .dp = 2, .zero1 = true}, "1f1b", NULL, 2, 1);
+    hold((exec_law){.model = &law_llama, .tp = 2, .dp = 3, .zero1 = true}, "zb-h1", NULL, 2, 0);
+    hold((exec_law){.model = &gpt2, .tp = 4, .zero1 = true}, "chimera", NULL, 2, 0);
+}
+
 static void test_recompute(void **state)
 {
     (void)state;
@@ -145,13 +154,12 @@ static void test_refusals(void **state)
     const struct {
         const model_desc *m;
         int64_t tp;
-        bool sequence_parallel, zero1;
+        bool sequence_parallel;
         const char *why;
-    } cases[] = {{&law_gpt2, 2, false, false, "3 heads"},
-                 {&law_llama, 4, false, false, "2 of keys and values"},
-                 {&law_bert, 3, false, false, "BERT"},
-                 {&law_llama, 2, true, false, "sequence parallelism"},
-                 {&law_llama, 2, false, true, "zero1"}};
+    } cases[] = {{&law_gpt2, 2, false, "3 heads"},
+                 {&law_llama, 4, false, "2 of keys and values"},
+                 {&law_bert, 3, false, "BERT"},
+                 {&law_llama, 2, true, "sequence parallelism"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const sizes z = {.model = cases[i].m,
                          .stages = &at,
@@ -160,8 +168,7 @@ static void test_refusals(void **state)
                                  .seq_len = 4,
                                  .tp = cases[i].tp,
                                  .dp = 1,
-                                 .sequence_parallel = cases[i].sequence_parallel,
-                                 .zero1 = cases[i].zero1}};
+                                 .sequence_parallel = cases[i].sequence_parallel}};
         stage_code *c = NULL;
         td_err err = {0};
         assert_int_equal(stage_open(&z, NULL, a, &c, &err), TD_EUSAGE);
@@ -174,13 +181,10 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_degrees),
-        cmocka_unit_test(test_grouped_queries),
-        cmocka_unit_test(test_schedules),
-        cmocka_unit_test(test_recompute),
-        cmocka_unit_test(test_mappings_and_delays),
-        cmocka_unit_test(test_cut_and_join),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_degrees),      cmocka_unit_test(test_grouped_queries),
+        cmocka_unit_test(test_schedules),    cmocka_unit_test(test_shared_optimizer),
+        cmocka_unit_test(test_recompute),    cmocka_unit_test(test_mappings_and_delays),
+        cmocka_unit_test(test_cut_and_join), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
