@@ -180,6 +180,7 @@ static bool gives_only(const walk *w, uint32_t t)
 static int64_t begin_compute(walk *w, uint32_t c)
 {
     int64_t at = end_of(w, w->before[c]);
+    if (w->unknown) return at;
     for (uint32_t t = 0; t < w->p->n_tasks; t++) {
         const plan_task *const x = &w->p->tasks[t];
         const bool off = x->kind == TASK_SEND || x->kind == TASK_RECV || x->kind == TASK_COLL;
