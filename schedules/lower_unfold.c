@@ -147,7 +147,7 @@ static void put_task(unfold *u, plan_task t, const uint32_t *uses, uint32_t n_us
     u->n_uses += n_uses;
 }
 
-static td_status put_pass(unfold *u, const plan_member *m, td_err *err)
+static td_status put_pass(unfold *u, const plan_member *m, uint8_t flags, td_err *err)
 {
     class_cuts *k = NULL;
     TD_TRY(cuts_of(u, m, &k, err));
@@ -158,6 +158,7 @@ static td_status put_pass(unfold *u, const plan_member *m, td_err *err)
         c.segment = (uint16_t)i;
         c.segments = k->n == 0 ? 0 : (uint16_t)(k->n + 1);
         plan_task t = {.kind = m->kind,
+                       .flags = flags,
                        .slice = m->slice,
                        .microbatch = m->microbatch,
                        .link = PLAN_NONE,
@@ -218,7 +219,7 @@ static td_status put_old_stream(unfold *u, const shard_at *at, const plan_stream
             plan_member m[2];
             const int n = passes_of(p, t, m);
             if (coll && unfold_is_norm(p, &p->tasks[t]) != (norms == 1)) continue;
-            for (int j = 0; j < n; j++) TD_TRY(put_pass(u, &m[j], err));
+            for (int j = 0; j < n; j++) TD_TRY(put_pass(u, &m[j], p->tasks[t].flags, err));
             if (n == 0) TD_TRY(put_other(u, at, t, err));
         }
         if (coll && u->n_tasks == first) continue;

@@ -26,6 +26,8 @@ td_status lower_check_validate(const schedule *s, const lower_options *o, td_err
     if (o->zero1) why = "--zero1: ranks wait for each other's share of the new weights";
     if (o->send_window == 1 && o->lookahead == 0)
         why = "--send-window 1 --lookahead 0: calls that block hold all ranks together";
+    if (o->shards && o->tp > 1)
+        why = "tensor-parallel shards as ranks: their forwards meet before VERIFY";
     if (why == NULL) return TD_OK;
     return td_fail(err, TD_EUSAGE, "post-validation does not go with %s; leave one of them out",
                    why);

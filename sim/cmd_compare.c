@@ -10,7 +10,8 @@ static const char *kind_name(int kind)
 {
     static const char *const others[] = {"overlapped pair", "send",          "receive",
                                          "collective",      "gradient norm", "optimizer",
-                                         "verification",    "mark"};
+                                         "norm so far",     "verification",  "mark"};
+    _Static_assert(sizeof others / sizeof *others == TASK_KIND_COUNT - PASS_COUNT, "a name each");
     return kind < PASS_COUNT ? pass_name((pass_kind)kind) : others[kind - PASS_COUNT];
 }
 

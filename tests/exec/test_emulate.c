@@ -20,6 +20,7 @@ typedef struct emulate_case {
     sim_protocol protocol;
     double comm_ns;
     bool zero1;
+    int64_t tp; /* 0: 1 */
 } emulate_case;
 
 static void fill(executor *x, int64_t step)
@@ -119,7 +120,8 @@ static void run_case(const emulate_case *k)
                        .chunks = k->chunks,
                        .micro_batch = 2,
                        .seq_len = 12,
-                       .tp = 1,
+                       .tp = k->tp > 1 ? k->tp : 1,
+                       .shards = true,
                        .dp = k->dp,
                        .zero1 = k->zero1,
                        .dtype = -1,
@@ -148,28 +150,31 @@ static void equals_threads(void **state)
 {
     (void)state;
     static const emulate_case cases[] = {
-        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 0, false},
-        {"1f1b", "tiny-llama", 4, 8, 0, 1, PROTOCOL_EAGER, 4e7, false},
-        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false},
-        {"gpipe", "tiny-llama", 2, 4, 0, 2, PROTOCOL_RENDEZVOUS, 0, false},
-        {"interleaved-1f1b", "tiny-gpt2", 2, 6, 2, 1, PROTOCOL_EAGER, 1e6, false},
-        {"bitpipe", "tiny-bert", 2, 4, 2, 1, PROTOCOL_EAGER, 1e6, false},
-        {"bitpipe", "tiny-gpt2", 2, 4, 2, 2, PROTOCOL_RENDEZVOUS, 1e6, true},
-        {"chimera", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 0, true},
-        {"bitpipe", "tiny-gpt2", 4, 8, 2, 1, PROTOCOL_RENDEZVOUS, 1e5, false},
-        {"dualpipe", "tiny-llama", 8, 16, 0, 1, PROTOCOL_EAGER, 1e5, false},
-        {"1f1b", "tiny-gpt2", 8, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false},
-        {"zb-h1", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false},
-        {"zb-h1", "tiny-llama", 8, 8, 0, 1, PROTOCOL_EAGER, 0, false},
-        {"v-half", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 1e6, false},
-        {"seq1f1b", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 1e6, false},
-        {"seq1f1b", "tiny-gpt2", 8, 4, 0, 1, PROTOCOL_RENDEZVOUS, 0, false},
-        {"seq1f1b-zb", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false},
-        {"vocab-1", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 1e6, false},
-        {"vocab-2", "tiny-llama", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false},
-        {"vocab-2", "tiny-gpt2", 8, 9, 0, 1, PROTOCOL_EAGER, 0, false},
-        {"fbd", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_EAGER, 1e6, false},
-        {"fbd", "tiny-llama", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 0, false},
+        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 0, false, 0},
+        {"1f1b", "tiny-llama", 4, 8, 0, 1, PROTOCOL_EAGER, 4e7, false, 0},
+        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0},
+        {"gpipe", "tiny-llama", 2, 4, 0, 2, PROTOCOL_RENDEZVOUS, 0, false, 0},
+        {"interleaved-1f1b", "tiny-gpt2", 2, 6, 2, 1, PROTOCOL_EAGER, 1e6, false, 0},
+        {"bitpipe", "tiny-bert", 2, 4, 2, 1, PROTOCOL_EAGER, 1e6, false, 0},
+        {"bitpipe", "tiny-gpt2", 2, 4, 2, 2, PROTOCOL_RENDEZVOUS, 1e6, true, 0},
+        {"chimera", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 0, true, 0},
+        {"bitpipe", "tiny-gpt2", 4, 8, 2, 1, PROTOCOL_RENDEZVOUS, 1e5, false, 0},
+        {"dualpipe", "tiny-llama", 8, 16, 0, 1, PROTOCOL_EAGER, 1e5, false, 0},
+        {"1f1b", "tiny-gpt2", 8, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0},
+        {"zb-h1", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0},
+        {"zb-h1", "tiny-gpt2", 2, 4, 0, 2, PROTOCOL_RENDEZVOUS, 1e6, true, 2},
+        {"1f1b", "tiny-llama", 2, 4, 0, 1, PROTOCOL_EAGER, 1e5, false, 2},
+        {"dualpipe", "tiny-gpt2", 2, 4, 0, 1, PROTOCOL_EAGER, 1e5, false, 2},
+        {"zb-h1", "tiny-llama", 8, 8, 0, 1, PROTOCOL_EAGER, 0, false, 0},
+        {"v-half", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 1e6, false, 0},
+        {"seq1f1b", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 1e6, false, 0},
+        {"seq1f1b", "tiny-gpt2", 8, 4, 0, 1, PROTOCOL_RENDEZVOUS, 0, false, 0},
+        {"seq1f1b-zb", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0},
+        {"vocab-1", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 1e6, false, 0},
+        {"vocab-2", "tiny-llama", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0},
+        {"vocab-2", "tiny-gpt2", 8, 9, 0, 1, PROTOCOL_EAGER, 0, false, 0},
+        {"fbd", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_EAGER, 1e6, false, 0},
+        {"fbd", "tiny-llama", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 0, false, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_case(&cases[i]);
 }

@@ -210,6 +210,9 @@ static void refusals(void **state)
     r.z.run.sequence_parallel = true;
     T_FAILS(plan_lower(&r.s, &o, *state, &p, &err), TD_EUSAGE, &err, "sequence parallelism");
     r.z.run.sequence_parallel = false;
+    r.s.validate = true;
+    T_FAILS(plan_lower(&r.s, &o, *state, &p, &err), TD_EUSAGE, &err, "their forwards meet");
+    r.s.validate = false;
     const sizes units = {.n_stages = r.s.n_stages, .chunks = 1};
     o.sizes = &units;
     o.no_step = true;
