@@ -127,7 +127,7 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
                          .beta2 = 0.95f,
                          .eps = CHECK_EPSILON,
                          .weight_decay = 0.1f,
-                         .clip = 1.0,
+                         .clip = o->clip,
                          .number = step,
                          .grads_out = c->grads};
     double loss = 0;
@@ -142,7 +142,7 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
     const double error = equal ? 0 : fabs(loss / reference_loss - 1);
     if (!equal) out->losses_equal = false;
     if (!(error <= out->loss_rel_err)) out->loss_rel_err = error;
-    out->copies = out->copies && copies_are_equal(c->x);
+    out->copies = out->copies && (c->x->unsettled || copies_are_equal(c->x));
     for (uint32_t i = 0; i < p->n_insts; i++)
         if (p->insts[i].stage < p->n_stages)
             reference_compare(&c->f, &c->x->whole[p->insts[i].stage], c->grads[i], c->f.grads,
@@ -182,7 +182,10 @@ static td_status run(check_run *c, const check_options *o, td_arena *a, check_re
     const plan *const p = c->x->p;
     TD_TRY(open_run(p, c->x->z, o, a, c, err));
     for (int64_t step = 1; step <= o->steps; step++) TD_TRY(one_step(c, o, step, out, err));
+    TD_TRY(exec_settle(c->x, err));
     TD_TRY(exec_mirror(c->x, true, err));
+    out->copies = out->copies && copies_are_equal(c->x);
+    out->undone = c->x->n_undone;
     TD_TRY(compare_weights(c, a, out, err));
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         const rank_arena *const m = &c->x->ranks[r].arena;

@@ -7,6 +7,7 @@
 typedef struct check_options {
     uint64_t seed;
     int64_t steps; /* optimizer steps; weights are compared after the last */
+    double clip;   /* as in exec_step */
     exec_options run;
 } check_options;
 
@@ -19,12 +20,13 @@ typedef struct check_result {
     double loss, loss_reference; /* of the first step */
     comparison gradients;        /* of every step */
     comparison weights;          /* after the last step */
-    bool copies; /* after every step twins, replicas, forward and backward rows and both ends' tied
-                    tables have equal weights, bit for bit */
+    bool copies; /* after every step that is settled twins, replicas, forward and backward rows and
+                    both ends' tied tables have equal weights, bit for bit */
     bool losses_equal;   /* every bit, every step */
     double loss_rel_err; /* largest of all steps */
     bool exact;  /* on the cores: accumulation order is the reference's: bitwise is demanded */
     bool memory; /* touched equals predicted on every rank */
+    int64_t undone; /* steps that post-validation found wrong and did again */
     bool pass;
     check_rank *ranks; /* [n_ranks] */
     int64_t rss_bytes;

@@ -18,11 +18,12 @@ static void print_json(const check_result *r, const plan *p)
     td_text_json(&t, r->gradients.worst);
     td_text_addf(&t,
                  ", \"weights_max_rel_err\": %.9g, \"bitwise\": %s, \"bitwise_expected\": %s, "
-                 "\"copies_equal\": %s, \"memory_exact\": %s, \"rss_bytes\": %lld, \"per_rank\": [",
+                 "\"copies_equal\": %s, \"memory_exact\": %s, \"steps_undone\": %lld, "
+                 "\"rss_bytes\": %lld, \"per_rank\": [",
                  r->weights.max_rel_err,
                  r->losses_equal && r->gradients.bitwise && r->weights.bitwise ? "true" : "false",
                  r->exact ? "true" : "false", r->copies ? "true" : "false",
-                 r->memory ? "true" : "false", (long long)r->rss_bytes);
+                 r->memory ? "true" : "false", (long long)r->undone, (long long)r->rss_bytes);
     for (uint32_t i = 0; i < p->n_ranks; i++)
         td_text_addf(&t, "%s{\"rank\": %u, \"peak_bytes\": %lld, \"touched_bytes\": %lld}",
                      i == 0 ? "" : ", ", i, (long long)r->ranks[i].peak_bytes,
@@ -44,6 +45,9 @@ static void print_words(const check_result *r, const plan *p)
                  r->weights.bitwise ? "equal bit for bit" : "differ", r->weights.max_rel_err);
     if (p->n_pipes > 1 || p->dp > 1)
         (void)printf("copies      %s\n", r->copies ? "equal bit for bit" : "DIFFER");
+    if (plan_validates(p))
+        (void)printf("validation  %lld of three steps were taken back and done again\n",
+                     (long long)r->undone);
     for (uint32_t i = 0; i < p->n_ranks; i++)
         (void)printf("rank %-6u predicted peak %lld bytes (%s), highest byte touched %lld\n", i,
                      (long long)r->ranks[i].peak_bytes,
@@ -71,6 +75,7 @@ static td_status check(const pexec_options *o, const cli_args *args, team *t, td
     TD_TRY(pexec_device(o, false, a, &d, err));
     const check_options c = {.seed = (uint64_t)o->seed,
                              .steps = 3,
+                             .clip = o->clip,
                              .run = {.threads_per_rank = (int)o->threads_per_rank,
                                      .deadline_ns = o->timeout * 1000000000,
                                      .team = t,

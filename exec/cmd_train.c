@@ -41,11 +41,33 @@ typedef struct training {
     int64_t best_ns;             /* the fastest step */
     task_times kept[KEPT_STEPS]; /* of the last steps, in a ring; NULL without --trace */
     int64_t kept_ns[KEPT_STEPS];
-    int64_t traced; /* of the kept ones */
+    int64_t traced;  /* of the kept ones */
+    int64_t settled; /* steps whose norm is known */
 } training;
+
+/* Steps are counted as skipped once their norm is known. */
+static td_status note_norm(training *t, td_err *err)
+{
+    const bool news = t->x->n_settled > t->settled;
+    t->settled = t->x->n_settled;
+    if (!news || isfinite(t->x->grad_norm) || ++t->state.skipped <= t->o->skip_limit) return TD_OK;
+    return td_fail(err, TD_EMISMATCH,
+                   "step %lld: loss or gradient is not finite, as in %lld steps before; "
+                   "--skip-limit is %lld; a lower --lr or --clip may help",
+                   (long long)(t->first + t->settled), (long long)t->state.skipped - 1,
+                   (long long)t->o->skip_limit);
+}
+
+/* Before weights are looked at. */
+static td_status settle(training *t, td_err *err)
+{
+    TD_TRY(exec_settle(t->x, err));
+    return note_norm(t, err);
+}
 
 static td_status validate(training *t, td_err *err)
 {
+    TD_TRY(settle(t, err));
     const run_shape *const r = &t->x->z->run;
     double sum = 0;
     for (int64_t i = 0; i < t->o->val_batches; i++) {
@@ -105,15 +127,8 @@ static td_status train_step(training *t, int64_t step, td_err *err)
                          .stop = interrupted != 0};
     double loss = 0;
     TD_TRY(exec_run_step(t->x, &s, &loss, err));
-    if (isfinite(t->x->grad_norm)) {
-        t->loss = loss;
-    } else if (++t->state.skipped > t->o->skip_limit) {
-        return td_fail(err, TD_EMISMATCH,
-                       "step %lld: loss or gradient is not finite, as in %lld steps before; "
-                       "--skip-limit is %lld; a lower --lr or --clip may help",
-                       (long long)step, (long long)t->state.skipped - 1,
-                       (long long)t->o->skip_limit);
-    }
+    TD_TRY(note_norm(t, err));
+    if (isfinite(loss) && (t->x->validates || isfinite(t->x->grad_norm))) t->loss = loss;
     if (t->best_ns == 0 || t->x->step_ns < t->best_ns) t->best_ns = t->x->step_ns;
     keep_times(t, step - t->first, t->x->step_ns);
     return TD_OK;
@@ -140,6 +155,7 @@ static void report(training *t, int64_t step)
 /* A checkpoint of the step just done. */
 static td_status save(training *t, td_err *err)
 {
+    TD_TRY(settle(t, err));
     td_arena *const a = td_arena_new();
     const char *const path = a == NULL ? NULL : checkpoint_path(a, t->o->save, t->done);
     td_status st = TD_OK;

@@ -6,14 +6,21 @@
 
 /* --- what can be executed --- */
 
-static td_status refuse_kind(const plan *p, uint8_t kind, td_err *err)
+/* A step is taken back with a copy of what it changes. */
+static td_status refuse_snapshots(const plan *p, td_err *err)
 {
-    if (kind != TASK_VERIFY) return TD_OK;
-    return td_fail(err, TD_EUSAGE,
-                   "schedule %s: %s tasks are not executed yet; choose a schedule of "
-                   "F, B, I, W and R passes",
-                   p->schedule_name == NULL ? "of this plan" : p->schedule_name,
-                   kind < PASS_COUNT ? pass_name((pass_kind)kind) : "validation");
+    if (!plan_validates(p)) return TD_OK;
+    for (uint32_t r = 0; r < p->n_ranks; r++) {
+        int64_t left = 0; /* stages that step, less those that have a snapshot */
+        for (uint32_t i = 0; i < p->ranks[r].n_buffers; i++) {
+            const uint32_t c = p->buffers[p->ranks[r].first_buffer + i].bclass;
+            left += p->bclasses[c].what == SIZE_OPTIMIZER;
+            left -= p->bclasses[c].what == SIZE_SNAPSHOT;
+        }
+        if (left != 0)
+            return td_fail(err, TD_EPLAN, "plan: rank %u validates steps without a snapshot", r);
+    }
+    return TD_OK;
 }
 
 static td_status refuse_plan(const plan *p, const sizes *z, td_err *err)
@@ -30,8 +37,7 @@ static td_status refuse_plan(const plan *p, const sizes *z, td_err *err)
     if (p->n_stages != z->n_stages)
         return td_fail(err, TD_EUSAGE, "plan: %d stages, but sizes of %d", p->n_stages,
                        z->n_stages);
-    for (uint32_t i = 0; i < p->n_tasks; i++) TD_TRY(refuse_kind(p, p->tasks[i].kind, err));
-    for (uint32_t i = 0; i < p->n_members; i++) TD_TRY(refuse_kind(p, p->members[i].kind, err));
+    TD_TRY(refuse_snapshots(p, err));
     if (z->vocab_shards > 0 && p->n_slices > 1)
         return td_fail(err, TD_EUSAGE, "plan: slices with a sharded vocabulary are not executed");
     return TD_OK;
@@ -234,6 +240,10 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
 {
     *out = NULL;
     TD_TRY(refuse_plan(p, z, err));
+    if (o->device != NULL && plan_validates(p))
+        return td_fail(err, TD_EUSAGE,
+                       "post-validation is not executed on a device: ranks decide on the cores; "
+                       "leave out --post-validation or use --backend cpu");
     TD_TRY(plan_check_sizes(p, z, err));
     if (z->run.dtype != TYPE_FP32 && (o->device == NULL || z->run.dtype != TYPE_BF16))
         return td_fail(err, TD_EUSAGE, "--dtype %s: %s", data_type_name(z->run.dtype),
@@ -249,6 +259,7 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
     x->losses = TD_NEW_N(a, double, p->n_microbatches * p->dp + EXEC_STEP_WORDS);
     x->row_weights = TD_NEW_N(a, double, p->n_microbatches * p->dp);
     x->n_tensors = model_tensor_count(z->model);
+    x->validates = plan_validates(p);
     if (x->ranks == NULL || x->times.begin_ns == NULL || x->times.end_ns == NULL ||
         x->losses == NULL || x->row_weights == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the executor");
@@ -370,10 +381,12 @@ void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t
 
 /* --- threads --- */
 
+typedef enum rank_work { RANK_INIT, RANK_PERIOD, RANK_SETTLE } rank_work;
+
 typedef struct rank_thread {
     executor *x;
     uint32_t rank;
-    bool init;
+    rank_work work;
     uint64_t seed;
     pthread_t thread;
     bool started;
@@ -382,18 +395,21 @@ typedef struct rank_thread {
 static void *rank_main(void *arg)
 {
     rank_thread *const t = arg;
-    if (t->init) {
+    if (t->work == RANK_INIT) {
         if (t->x->ranks[t->rank].arena.base != NULL) init_rank(t->x, t->rank, t->seed);
         return NULL;
     }
     td_err err = {0};
-    if (worker_run(t->x, &t->x->ranks[t->rank], &err) != TD_OK) wire_abort(t->x->wire, &err);
+    exec_rank *const r = &t->x->ranks[t->rank];
+    const td_status st =
+        t->work == RANK_PERIOD ? worker_run(t->x, r, &err) : worker_settle(t->x, r, &err);
+    if (st != TD_OK) wire_abort(t->x->wire, &err);
     return NULL;
 }
 
 enum { MAX_RANKS_IN_PROCESS = 1024 };
 
-static td_status all_ranks(executor *x, bool init, uint64_t seed, td_err *err)
+static td_status all_ranks(executor *x, rank_work work, uint64_t seed, td_err *err)
 {
     const uint32_t n = x->p->n_ranks;
     if (n > MAX_RANKS_IN_PROCESS)
@@ -402,8 +418,8 @@ static td_status all_ranks(executor *x, bool init, uint64_t seed, td_err *err)
     rank_thread threads[MAX_RANKS_IN_PROCESS];
     bool failed = false;
     for (uint32_t i = 0; i < n; i++) {
-        threads[i] = (rank_thread){.x = x, .rank = i, .init = init, .seed = seed};
-        if (!init && !exec_is_here(x, i)) continue;
+        threads[i] = (rank_thread){.x = x, .rank = i, .work = work, .seed = seed};
+        if (work != RANK_INIT && !exec_is_here(x, i)) continue;
         threads[i].started =
             !failed && pthread_create(&threads[i].thread, NULL, rank_main, &threads[i]) == 0;
         failed = failed || !threads[i].started;
@@ -423,7 +439,7 @@ void exec_init(executor *x, uint64_t seed)
 {
     td_err err = {0};
     /* without threads of their own the ranks are filled in turn: the weights are the same */
-    if (all_ranks(x, true, seed, &err) != TD_OK)
+    if (all_ranks(x, RANK_INIT, seed, &err) != TD_OK)
         for (uint32_t i = 0; i < x->p->n_ranks; i++)
             if (x->ranks[i].arena.base != NULL) init_rank(x, i, seed);
 }
@@ -442,15 +458,34 @@ td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *e
     x->start_ns = td_now_ns();
     wire_next_step(x->wire);
     memset(x->losses, 0, (size_t)(x->p->n_microbatches * x->p->dp) * sizeof *x->losses);
+    for (uint32_t i = 0; i < x->p->n_ranks; i++) {
+        exec_rank *const r = &x->ranks[i];
+        r->spoilt = r->skipped = false;
+        r->ahead = x->unsettled;
+    }
     if (x->period != NULL) {
         TD_TRY(x->period(x->period_self, &x->step_ns, err));
     } else {
         device_run_begin(x);
-        TD_TRY(all_ranks(x, false, 0, err));
+        TD_TRY(all_ranks(x, RANK_PERIOD, 0, err));
         TD_TRY(device_run_end(x, err));
         x->step_ns = td_now_ns() - x->start_ns;
     }
     TD_TRY(exec_team_step(x, err));
     *loss = exec_loss(x);
-    return TD_OK;
+    x->n_settled += !x->validates || x->unsettled;
+    x->last = *s;
+    x->unsettled = x->validates;
+    /* an emulated period has nobody who could go back in time */
+    return x->period != NULL ? exec_settle(x, err) : TD_OK;
+}
+
+td_status exec_settle(executor *x, td_err *err)
+{
+    if (!x->unsettled) return TD_OK;
+    wire_next_step(x->wire);
+    TD_TRY(all_ranks(x, RANK_SETTLE, 0, err));
+    x->unsettled = false;
+    x->n_settled++;
+    return exec_team_norm(x, err);
 }

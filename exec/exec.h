@@ -51,6 +51,11 @@ typedef struct exec_rank {
     uint32_t at, n_posted; /* compute position, and posts behind it */
     bool computes;         /* the task at that position has begun */
     bool spoilt;           /* a number was not finite, and step.skip is set */
+    bool ahead;            /* the last step is not verified yet, and more may be wrong */
+    /* of the step to be verified */
+    bool stepped; /* the rank did it */
+    long number;  /* its number, without steps that turned out to be skipped */
+    bool skipped; /* so did the step before the one at hand */
 } exec_rank;
 
 /* The numbers of one optimizer step. */
@@ -64,7 +69,7 @@ typedef struct exec_step {
                                 are, the gradients are cleared, and grad_norm is not finite */
 } exec_step;
 
-enum { EXEC_STEP_WORDS = 4 }; /* behind the losses, for exec_team_step */
+enum { EXEC_STEP_WORDS = 5 }; /* behind the losses, for exec_team_step */
 
 typedef struct device_run device_run;
 
@@ -81,8 +86,13 @@ typedef struct executor {
     k_blas blas;
     k_ctx *ctx; /* of the calling thread */
     exec_options options;
-    exec_step step;   /* at hand */
-    task_times times; /* of the last step, from its start */
+    exec_step step; /* at hand */
+    bool validates; /* the plan verifies a step in the next period: until then it is unsettled */
+    bool unsettled; /* the last step, which is `last` */
+    exec_step last;
+    int64_t n_settled; /* steps whose norm has been seen: with validation one less, until settled */
+    int64_t n_undone;  /* of them those that were taken back, or never taken at once */
+    task_times times;  /* of the last step, from its start */
     int64_t start_ns;
     int64_t step_ns; /* what the last period took */
     /* Runs a period in place of the ranks' threads and fills times; NULL: the threads do. */
@@ -91,7 +101,7 @@ typedef struct executor {
     double *losses;    /* [dp * n_microbatches] mean loss of each microbatch of the last step */
     bool stop;         /* after the last step: some process was asked to */
     int64_t clock_ns;  /* this process's clock less that of rank 0 */
-    double grad_norm;  /* of the last step */
+    double grad_norm;  /* of the last step that is settled */
     int64_t n_tensors; /* entries of the norm table */
 } executor;
 
@@ -115,6 +125,11 @@ void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t
 /* One period of the plan. *loss: the mean over microbatches, summed in index order. Errors name
  * microbatch, stage and rank where a number stopped being finite. */
 TD_MUST_USE td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *err);
+
+/* Verifies the last step where the plan leaves that to the next period: weights, moments and
+ * grad_norm are then those of the step. To be called before they are looked at or changed; nothing
+ * to do otherwise. */
+TD_MUST_USE td_status exec_settle(executor *x, td_err *err);
 
 /* Mean loss over the microbatches of the last period, summed in index order. */
 double exec_loss(const executor *x);
@@ -153,6 +168,8 @@ TD_MUST_USE td_status exec_team_open(executor *x, td_err *err);
 /* After a step: losses, gradients that were asked for, wishes to stop; and the times of this
  * process's tasks from the start of rank 0's step. */
 TD_MUST_USE td_status exec_team_step(executor *x, td_err *err);
+/* After settling: grad_norm and n_undone, which one process has. */
+TD_MUST_USE td_status exec_team_norm(executor *x, td_err *err);
 /* Brings the memory of all ranks here (whole), or of it the weights. Needs options.mirror. */
 TD_MUST_USE td_status exec_mirror(executor *x, bool whole, td_err *err);
 /* On rank 0: completes the times of its own tasks with those of all others. Between processes a
@@ -169,6 +186,8 @@ void exec_report(const executor *x, td_text *out);
 
 /* One rank's period of the plan. */
 TD_MUST_USE td_status worker_run(executor *x, exec_rank *r, td_err *err);
+/* One rank's part of exec_settle. */
+TD_MUST_USE td_status worker_settle(executor *x, exec_rank *r, td_err *err);
 
 /* One task of the compute stream. */
 TD_MUST_USE td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err);
@@ -228,6 +247,24 @@ bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t r
 /* Partial sums of squares of the rank's gradients, each weight counted once in the whole run;
  * before that a rank that holds both uses of a tied table adds their gradients. */
 TD_MUST_USE td_status optimizer_norm(executor *x, exec_rank *r, uint32_t task, td_err *err);
+/* The table of that role among the uses of a task, or NULL. */
+double *optimizer_table(const executor *x, const exec_rank *r, uint32_t task, use_role role);
+/* Names a tensor whose partial sum is not finite. */
+td_status optimizer_refuses(const executor *x, const exec_rank *r, const double *table, long number,
+                            td_err *err);
+
+/* What can be done to the stages whose weights a task writes, in this order: gradients are shown in
+ * step.grads_out, weights and moments come from the snapshot or go into it, they are updated with
+ * gradients times scale[1] unless the norm, scale[0], is not finite; gradients are cleared. */
+enum {
+    OPTIMIZER_SHOW = 1,
+    OPTIMIZER_RESTORE = 2,
+    OPTIMIZER_KEEP = 4,
+    OPTIMIZER_UPDATE = 8,
+    OPTIMIZER_CLEAR = 16
+};
+TD_MUST_USE td_status optimizer_apply(executor *x, exec_rank *r, uint32_t task, const exec_step *s,
+                                      unsigned what, const double *scale, td_err *err);
 /* Clips and updates. Errors: a gradient that is not finite, by the tensor's name. */
 TD_MUST_USE td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err);
 /* The factor for gradients of this norm. */
@@ -237,6 +274,17 @@ bool optimizer_decays(const param_tensor *t);
 /* Linear warm-up over `warmup` steps, then half a cosine down to a tenth of `peak` at step `total`.
  */
 double optimizer_rate(double peak, int64_t step, int64_t warmup, int64_t total);
+
+/* --- validate.c: post-validation --- */
+
+/* Adds the norm so far to the rank's own. */
+void validate_merge(executor *x, exec_rank *r, uint32_t task);
+/* Steps when nothing known so far speaks against it, and keeps what it takes to undo that. */
+TD_MUST_USE td_status validate_step(executor *x, exec_rank *r, uint32_t task, td_err *err);
+/* With the norm of the step before known, finishes that step. *again: its weights were other than
+ * those that the forwards since then saw. Errors: as optimizer_step, of the step before. */
+TD_MUST_USE td_status validate_last(executor *x, exec_rank *r, uint32_t task, bool *again,
+                                    td_err *err);
 
 /* --- params_init.c --- */
 

@@ -82,6 +82,30 @@ static td_status share_gradients(executor *x, uint32_t rank, td_err *err)
     return TD_OK;
 }
 
+/* One process has them, the others give 0. */
+static void norm_words(const executor *x, double words[2])
+{
+    const bool has = exec_rank_of(x, 0, 0) == team_index(x->options.team);
+    words[0] = has ? x->grad_norm : 0.0;
+    words[1] = has ? (double)x->n_undone : 0.0;
+}
+
+static void take_norm(executor *x, const double words[2])
+{
+    x->grad_norm = words[0];
+    x->n_undone = (int64_t)words[1];
+}
+
+td_status exec_team_norm(executor *x, td_err *err)
+{
+    double words[2];
+    if (x->options.team == NULL) return TD_OK;
+    norm_words(x, words);
+    TD_TRY(team_fold(x->options.team, TEAM_SUM, words, 2, err));
+    take_norm(x, words);
+    return TD_OK;
+}
+
 td_status exec_team_step(executor *x, td_err *err)
 {
     team *const t = x->options.team;
@@ -95,10 +119,10 @@ td_status exec_team_step(executor *x, td_err *err)
     words[0] = first ? (double)(x->start_ns / 1000000000) : 0.0;
     words[1] = first ? (double)(x->start_ns % 1000000000) : 0.0;
     words[2] = x->step.stop ? 1.0 : 0.0;
-    words[3] = exec_rank_of(x, 0, 0) == team_index(t) ? x->grad_norm : 0.0;
+    norm_words(x, words + 3);
     TD_TRY(team_fold(t, TEAM_SUM, x->losses, n + EXEC_STEP_WORDS, err));
     x->stop = words[2] > 0.0;
-    x->grad_norm = words[3];
+    take_norm(x, words + 3);
     const int64_t origin = (int64_t)words[0] * 1000000000 + (int64_t)words[1];
     const int64_t late = x->start_ns - x->clock_ns - origin;
     const plan_rank *const r = &p->ranks[team_index(t)];

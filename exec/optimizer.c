@@ -141,8 +141,10 @@ static long list_pieces(const executor *x, const exec_rank *r, uint32_t inst, k_
     const plan_rank *const rank = &p->ranks[r->index];
     const stage_code *const c = &x->stages[p->insts[inst].stage];
     const optimizer_share share = optimizer_share_of(x, r->index, inst);
-    const bool counts = !share.whole || (p->insts[inst].pipe == 0 && rank->replica == 0 &&
-                                         p->insts[inst].backward_row == rank->row);
+    /* without a norm for all, each replica finds its own */
+    const bool counts =
+        !share.whole || (p->insts[inst].pipe == 0 && (x->validates || rank->replica == 0) &&
+                         p->insts[inst].backward_row == rank->row);
     long found = 0;
     s->n_blocks = 0;
     s->moments = share.moments;
@@ -195,17 +197,23 @@ td_status optimizer_open(executor *x, td_arena *a, td_err *err)
     return TD_OK;
 }
 
+double *optimizer_table(const executor *x, const exec_rank *r, uint32_t task, use_role role)
+{
+    const plan *const p = x->p;
+    for (uint32_t i = p->tasks[task].first_use; i < p->tasks[task + 1].first_use; i++) {
+        const held h = held_at(x, r, i);
+        if (h.role == role) return (double *)(void *)h.at;
+    }
+    return NULL;
+}
+
 td_status optimizer_norm(executor *x, exec_rank *r, uint32_t task, td_err *err)
 {
     const plan *const p = x->p;
     const k_ops *const ops = k_ops_of(r->ctx);
     const uint32_t end = p->tasks[task + 1].first_use;
     if (x->z->model->tied) add_tied(x, r, task);
-    double *table = NULL;
-    for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
-        const held h = held_at(x, r, i);
-        if (h.role == ROLE_NORM) table = (double *)(void *)h.at;
-    }
+    double *const table = optimizer_table(x, r, task, ROLE_NORM);
     if (table == NULL) return TD_OK;
     ops->zero(r->ctx, table, (size_t)x->n_tensors * sizeof *table);
     if (r->spoilt) { /* a loss can be infinite while its gradient is not */
@@ -219,7 +227,8 @@ td_status optimizer_norm(executor *x, exec_rank *r, uint32_t task, td_err *err)
     return TD_OK;
 }
 
-static td_status not_finite(const executor *x, const exec_rank *r, const double *table, td_err *err)
+td_status optimizer_refuses(const executor *x, const exec_rank *r, const double *table, long number,
+                            td_err *err)
 {
     for (int32_t s = 0; s < x->p->n_stages + (x->z->vocab_shards > 0 ? 1 : 0); s++)
         for (int64_t t = 0; t < x->stages[s].n_params; t++) {
@@ -228,9 +237,9 @@ static td_status not_finite(const executor *x, const exec_rank *r, const double 
                 return td_fail(err, TD_EMISMATCH,
                                "step %ld: the gradient of %s (stage %d) is not "
                                "finite; seen on rank %u; a lower --lr or --clip may help",
-                               x->step.number, x->stages[s].params[t].name, s, r->index);
+                               number, x->stages[s].params[t].name, s, r->index);
         }
-    return td_fail(err, TD_EMISMATCH, "step %ld: the gradient is not finite", x->step.number);
+    return td_fail(err, TD_EMISMATCH, "step %ld: the gradient is not finite", number);
 }
 
 bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t rank, uint32_t inst,
@@ -262,51 +271,71 @@ static void hand_out(const executor *x, const exec_rank *r, uint32_t inst,
                        (size_t)share->pieces[k].count * sizeof *g);
 }
 
-static td_status update(executor *x, exec_rank *r, uint32_t inst, const double *scale, td_err *err)
+/* Weights, then moments, to or from the snapshot. */
+static void copy_state(const executor *x, const exec_rank *r, uint32_t inst, bool back)
 {
-    const exec_step *const s = &x->step;
+    const k_ops *const ops = k_ops_of(r->ctx);
+    const k_adamw_stage *const u = &r->updates[inst];
+    const size_t n = (size_t)x->stages[x->p->insts[inst].stage].elements * sizeof(float);
+    char *const kept = (char *)(void *)exec_buffer(x, r->index, SIZE_SNAPSHOT, inst);
+    ops->copy(r->ctx, back ? (char *)(void *)u->weights : kept,
+              back ? kept : (char *)(void *)u->weights, n);
+    ops->copy(r->ctx, back ? (char *)(void *)u->m : kept + n,
+              back ? kept + n : (char *)(void *)u->m, 2 * n);
+}
+
+static td_status apply(executor *x, exec_rank *r, uint32_t inst, const exec_step *s, unsigned what,
+                       const double *scale, td_err *err)
+{
     const k_ops *const ops = k_ops_of(r->ctx);
     const k_adamw_stage *const u = &r->updates[inst];
     const optimizer_share share = optimizer_share_of(x, r->index, inst);
+    const bool clear = (what & OPTIMIZER_CLEAR) != 0;
     const k_adamw a = {.lr = s->lr,
                        .beta1 = s->beta1,
                        .beta2 = s->beta2,
                        .eps = s->eps,
                        .weight_decay = s->weight_decay,
-                       .step = s->number};
-    if (s->grads_out != NULL) {
+                       .step = s->number,
+                       .clear_grad = clear};
+    if ((what & OPTIMIZER_SHOW) != 0 && s->grads_out != NULL) {
         TD_TRY(device_run_wait(x, r, err));
         hand_out(x, r, inst, &share, u->grads);
     }
-    ops->adamw(r->ctx, &a, u, scale);
+    if ((what & OPTIMIZER_RESTORE) != 0) copy_state(x, r, inst, true);
+    if ((what & OPTIMIZER_KEEP) != 0) copy_state(x, r, inst, false);
+    if ((what & OPTIMIZER_UPDATE) != 0) ops->adamw(r->ctx, &a, u, scale);
     /* what other members own still holds this rank's own sums */
-    if (!share.whole)
+    if (clear && (!share.whole || (what & OPTIMIZER_UPDATE) == 0))
         ops->zero(r->ctx, u->grads,
                   (size_t)x->stages[x->p->insts[inst].stage].grad_elements * sizeof *u->grads);
     return TD_OK;
 }
 
-td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
+td_status optimizer_apply(executor *x, exec_rank *r, uint32_t task, const exec_step *s,
+                          unsigned what, const double *scale, td_err *err)
 {
     const plan *const p = x->p;
-    const uint32_t first = p->tasks[task].first_use, end = p->tasks[task + 1].first_use;
-    const double *table = NULL;
-    double here[2] = {0, 1};
-    double *const scale = x->device == NULL ? here : &x->device->scales[2 * r->index];
-    for (uint32_t i = first; i < end; i++) {
-        const held h = held_at(x, r, i);
-        if (h.role == ROLE_NORM) table = (const double *)(void *)h.at;
-    }
-    if (table != NULL) k_ops_of(r->ctx)->clip(r->ctx, x->n_tensors, table, x->step.clip, scale);
-    if (x->device == NULL) {
-        if (!isfinite(scale[0]) && !x->step.skip) return not_finite(x, r, table, err);
-        if (exec_rank_of(x, 0, 0) == r->index) x->grad_norm = scale[0]; /* everywhere the same */
-    }
-    for (uint32_t i = first; i < end; i++) {
+    for (uint32_t i = p->tasks[task].first_use; i < p->tasks[task + 1].first_use; i++) {
         const held w = held_at(x, r, i);
         if (w.role == ROLE_WEIGHTS && r->updates[w.inst].grads != NULL &&
             r->updates[w.inst].m != NULL)
-            TD_TRY(update(x, r, w.inst, scale, err));
+            TD_TRY(apply(x, r, w.inst, s, what, scale, err));
     }
     return TD_OK;
+}
+
+td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
+{
+    const double *const table = optimizer_table(x, r, task, ROLE_NORM);
+    double here[2] = {0, 1};
+    double *const scale = x->device == NULL ? here : &x->device->scales[2 * r->index];
+    if (table != NULL) k_ops_of(r->ctx)->clip(r->ctx, x->n_tensors, table, x->step.clip, scale);
+    if (x->device == NULL) {
+        if (!isfinite(scale[0]) && !x->step.skip)
+            return optimizer_refuses(x, r, table, x->step.number, err);
+        if (exec_rank_of(x, 0, 0) == r->index) x->grad_norm = scale[0]; /* everywhere the same */
+    }
+    return optimizer_apply(x, r, task, &x->step,
+                           OPTIMIZER_SHOW | OPTIMIZER_UPDATE | OPTIMIZER_CLEAR, scale, err);
 }

@@ -161,14 +161,14 @@ static td_status check_finite(executor *x, exec_rank *r, const stage_code *c, in
 {
     if (c->at.head && c->at.vocab_rows == 0) {
         if (isfinite(a->loss)) return TD_OK;
-        if (x->step.skip) return spoil(r);
+        if (x->step.skip || r->ahead) return spoil(r);
         return td_fail(err, TD_EMISMATCH,
                        "step %ld: the loss of microbatch %u is not finite (stage "
                        "%d, rank %u); a lower --lr or --clip may help",
                        x->step.number, m, stage, r->index);
     }
     if (isfinite(k_sumsq_cpu(r->ctx, c->rows * c->m->hidden, a->output))) return TD_OK;
-    if (x->step.skip) return spoil(r);
+    if (x->step.skip || r->ahead) return spoil(r);
     return td_fail(err, TD_EMISMATCH,
                    "step %ld: the output of stage %d for microbatch %u is not "
                    "finite (rank %u); a lower --lr or --clip may help",

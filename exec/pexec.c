@@ -48,6 +48,13 @@ static const cli_option machine_options[] = {
     {.kind = CLI_FLAG, .name = "json", .at = AT(json), .help = "print one JSON object on stdout"},
 };
 
+#define CLIP_OPTION                                                                                \
+    {                                                                                              \
+        .kind = CLI_REAL, .name = "clip", .arg = "X", .at = AT(clip), .def = "1",                  \
+        .help = "largest norm of the gradient; 0: no clipping"                                     \
+    }
+static const cli_option check_options[] = {CLIP_OPTION};
+
 static const cli_option train_options[] = {
     {.kind = CLI_HEADING, .help = "Training"},
     {.kind = CLI_TEXT,
@@ -87,12 +94,7 @@ static const cli_option train_options[] = {
      .min = 0,
      .max = 1000000000,
      .help = "steps of linear warm-up; half a cosine follows"},
-    {.kind = CLI_REAL,
-     .name = "clip",
-     .arg = "X",
-     .at = AT(clip),
-     .def = "1",
-     .help = "largest norm of the gradient; 0: no clipping"},
+    CLIP_OPTION,
     {.kind = CLI_REAL,
      .name = "weight-decay",
      .arg = "X",
@@ -212,6 +214,7 @@ static const cli_table emulate_tables[] = {
 };
 static const cli_table check_tables[] = {
     {request_options, REQUEST_OPTION_COUNT, AT(what)},
+    CLI_TABLE(check_options, 0),
     CLI_TABLE(machine_options, 0),
 };
 static const cli_table bench_tables[] = {
@@ -244,7 +247,7 @@ static const cli_verb verbs[] = {
     {.name = "check",
      .summary = "prove a plan: the same numbers as one rank without a pipeline",
      .tables = check_tables,
-     .n_tables = 2,
+     .n_tables = 3,
      .run = cmd_check,
      .about = "Trains three steps under the plan and in a plain loop on one rank, and compares "
               "loss, every gradient and the weights; bit for bit where the order of sums is the "

@@ -30,8 +30,11 @@ td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
         TD_TRY(pass_run(x, r, &p->members[t->link], err));
         return pass_run(x, r, &p->members[t->link + 1], err);
     case TASK_NORM: return optimizer_norm(x, r, task, err);
-    case TASK_OPTIMIZER: return optimizer_step(x, r, task, err);
-    default: return TD_OK; /* marks; exec_open refused the rest */
+    case TASK_OPTIMIZER:
+        if (!x->validates) return optimizer_step(x, r, task, err);
+        return validate_step(x, r, task, err);
+    case TASK_MERGE: validate_merge(x, r, task); return TD_OK;
+    default: return TD_OK; /* marks; worker_run verifies */
     }
 }
 
@@ -104,13 +107,21 @@ static td_status name_wait(const executor *x, uint32_t task, td_err *err)
     return st;
 }
 
-static td_status join_at(executor *x, exec_rank *r, uint32_t position, td_err *err)
+static bool is_repeated(const executor *x, uint32_t task)
+{
+    return (x->p->tasks[task].flags & TASK_FLAG_PREFIX) != 0;
+}
+
+/* again: of a prefix that is repeated, which leaves the times of its first run alone. */
+static td_status join_at(executor *x, exec_rank *r, uint32_t position, bool again, td_err *err)
 {
     for (uint32_t j = r->first_join[position]; j < r->first_join[position + 1]; j++) {
         exec_post *const o = &r->posts[r->joins[j]];
+        if (again && !is_repeated(x, o->task)) continue;
         const td_status st = wire_wait(x->wire, &o->op, err);
         if (st == TD_EINTR) return st; /* the reason is the wire's */
         if (st != TD_OK) return name_wait(x, o->task, err);
+        if (again) continue;
         device_run_join(x, r, o->task);
         x->times.begin_ns[o->task] = o->op.begin_ns - x->start_ns;
         x->times.end_ns[o->task] = o->op.end_ns - x->start_ns;
@@ -118,11 +129,71 @@ static td_status join_at(executor *x, exec_rank *r, uint32_t position, td_err *e
     return TD_OK;
 }
 
+/* The forwards before VERIFY, and their messages, with other weights. */
+static td_status repeat_prefix(executor *x, exec_rank *r, uint32_t verify, td_err *err)
+{
+    const plan_stream *const s = plan_compute(x->p, r->index);
+    uint32_t next = 0;
+    for (uint32_t at = 0; at <= verify; at++) {
+        for (; next < r->n_posts && r->posts[next].post_at <= at; next++) {
+            if (!is_repeated(x, r->posts[next].task)) continue;
+            delay(x, r);
+            worker_post(x, r, &r->posts[next]);
+        }
+        TD_TRY(join_at(x, r, at, true, err));
+        if (at == verify || !is_repeated(x, s->first_task + at)) continue;
+        delay(x, r);
+        TD_TRY(worker_compute(x, r, s->first_task + at, err));
+    }
+    return TD_OK;
+}
+
+/* VERIFY: the last step is finished, and what ran ahead of that is made good. */
+static td_status verify(executor *x, exec_rank *r, uint32_t at, td_err *err)
+{
+    bool again = false;
+    TD_TRY(validate_last(x, r, plan_compute(x->p, r->index)->first_task + at, &again, err));
+    const bool spoilt = r->ahead && r->spoilt && !x->step.skip;
+    r->ahead = false;
+    if (again) {
+        r->spoilt = false;
+        return repeat_prefix(x, r, at, err);
+    }
+    if (!spoilt) return TD_OK;
+    return td_fail(err, TD_EMISMATCH,
+                   "step %ld: the output of a forward is not finite (rank %u); a lower --lr or "
+                   "--clip may help",
+                   x->step.number, r->index);
+}
+
+td_status worker_settle(executor *x, exec_rank *r, td_err *err)
+{
+    const plan *const p = x->p;
+    const plan_stream *const s = plan_compute(p, r->index);
+    uint32_t task = s->first_task;
+    bool again = false;
+    while (p->tasks[task].kind != TASK_VERIFY) task++;
+    /* the norm arrives, and then goes on */
+    for (int send = 0; send < 2; send++)
+        for (uint32_t i = 0; i < r->n_posts; i++) {
+            exec_post *const o = &r->posts[i];
+            const plan_task *const t = &p->tasks[o->task];
+            const uint32_t at = send ? t->gate : t->join; /* PLAN_NONE is behind every task */
+            if (t->kind != (send ? TASK_SEND : TASK_RECV) || at > task ||
+                p->classes[t->cls].detail != CHANNEL_STATE)
+                continue;
+            worker_post(x, r, o);
+            TD_TRY(wire_wait(x->wire, &o->op, err));
+        }
+    const td_status st = validate_last(x, r, task, &again, err);
+    wire_leave(x->wire, r->index);
+    return st;
+}
+
 td_status worker_run(executor *x, exec_rank *r, td_err *err)
 {
     const plan_stream *const s = plan_compute(x->p, r->index);
     r->n_posted = 0;
-    r->spoilt = false;
     for (uint32_t i = 0; i < r->n_posts; i++) r->posts[i].op.done = false;
     for (uint32_t at = 0; at <= s->n_tasks; at++) {
         r->at = at;
@@ -131,7 +202,7 @@ td_status worker_run(executor *x, exec_rank *r, td_err *err)
             delay(x, r);
             worker_post(x, r, &r->posts[r->n_posted++]);
         }
-        TD_TRY(join_at(x, r, at, err));
+        TD_TRY(join_at(x, r, at, false, err));
         if (at == s->n_tasks) break;
         if (wire_aborted(x->wire)) return td_fail(err, TD_EINTR, "another rank gave up");
         delay(x, r);
@@ -139,7 +210,10 @@ td_status worker_run(executor *x, exec_rank *r, td_err *err)
         x->times.begin_ns[task] = td_now_ns() - x->start_ns;
         r->computes = true;
         device_run_task(x, r, task, true);
-        TD_TRY(worker_compute(x, r, task, err));
+        if (x->p->tasks[task].kind == TASK_VERIFY)
+            TD_TRY(verify(x, r, at, err));
+        else
+            TD_TRY(worker_compute(x, r, task, err));
         device_run_task(x, r, task, false);
         x->times.end_ns[task] = td_now_ns() - x->start_ns;
     }

@@ -65,11 +65,10 @@ static void adamw(k_ctx *ctx, const k_adamw *p, const k_adamw_stage *s, const do
         float *const g = s->grads + piece->first, *const m = s->m + piece->moment;
         k_adamw one = *p;
         if (!isfinite(scale[0])) {
-            k_fill_cpu(ctx, piece->count, 0.0f, g);
+            if (p->clear_grad) k_fill_cpu(ctx, piece->count, 0.0f, g);
             continue;
         }
         one.grad_scale = (float)scale[1];
-        one.clear_grad = true;
         if (!piece->decays) one.weight_decay = 0.0f;
         k_adamw_cpu(ctx, &one, piece->count, s->weights + piece->first, g, m, m + s->moments);
     }

@@ -24,6 +24,8 @@ td_status lower_check_validate(const schedule *s, const lower_options *o, td_err
     if (s->vocab != VOCAB_NONE) why = "a sharded vocabulary: its input layer meets before VERIFY";
     if (sched_is_disaggregated(s)) why = "forward rows of their own: they wait for new weights";
     if (o->zero1) why = "--zero1: ranks wait for each other's share of the new weights";
+    if (o->shards && (o->tp > 1 || s->tp_backward > 1))
+        why = "tensor-parallel shards as ranks: each knows a part of its row's norm";
     if (o->send_window == 1 && o->lookahead == 0)
         why = "--send-window 1 --lookahead 0: calls that block hold all ranks together";
     if (o->shards && o->tp > 1)

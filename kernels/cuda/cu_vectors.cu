@@ -276,6 +276,7 @@ void cu_clip(k_ctx *ctx, long n, const double *table, double clip, double *out)
 /* The numbers of a step, as floats. */
 struct step_numbers {
     float lr, beta1, beta2, eps, decay, scale1, scale2;
+    bool clear;
 };
 
 template <typename T>
@@ -291,7 +292,7 @@ __global__ void adamw_kernel(k_adamw_stage s, step_numbers a, const double *scal
     float *const master = sizeof(T) == sizeof(float) ? (float *)(void *)weights : v + s.moments;
     for (long i = from + threadIdx.x; i < to; i += blockDim.x) {
         const float g = grads[i] * grad_scale;
-        grads[i] = 0.0f;
+        if (a.clear) grads[i] = 0.0f;
         if (!fine) continue;
         const float m1 = a.beta1 * m[i] + (1.0f - a.beta1) * g;
         const float v1 = a.beta2 * v[i] + (1.0f - a.beta2) * g * g;
@@ -315,6 +316,7 @@ void cu_adamw(k_ctx *ctx, const k_adamw *p, const k_adamw_stage *s, const double
         p->weight_decay,
         (float)(1.0 / (1.0 - pow((double)p->beta1, (double)p->step))),
         (float)(1.0 / (1.0 - pow((double)p->beta2, (double)p->step))),
+        p->clear_grad,
     };
     if (s->n_blocks == 0) return;
     const unsigned blocks = (unsigned)s->n_blocks;

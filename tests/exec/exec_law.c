@@ -113,6 +113,7 @@ check_result exec_law_holds(const exec_law *k, const schedule *s, td_arena *a, p
     if (plan_lower(s, &lo, a, &p, &err) != TD_OK) fail_msg("%s: %s", s->name, err.msg);
     const check_options o = {.seed = 11,
                              .steps = k->steps > 0 ? k->steps : 5,
+                             .clip = k->clip > 0 ? k->clip : 1,
                              .run = {.threads_per_rank = 1,
                                      .deadline_ns = 60000000000,
                                      .jitter_ns = k->jitter_ns,

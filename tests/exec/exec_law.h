@@ -14,6 +14,7 @@ typedef struct exec_law {
     recompute_mode recompute;
     plan_mapping mapping;
     bool zero1;
+    double clip; /* 0: 1 */
     int64_t jitter_ns;
 } exec_law;
 

@@ -63,6 +63,7 @@ static check_result law(const law_case *k, td_arena *a)
     if (lower_case(k, a, z, p, &err) != TD_OK) fail_msg("%s", err.msg);
     const check_options o = {.seed = 7,
                              .steps = 3,
+                             .clip = 1,
                              .run = {.threads_per_rank = k->threads,
                                      .jitter_ns = k->jitter_ns,
                                      .deadline_ns = 20000000000,
