@@ -24,8 +24,8 @@ typedef struct check_result {
                     both ends' tied tables have equal weights, bit for bit */
     bool losses_equal;   /* every bit, every step */
     double loss_rel_err; /* largest of all steps */
-    bool exact;  /* on the cores: accumulation order is the reference's: bitwise is demanded */
-    bool memory; /* touched equals predicted on every rank */
+    bool exact;     /* on the cores: accumulation order is the reference's: bitwise is demanded */
+    bool memory;    /* touched equals predicted on every rank */
     int64_t undone; /* steps that post-validation found wrong and did again */
     bool pass;
     check_rank *ranks; /* [n_ranks] */

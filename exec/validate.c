@@ -10,7 +10,8 @@ void validate_merge(executor *x, exec_rank *r, uint32_t task)
     double *const table = optimizer_table(x, r, task, ROLE_NORM);
     const double *const before = optimizer_table(x, r, task, ROLE_NORM_BEFORE);
     /* all but one of the ranks have 0 for a tensor, so that no sum is rounded */
-    for (int64_t i = 0; table != NULL && before != NULL && i < x->n_tensors; i++) table[i] += before[i];
+    for (int64_t i = 0; table != NULL && before != NULL && i < x->n_tensors; i++)
+        table[i] += before[i];
 }
 
 /* Whether a gradient of these partial sums is used as it is; scale: norm and factor. A part of a

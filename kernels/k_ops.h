@@ -99,8 +99,8 @@ typedef struct k_ops {
     /* out[0] = the norm, root of the table's sum in order; out[1] = clip / norm where that is less
      * than 1 and clip > 0, else 1. */
     void (*clip)(k_ctx *ctx, long n, const double *table, double clip, double *out);
-    /* AdamW as k_adamw_cpu, with the gradient scaled by scale[1]; where scale[0] is not finite it is
-     * at most cleared. p->weight_decay applies to pieces that decay. */
+    /* AdamW as k_adamw_cpu, with the gradient scaled by scale[1]; where scale[0] is not finite,
+     * nothing but what p->clear_grad says. p->weight_decay applies to pieces that decay. */
     void (*adamw)(k_ctx *ctx, const k_adamw *p, const k_adamw_stage *s, const double *scale);
 } k_ops;
 

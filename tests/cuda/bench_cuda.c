@@ -131,8 +131,13 @@ static void optimizer(bench *b)
     *piece = (k_adamw_piece){.count = n, .decays = true};
     double *const scale = (double *)room.gpu + 16, s = 0;
     scale[0] = scale[1] = 1.0;
-    const k_adamw a = {
-        .lr = 1e-4f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .step = 3};
+    const k_adamw a = {.lr = 1e-4f,
+                       .beta1 = 0.9f,
+                       .beta2 = 0.95f,
+                       .eps = 1e-8f,
+                       .weight_decay = 0.1f,
+                       .step = 3,
+                       .clear_grad = true};
     const k_adamw_stage stage = {.pieces = piece,
                                  .n_pieces = 1,
                                  .n_blocks = n / K_ADAMW_BLOCK,

@@ -86,8 +86,13 @@ static void optimizer(cuda_pair *p, long n)
                        .weights = cuda_at(&w),
                        .grads = cuda_at(&g),
                        .m = cuda_at(&m)};
-    const k_adamw a = {
-        .lr = 0.1f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-6f, .weight_decay = 0.1f, .step = 3};
+    const k_adamw a = {.lr = 0.1f,
+                       .beta1 = 0.9f,
+                       .beta2 = 0.95f,
+                       .eps = 1e-6f,
+                       .weight_decay = 0.1f,
+                       .step = 3,
+                       .clear_grad = true};
     double cpu_table[2] = {0, 0}, cpu_scale[2];
     memset(table.gpu, 0, 32);
     for (int cpu = 0; cpu < 2; cpu++) {
