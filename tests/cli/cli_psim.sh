@@ -162,4 +162,12 @@ expect 0 '' psim run dualpipev --pp 4 --microbatches 10 --times F=1,B=2,FB=2.5 -
 says '*"step_ns":29500000,*'
 expect 0 '' psim run bitpipe --pp 8 --microbatches 8 --times F=2,B=4,coll=1 --opt sync=end --json
 says '*"step_ns":64000000,*'
+# every message waits until it is wanted: the authors' blocking exchanges, chunk F=1, B=2, comm=0.1
+for case in 4:4:29600000 4:8:57000000 8:8:63600000 8:16:120600000; do
+    p=${case%%:*} m=${case#*:}
+    expect 0 '' psim run --schedule bitpipe --pp "$p" --microbatches "${m%:*}" \
+        --times F=2,B=4,comm=0.1 --protocol rendezvous --json
+    says "*\"step_ns\":${case##*:},*"
+done
+
 finish
