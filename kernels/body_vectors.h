@@ -74,14 +74,15 @@ static void adamw(const void *p, long piece, float *scratch)
     const long from = piece * a->block, n = k_min(a->n, from + a->block) - from;
     float *restrict w = a->w + from, *restrict g = a->g + from;
     float *restrict m = a->m + from, *restrict v = a->v + from;
+    const bool clear = a->p.clear_grad;
     (void)scratch;
     for (long i = 0; i < n; i++) {
         const float grad = g[i] * grad_scale;
+        if (clear) g[i] = 0.0f;
         m[i] = b1 * m[i] + (1.0f - b1) * grad;
         v[i] = b2 * v[i] + (1.0f - b2) * grad * grad;
         w[i] -= lr * (m[i] * s1 / (sqrtf(v[i] * s2) + eps) + decay * w[i]);
     }
-    if (a->p.clear_grad) memset(g, 0, (size_t)n * sizeof *g);
 }
 
 /* --- attention's softmax --- */

@@ -174,7 +174,8 @@ static void optimizer(bench *b)
                        .eps = 1e-8f,
                        .weight_decay = 0.1f,
                        .grad_scale = 1.0f,
-                       .step = 3};
+                       .step = 3,
+                       .clear_grad = true};
     const long n = PARAMS / 16; /* of each of the four, in turn through 31 M floats */
     k_adamw_cpu(b->ctx, &p, n, b->head, b->head + n, b->head + 2 * n, b->head + 3 * n);
 }
