@@ -25,9 +25,12 @@ static void print_json(const check_result *r, const plan *p)
                  r->exact ? "true" : "false", r->copies ? "true" : "false",
                  r->memory ? "true" : "false", (long long)r->undone, (long long)r->rss_bytes);
     for (uint32_t i = 0; i < p->n_ranks; i++)
-        td_text_addf(&t, "%s{\"rank\": %u, \"peak_bytes\": %lld, \"touched_bytes\": %lld}",
+        td_text_addf(&t,
+                     "%s{\"rank\": %u, \"peak_bytes\": %lld, \"touched_bytes\": %lld, "
+                     "\"persistent_bytes\": %lld, \"activation_bytes\": %lld}",
                      i == 0 ? "" : ", ", i, (long long)r->ranks[i].peak_bytes,
-                     (long long)r->ranks[i].touched_bytes);
+                     (long long)r->ranks[i].touched_bytes, (long long)p->ranks[i].persistent_bytes,
+                     (long long)(r->ranks[i].touched_bytes - p->ranks[i].persistent_bytes));
     td_text_addf(&t, "], \"pass\": %s}\n", r->pass ? "true" : "false");
     (void)fputs(t.s == NULL ? "" : t.s, stdout);
     td_text_free(&t);
@@ -35,7 +38,7 @@ static void print_json(const check_result *r, const plan *p)
 
 static void print_words(const check_result *r, const plan *p)
 {
-    char peak[40], rss[40];
+    char peak[40], rest[40], rss[40];
     const bool same = r->losses_equal && r->gradients.bitwise && r->weights.bitwise;
     (void)printf("loss        %.9g, on one rank %.9g\n", r->loss, r->loss_reference);
     (void)printf("gradients   %s (largest relative difference %.3g%s%s)\n",
@@ -49,10 +52,14 @@ static void print_words(const check_result *r, const plan *p)
         (void)printf("validation  %lld of three steps were taken back and done again\n",
                      (long long)r->undone);
     for (uint32_t i = 0; i < p->n_ranks; i++)
-        (void)printf("rank %-6u predicted peak %lld bytes (%s), highest byte touched %lld\n", i,
-                     (long long)r->ranks[i].peak_bytes,
-                     td_print_bytes(peak, sizeof peak, r->ranks[i].peak_bytes),
-                     (long long)r->ranks[i].touched_bytes);
+        (void)printf(
+            "rank %-6u predicted peak %lld bytes (%s), highest byte touched %lld, %s of it "
+            "activations and the like\n",
+            i, (long long)r->ranks[i].peak_bytes,
+            td_print_bytes(peak, sizeof peak, r->ranks[i].peak_bytes),
+            (long long)r->ranks[i].touched_bytes,
+            td_print_bytes(rest, sizeof rest,
+                           r->ranks[i].touched_bytes - p->ranks[i].persistent_bytes));
     (void)printf("process     %s resident\n", td_print_bytes(rss, sizeof rss, r->rss_bytes));
     (void)printf("%s: %s\n", r->pass ? "pass" : "FAIL",
                  r->exact ? (same ? "bit for bit" : "bits differ where they must not")

@@ -2,6 +2,8 @@
  * from the memory plan, so that the two can be held against each other. */
 #include "schedules/trace.h"
 
+#include <stdlib.h>
+
 /* The share of a microbatch's activations on one rank that one pass's slice on one stage is. */
 static double share_of(const plan *p, uint32_t cls)
 {
@@ -12,7 +14,6 @@ static double share_of(const plan *p, uint32_t cls)
 typedef struct activations {
     const plan *p;
     activation_deltas d;
-    const uint8_t *split; /* per rank: some backward is split there */
     double live, peak;
 } activations;
 
@@ -64,6 +65,46 @@ static double tidy(double x)
 {
     const double scaled = x * 1e9;
     return (double)(int64_t)(scaled + 0.5) / 1e9;
+}
+
+td_status activation_deltas_parse(const char *what, const char *text, activation_deltas *out,
+                                  td_err *err)
+{
+    *out = (activation_deltas){1, 0, -1};
+    if (text == NULL) return TD_OK;
+    double v[3];
+    const char *s = text;
+    for (int i = 0; i < 3; i++) {
+        char *end = NULL;
+        v[i] = strtod(s, &end);
+        if (end == s || *end != (i < 2 ? ',' : '\0') || !(v[i] > -1e6 && v[i] < 1e6))
+            return td_fail(err, TD_EUSAGE,
+                           "%s%s: expected three numbers F,I,W as in 1,0,-1 or 2,-1,-1", what,
+                           text);
+        s = end + 1;
+    }
+    *out = (activation_deltas){v[0], v[1], v[2]};
+    return TD_OK;
+}
+
+td_status plan_check_activations(const plan *p, double limit, activation_deltas d, td_err *err)
+{
+    if (!(limit > 0) || !(d.f > 0)) return TD_OK;
+    double most = 0;
+    uint32_t n_over = 0, worst = 0;
+    for (uint32_t r = 0; r < p->n_ranks; r++) {
+        const double peak = tidy(peak_activations(p, plan_compute(p, r), d) / d.f);
+        n_over += peak > limit + 1e-6;
+        if (peak <= most) continue;
+        most = peak;
+        worst = r;
+    }
+    if (n_over == 0) return TD_OK;
+    return td_fail(err, TD_EPLAN,
+                   "--activation-limit %g: rank %u keeps %g microbatch activations (%u of %u ranks "
+                   "are over); legal: --activation-limit %g or more, or --schedule zb-auto, which "
+                   "searches below a limit",
+                   limit, worst, most, n_over, p->n_ranks, most);
 }
 
 static void measure_rank(const plan *p, const task_times *t, uint32_t rank, rank_metrics *out)

@@ -131,6 +131,15 @@ static uint32_t waits_for(const deadlock *d, uint32_t task)
     return task;
 }
 
+/* Which options would take waits out. */
+static void hint_room(const plan *p, td_text *t)
+{
+    if (p->send_window > 0)
+        td_text_add(t, "; ranks wait for their sends here: --send-window 0 lets them go on");
+    if (p->mapping != MAPPING_CHANNEL)
+        td_text_add(t, "; messages share streams here: --mapping channel parts them");
+}
+
 static td_status report(const deadlock *d, uint32_t start, td_arena *a, td_err *err)
 {
     uint8_t *const seen = TD_NEW_N(a, uint8_t, d->p->n_tasks);
@@ -149,11 +158,8 @@ static td_status report(const deadlock *d, uint32_t start, td_arena *a, td_err *
         td_text_add(&t, " waits for ");
     } while (task != first && ++n < 24);
     plan_task_text(d->p, task, &t);
-    const td_status st =
-        td_fail(err, TD_EPLAN, "deadlock: %s%s", t.s == NULL ? "" : t.s,
-                d->p->mapping == MAPPING_CHANNEL
-                    ? ""
-                    : "; messages share streams here: --mapping channel parts them");
+    hint_room(d->p, &t);
+    const td_status st = td_fail(err, TD_EPLAN, "deadlock: %s", t.s == NULL ? "" : t.s);
     td_text_free(&t);
     return st;
 }

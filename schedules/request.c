@@ -2,6 +2,7 @@
 #include "schedules/request.h"
 
 #include "base/text.h"
+#include "schedules/trace.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -363,6 +364,18 @@ static td_status fit_memory(const request *q, const char *after, td_arena *a, ru
     return least_memory(q, after, a, out, err);
 }
 
+/* A limit of activations holds for orders that were not made for it too. Orders that were count by
+ * the deltas of their own option. */
+static td_status check_activations(const request *q, const plan *p, td_err *err)
+{
+    activation_deltas d;
+    const char *text = q->deltas;
+    for (size_t i = 0; i < q->opts.n; i++)
+        if (strncmp(q->opts.item[i], "deltas=", 7) == 0) text = q->opts.item[i] + 7;
+    TD_TRY(activation_deltas_parse("--activation-deltas ", text, &d, err));
+    return plan_check_activations(p, q->activation_limit, d, err);
+}
+
 td_status request_plan(const request *q, data_type dtype, const char *after, td_arena *a,
                        run_setup *out, td_err *err)
 {
@@ -380,6 +393,8 @@ td_status request_plan(const request *q, data_type dtype, const char *after, td_
     else
         TD_TRY(make_schedule(q, a, out, &text, err));
     if (text != NULL)
-        return take_plan(q, text, q->plan != NULL ? q->plan : q->schedule, a, out, err);
-    return lower_schedule(q, after, a, out, err);
+        TD_TRY(take_plan(q, text, q->plan != NULL ? q->plan : q->schedule, a, out, err));
+    else
+        TD_TRY(lower_schedule(q, after, a, out, err));
+    return check_activations(q, &out->plan, err);
 }

@@ -62,7 +62,9 @@ const cli_option request_options[REQUEST_OPTION_COUNT] = {
      .at = AT(activation_limit),
      .min = 0,
      .max = 1000000000,
-     .help = "microbatch activations of a rank's share that a schedule may keep"},
+     .help =
+         "microbatch activations of a rank's share that it may keep: schedules that search stay "
+         "below, others are refused (0: no limit)"},
     {.kind = CLI_HEADING, .help = "Times and model"},
     {.kind = CLI_TEXT,
      .name = "times",

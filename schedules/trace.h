@@ -109,6 +109,15 @@ typedef struct activation_deltas {
     double f, i, w;
 } activation_deltas;
 
+/* "1,0,-1"; NULL: that. `what` stands before it in messages. Errors: TD_EUSAGE. */
+TD_MUST_USE td_status activation_deltas_parse(const char *what, const char *text,
+                                              activation_deltas *out, td_err *err);
+
+/* Does every rank keep at most `limit` microbatch activations of its share, each counted as d.f?
+ * 0: no limit. Errors: TD_EPLAN with the least limit that holds. */
+TD_MUST_USE td_status plan_check_activations(const plan *p, double limit, activation_deltas d,
+                                             td_err *err);
+
 TD_MUST_USE td_status metrics_of(const plan *p, const task_times *t, activation_deltas d,
                                  td_arena *a, plan_metrics *out, td_err *err);
 

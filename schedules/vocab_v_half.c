@@ -191,8 +191,7 @@ static td_status check_request(const sched_request *q, int64_t barriers, td_err 
         return td_fail(err, TD_EUSAGE,
                        "v-half-vocab with P=%d, M=%d: needs P >= 2 and M >= %s; legal: --pp %d "
                        "--microbatches %d",
-                       q->pp, q->microbatches,
-                       barriers == 1 ? "2" : "the larger of 3 and half of P, rounded up, and 1",
+                       q->pp, q->microbatches, barriers == 1 ? "2" : "max(3, ceil(P/2) + 1)",
                        q->pp < 2 ? 2 : q->pp, q->microbatches < least ? least : q->microbatches);
     return TD_OK;
 }

@@ -1,4 +1,5 @@
 /* What a search over orders is given: durations, memory and limits, from a request. */
+#include "schedules/trace.h"
 #include "schedules/zb_core.h"
 
 #include <math.h>
@@ -27,17 +28,11 @@ static td_status read_deltas(const sched_request *q, double d[3], td_err *err)
             what = "--opt deltas=";
             text = q->options[i].value;
         }
-    d[0] = 1;
-    d[1] = 0;
-    d[2] = -1;
-    const char *s = text;
-    for (int k = 0; text != NULL && k < 3; k++) {
-        char *end = NULL;
-        d[k] = strtod(s, &end);
-        if (end == s || *end != (k < 2 ? ',' : '\0') || !(fabs(d[k]) <= 1e6))
-            return td_fail(err, TD_EUSAGE, "%s%s: wants F,I,W as in 2,-1,-1", what, text);
-        s = end + 1;
-    }
+    activation_deltas given;
+    TD_TRY(activation_deltas_parse(what, text, &given, err));
+    d[0] = given.f;
+    d[1] = given.i;
+    d[2] = given.w;
     if (d[0] > 0 && d[1] <= 0 && d[2] <= 0 && fabs(d[0] + d[1] + d[2]) <= 1e-9) return TD_OK;
     return td_fail(err, TD_EUSAGE,
                    "%s%s: F adds what I and W free, so F > 0, I <= 0, W <= 0 and their sum is 0; "

@@ -58,6 +58,7 @@ static void json_ranks(const psim_result *r, td_text *t)
         json_int(t, "last_ns", m->last_ns);
         json_int(t, "peak_bytes", m->peak_bytes);
         json_int(t, "persistent_bytes", r->setup.plan.ranks[i].persistent_bytes);
+        json_int(t, "activation_bytes", m->peak_bytes - r->setup.plan.ranks[i].persistent_bytes);
         json_real(t, "peak_activations", m->peak_activations);
         td_text_add(t, "}");
     }
@@ -184,18 +185,19 @@ static double most_activations(const psim_result *r)
 
 static void text_ranks(const psim_result *r, td_text *t)
 {
-    td_text_addf(t, "\n  %4s  %10s  %7s  %11s  %12s  %11s\n", "rank", "busy", "bubble", "peak",
-                 "weights etc.", "activations");
+    td_text_addf(t, "\n  %4s  %10s  %7s  %11s  %12s  %16s  %11s\n", "rank", "busy", "bubble",
+                 "peak", "weights etc.", "activations etc.", "activations");
     for (uint32_t i = 0; i < r->setup.plan.n_ranks; i++) {
         const rank_metrics *const m = &r->metrics.ranks[i];
-        char busy[32], peak[32], kept[32];
+        char busy[32], peak[32], kept[32], rest[32];
+        const int64_t fixed = r->setup.plan.ranks[i].persistent_bytes;
         const int64_t step = r->metrics.step_ns;
-        td_text_addf(t, "  %4u  %10s  %5.1f %%  %11s  %12s  %11.4g\n", i,
+        td_text_addf(t, "  %4u  %10s  %5.1f %%  %11s  %12s  %16s  %11.4g\n", i,
                      td_print_ns(busy, sizeof busy, m->busy_ns),
                      step > 0 ? 100.0 * (1.0 - (double)m->busy_ns / (double)step) : 0.0,
                      r->setup.has_model ? td_print_bytes(peak, sizeof peak, m->peak_bytes) : "-",
-                     r->setup.has_model ? td_print_bytes(kept, sizeof kept,
-                                                         r->setup.plan.ranks[i].persistent_bytes)
+                     r->setup.has_model ? td_print_bytes(kept, sizeof kept, fixed) : "-",
+                     r->setup.has_model ? td_print_bytes(rest, sizeof rest, m->peak_bytes - fixed)
                                         : "-",
                      m->peak_activations);
     }

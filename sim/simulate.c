@@ -12,27 +12,6 @@
 #define TD_VERSION "0.1.0"
 #endif
 
-/* "1,0,-1": what F, I and W add to the count of live activations. */
-static td_status parse_deltas(const char *text, activation_deltas *out, td_err *err)
-{
-    *out = (activation_deltas){1, 0, -1};
-    if (text == NULL) return TD_OK;
-    double v[3];
-    const char *s = text;
-    for (int i = 0; i < 3; i++) {
-        char *end = NULL;
-        v[i] = strtod(s, &end);
-        if (end == s || *end != (i < 2 ? ',' : '\0') || !(v[i] > -1e6 && v[i] < 1e6))
-            return td_fail(err, TD_EUSAGE,
-                           "--activation-deltas %s: expected three numbers F,I,W "
-                           "as in 1,0,-1",
-                           text);
-        s = end + 1;
-    }
-    *out = (activation_deltas){v[0], v[1], v[2]};
-    return TD_OK;
-}
-
 /* What --profile measured is this machine, whatever cores it has for the ranks. */
 static td_status local_cluster(psim_result *r, td_err *err)
 {
@@ -238,7 +217,7 @@ td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o
     request q;
     TD_TRY(psim_request(args, o, &q, err));
     TD_TRY(check_asked(o, err));
-    TD_TRY(parse_deltas(o->deltas, &out->deltas, err));
+    TD_TRY(activation_deltas_parse("--activation-deltas ", o->deltas, &out->deltas, err));
     TD_TRY(load_machine(a, o, out, err));
     q.prices = &out->cost;
     TD_TRY(request_plan(&q, TYPE_BF16, NULL, a, &out->setup, err));

@@ -31,4 +31,37 @@ least=$(sed 's/.*works is \([0-9]*\) bytes.*/\1/' "$work/.stderr")
 expect 0 '' $run --memory-limit "$least"
 expect 2 'psim: *the least that works is *' $run --memory-limit $((least - 1))
 
+# a limit of activations holds for orders that were not made for it, whatever they come from
+unit='--pp 4 --microbatches 8 --times F=1,I=1,W=1'
+expect 1 'psim: --activation-limit 3: rank 0 keeps 4 *4 of 4 ranks*legal: --activation-limit 4 *' \
+    psim run zb-h1 $unit --activation-limit 3
+expect 0 '' psim run zb-h1 $unit --activation-limit 4
+expect 1 'psim: --activation-limit 2.5: rank 0 keeps 3 *' \
+    psim plan --schedule v-half --pp 4 --microbatches 8 --activation-limit 2.5
+expect 1 'psim: --activation-limit 3: *' psim run zb-v --opt form=hand $unit --activation-limit 3
+expect 0 '' psim run zb-auto $unit --activation-limit 8 --opt deltas=2,-1,-1
+expect 0 '' psim schedule v-min --pp 4 --microbatches 8
+cp "$work/.stdout" "$work/v-min.csv"
+expect 1 'psim: --activation-limit 1.5: rank 0 keeps 2 *' \
+    psim run "$work/v-min.csv" --times F=1,I=1,W=1 --activation-limit 1.5
+
+# a plan that waits in a circle for its options says which
+expect 1 'psim: deadlock: *: --send-window 0 *: --mapping channel *' \
+    psim run v-half $unit --mapping single --send-window 1
+
+# what is not weights, gradients and optimizer: V-Min's below V-Half's below 1F1B's, as measured
+most() {
+    tr '}' '\n' | sed -n 's/.*"activation_bytes": *\([0-9]*\).*/\1/p' | sort -n | tail -n 1
+}
+last=0
+for name in v-min v-half 1f1b; do
+    tiny="--schedule $name --pp 4 --microbatches 8 --model tiny-llama --json"
+    expect 0 '' pexec check $tiny
+    now=$(most <"$work/.stdout")
+    expect 0 '' psim run $tiny --dtype fp32 --cluster local:4
+    expect 0 '' test "$now" = "$(most <"$work/.stdout")"
+    expect 0 '' test "$now" -gt "$last"
+    last=$now
+done
+
 finish
