@@ -115,6 +115,24 @@ static double slowdown(const cost_model *c, bool memory)
     return c->alone ? factor / profile_contention(c->profile, busy, false) : factor;
 }
 
+/* Passes are measured on one shard alone; what its sums take is measured as collectives. */
+static td_status measured_sums_ns(const cost_model *c, const pass_query *q, double *ns, td_err *err)
+{
+    const int32_t tp = (int32_t)c->sizes->run.tp;
+    int64_t one = 0, softmax = 0;
+    work_list list;
+    *ns = 0;
+    if (tp <= 1 || c->sums_apart || (c->profile->all_reduce.n == 0 && c->cluster == NULL))
+        return TD_OK;
+    TD_TRY(work_of(c->sizes, q, !c->recompute_placed, &list, err));
+    TD_TRY(cost_collective(c, COLL_ALL_REDUCE, NULL, 0, tp, (int64_t)list.sum_bytes, &one, err));
+    if (list.softmax_bytes > 0)
+        TD_TRY(cost_collective(c, COLL_VOCAB_STATS, NULL, 0, tp, (int64_t)list.softmax_bytes,
+                               &softmax, err));
+    *ns = list.sums * (double)one + (double)softmax;
+    return TD_OK;
+}
+
 static td_status measured_pass_ns(const cost_model *c, const pass_query *q, double *ns, td_err *err)
 {
     if (c->sizes == NULL) return td_fail(err, TD_EUSAGE, "profile: no model; give --model");
@@ -122,6 +140,9 @@ static td_status measured_pass_ns(const cost_model *c, const pass_query *q, doub
     if (c->recompute_placed) z.run.recompute = RECOMPUTE_NONE;
     TD_TRY(profile_pass_ns(c->profile, &z, q, ns, err));
     *ns *= slowdown(c, false);
+    double sums = 0;
+    TD_TRY(measured_sums_ns(c, q, &sums, err));
+    *ns += sums;
     return TD_OK;
 }
 

@@ -217,6 +217,26 @@ static void profile_prices(void **state)
     T_CLOSE(price(&r, PASS_F, 0), 2.5 * f, 0, 1);
 }
 
+/* Tensor parallelism: what one shard was measured to take alone, and its sums as collectives. */
+static void profile_sums(void **state)
+{
+    (void)state;
+    td_err err = {0};
+    tiny_run r;
+    tiny_start(&r);
+    r.z.run.tp = r.p.tp = 2;
+    r.p.all_reduce = (profile_fit){.n = 2, .c = {{.value = 1000}, {.value = 0.5}}};
+    int64_t sum = 0;
+    T_OK(cost_collective(&r.cost, COLL_ALL_REDUCE, NULL, 0, 2, 128 * 64 * 4, &sum, &err), &err);
+    assert_true(sum > 0);
+    const double with_f = price(&r, PASS_F, 0), with_b = price(&r, PASS_B, 1);
+    const double with_w = price(&r, PASS_W, 0);
+    r.cost.sums_apart = true;
+    T_CLOSE(with_f - price(&r, PASS_F, 0), (2 * 5 + 1) * (double)sum, 0, 1); /* the embedding's */
+    T_CLOSE(with_b - price(&r, PASS_B, 1), (2 * 3 + 1) * (double)sum, 0, 1); /* the head's */
+    T_CLOSE(with_w, price(&r, PASS_W, 0), 0, 0);
+}
+
 /* Shards that were not measured: their words' share of the head's passes, whose backward has two
  * halves; the embedding's rows are written whole. */
 static void profile_shards(void **state)
@@ -269,7 +289,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_ARENA(samples_round_trip),       WITH_ARENA(bad_samples),
         cmocka_unit_test(profile_round_trip), cmocka_unit_test(profile_prices),
-        cmocka_unit_test(profile_refusals),   cmocka_unit_test(profile_shards),
+        cmocka_unit_test(profile_refusals),   cmocka_unit_test(profile_sums),
+        cmocka_unit_test(profile_shards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
