@@ -167,7 +167,7 @@ static void test_some_step(void **state)
 }
 
 /* A gradient of stage `at` is not finite in the second step, which leaves nothing behind: ranks
- * before it step, far enough for their forwards to overflow, and take that back. */
+ * before it step, to weights that no forward survives, and take that back. */
 static void skip_at(uint32_t at)
 {
     run plain, late;
@@ -179,7 +179,7 @@ static void skip_at(uint32_t at)
     T_OK(step(&late, 1, s, &err), &err);
     T_OK(exec_settle(late.x, &err), &err);
     exec_buffer(late.x, at, SIZE_GRADS, at)[0] = NAN;
-    T_OK(step(&late, 2, (exec_step){.number = 2, .skip = true, .lr = 1e30f}, &err), &err);
+    T_OK(step(&late, 2, (exec_step){.number = 2, .skip = true, .lr = INFINITY}, &err), &err);
     assert_int_equal(count_stepped(&late), at);
     T_OK(step(&plain, 3, (exec_step){.number = 2}, &err), &err);
     T_OK(step(&late, 3, (exec_step){.number = 3}, &err), &err);
