@@ -116,6 +116,7 @@ check_result exec_law_holds(const exec_law *k, const schedule *s, td_arena *a, p
                              .clip = k->clip > 0 ? k->clip : 1,
                              .run = {.threads_per_rank = 1,
                                      .deadline_ns = 60000000000,
+                                     .device = k->device,
                                      .jitter_ns = k->jitter_ns,
                                      .jitter_seed = 3}};
     check_result r;

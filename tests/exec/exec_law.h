@@ -3,6 +3,7 @@
 #define TESTS_EXEC_EXEC_LAW_H
 
 #include "exec/check.h"
+#include "exec/device.h"
 
 /* Models of eight layers that train in milliseconds. */
 extern const model_desc law_gpt2, law_llama, law_bert;
@@ -16,6 +17,7 @@ typedef struct exec_law {
     bool zero1;
     double clip; /* 0: 1 */
     int64_t jitter_ns;
+    device *device; /* NULL: the cores */
 } exec_law;
 
 /* The sizes that a plan of such a case was lowered with. */
