@@ -192,16 +192,9 @@ __global__ void delta_kernel(const __grid_constant__ cu_attn a, const T *o, cons
     if (threadIdx.x % 32 == 0) delta[i] = sum;
 }
 
-struct bwd_args {
-    const void *q, *dout;
-    const float *lse, *delta;
-    void *dq, *dk, *dv;
-    bool accumulate;
-};
-
 /* Probabilities and gradients of the scores of a tile, into shared memory; turned: by key. */
 template <int D, bool TURNED>
-static __device__ void tile_gradients(const cu_attn &a, const bwd_args &w, const float *qs,
+static __device__ void tile_gradients(const cu_attn &a, const cu_attn_bwd_args &w, const float *qs,
                                       const float *ks, const float *dos, const float *vs, long b,
                                       long h, long q0, long k0, float *ps, float *ds)
 {
@@ -248,7 +241,7 @@ static __device__ void put_rows(float acc[ROWS][D / 16], O *base, long ld, long 
 /* One block owns a tile of one key head, and takes all queries that see it in order. */
 template <typename T, typename O, int D>
 __global__ void __launch_bounds__(THREADS)
-    dkv_kernel(const __grid_constant__ cu_attn a, const __grid_constant__ bwd_args w)
+    dkv_kernel(const __grid_constant__ cu_attn a, const __grid_constant__ cu_attn_bwd_args w)
 {
     extern __shared__ float room[];
     constexpr int N = TILE * (D + 1);
@@ -281,7 +274,7 @@ __global__ void __launch_bounds__(THREADS)
 /* One block owns a tile of queries of one head. */
 template <typename T, int D>
 __global__ void __launch_bounds__(THREADS)
-    dq_kernel(const __grid_constant__ cu_attn a, const __grid_constant__ bwd_args w)
+    dq_kernel(const __grid_constant__ cu_attn a, const __grid_constant__ cu_attn_bwd_args w)
 {
     extern __shared__ float room[];
     constexpr int N = TILE * (D + 1);
@@ -320,7 +313,7 @@ static void fwd(k_cuda_lane *lane, const cu_attn &a, const T *q, T *o, float *ls
 }
 
 template <typename T, typename O, int D>
-static void bwd(k_cuda_lane *lane, const cu_attn &a, const bwd_args &w)
+static void bwd(k_cuda_lane *lane, const cu_attn &a, const cu_attn_bwd_args &w)
 {
     const dim3 keys(tiles(a.s_kv), (unsigned)a.kv_heads, (unsigned)a.batch);
     const dim3 queries(tiles(a.s_q), (unsigned)a.heads, (unsigned)a.batch);
@@ -341,6 +334,7 @@ void cu_attn_fwd(k_ctx *ctx, const k_attn *s, const float *q, const float *k, co
     if (s->batch * s->heads * s->s_q <= 0 || !cu_attn_of(lane, s, k, v, &a)) return;
     const bf16 *const qb = (const bf16 *)(const void *)q;
     bf16 *const ob = (bf16 *)(void *)o;
+    if (lane->bf16 && cu_attn_fwd_mma(lane, a, qb, ob, lse)) return;
     if (lane->bf16 && a.d <= 64)
         fwd<bf16, 64>(lane, a, qb, ob, lse);
     else if (lane->bf16 && a.d <= 128)
@@ -357,7 +351,7 @@ void cu_attn_fwd(k_ctx *ctx, const k_attn *s, const float *q, const float *k, co
 }
 
 template <typename T, typename O>
-static void bwd_any(k_cuda_lane *lane, const cu_attn &a, const bwd_args &w)
+static void bwd_any(k_cuda_lane *lane, const cu_attn &a, const cu_attn_bwd_args &w)
 {
     if (a.d <= 64)
         bwd<T, O, 64>(lane, a, w);
@@ -374,13 +368,14 @@ void cu_attn_bwd(k_ctx *ctx, const k_attn *s, bool accumulate, const float *q, c
     k_cuda_lane *const lane = cu_lane(ctx);
     cu_attn a;
     if (s->batch * s->heads * s->s_q <= 0 || !cu_attn_of(lane, s, k, v, &a)) return;
-    const bwd_args w = {q, dout, lse, delta, dq, dk, dv, accumulate};
+    const cu_attn_bwd_args w = {q, dout, lse, delta, dq, dk, dv, accumulate};
     const unsigned rows = (unsigned)cu_ceil(a.batch * a.heads * a.s_q, THREADS / 32);
     if (lane->bf16)
         delta_kernel<<<rows, THREADS, 0, lane->stream>>>(
             a, (const bf16 *)(const void *)o, (const bf16 *)(const void *)dout, delta);
     else
         delta_kernel<<<rows, THREADS, 0, lane->stream>>>(a, o, dout, delta);
+    if (lane->bf16 && cu_attn_bwd_mma(lane, a, w, s->float_dkv)) return;
     if (!lane->bf16)
         bwd_any<float, float>(lane, a, w);
     else if (s->float_dkv)

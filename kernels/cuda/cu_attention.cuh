@@ -43,4 +43,17 @@ static __device__ __forceinline__ long cu_key_at(const cu_attn &a, int piece, lo
 /* False, with the lane's error, where the shape is beyond the kernels. */
 bool cu_attn_of(k_cuda_lane *lane, const k_attn *s, const float *k, const float *v, cu_attn *out);
 
+struct cu_attn_bwd_args {
+    const void *q, *dout;
+    const float *lse, *delta;
+    void *dq, *dk, *dv;
+    bool accumulate;
+};
+
+/* bf16 on tensor cores; false, with nothing done, where the shape is not for them: heads of 64 or
+ * 128 whose rows can be read 16 bytes at a time. */
+bool cu_attn_fwd_mma(k_cuda_lane *lane, const cu_attn &a, const bf16 *q, bf16 *o, float *lse);
+bool cu_attn_bwd_mma(k_cuda_lane *lane, const cu_attn &a, const cu_attn_bwd_args &w,
+                     bool float_dkv);
+
 #endif
