@@ -341,6 +341,7 @@ static td_status run_passes(const lowering *l, plan *out, td_err *err)
     for (size_t i = 0; i < n_passes; i++) {
         if (l->o->after != NULL && strcmp(l->o->after, out->stage_of_run) == 0) break;
         const plan in = *out;
+        td_arena_reset(l->scratch);
         TD_TRY(passes[i](l, &in, out, err));
         out->stage_of_run = pass_names[i + 1];
         /* a pass that had nothing to do leaves what was checked already */

@@ -42,7 +42,7 @@ static td_status comm_channel(comm *c, int32_t src, int32_t dst, channel_class c
 {
     uint32_t *const known = &c->channel_of[(int32_t)cls * c->l->s->n_rows + src];
     if (*known == 0) {
-        TD_TRY(TD_GROW(c->l->a, c->channels, c->cap_channels, c->n_channels + 1, err));
+        TD_TRY(TD_GROW(c->l->scratch, c->channels, c->cap_channels, c->n_channels + 1, err));
         c->channels[c->n_channels] = (row_channel){.src = src, .dst = dst, .cls = (uint8_t)cls};
         *known = (uint32_t)++c->n_channels;
     }
@@ -56,7 +56,7 @@ static td_status comm_add(comm *c, const sched_cell *cell, uint32_t src_node, in
     if (src_row == dst_row || src_node == NODE_NONE) return TD_OK;
     uint32_t channel = 0;
     TD_TRY(comm_channel(c, src_row, dst_row, cls, &channel, err));
-    TD_TRY(TD_GROW(c->l->a, c->messages, c->cap_messages, c->n_messages + 1, err));
+    TD_TRY(TD_GROW(c->l->scratch, c->messages, c->cap_messages, c->n_messages + 1, err));
     c->messages[c->n_messages++] = (message){.src_node = src_node,
                                              .dst_node = dst_node,
                                              .src_row = src_row,
@@ -105,12 +105,12 @@ static td_status comm_find(comm *c, td_err *err)
     const schedule *const s = c->l->s;
     const sched_index *const ix = c->l->ix;
     const size_t n_known = (size_t)(CHANNEL_WEIGHTS + 1) * (size_t)s->n_rows;
-    c->channel_of = TD_NEW_N(c->l->a, uint32_t, n_known);
+    c->channel_of = TD_NEW_N(c->l->scratch, uint32_t, n_known);
     if (c->channel_of == NULL) return td_fail(err, TD_ENOMEM, "out of memory for channels");
     /* a pass takes one message at most, and most do */
     size_t n_passes = ix->n_nodes;
     for (uint32_t i = 0; i < ix->n_nodes; i++) n_passes += ix->cell[i]->overlaps;
-    TD_TRY(TD_GROW(c->l->a, c->messages, c->cap_messages, n_passes, err));
+    TD_TRY(TD_GROW(c->l->scratch, c->messages, c->cap_messages, n_passes, err));
     for (int32_t row = 0; row < s->n_rows; row++) {
         memset(c->channel_of, 0, n_known * sizeof *c->channel_of);
         for (uint32_t node = ix->row_first[row]; node < ix->row_first[row + 1]; node++) {
@@ -232,8 +232,8 @@ static size_t stream_keys(const comm *c)
 static td_status comm_ends(const comm *c, comm_end **out, td_err *err)
 {
     const size_t n_keys = stream_keys(c);
-    comm_end *const ends = TD_NEW_N(c->l->a, comm_end, 2 * c->n_messages);
-    size_t *const at = TD_NEW_N(c->l->a, size_t, n_keys + 1);
+    comm_end *const ends = TD_NEW_N(c->l->scratch, comm_end, 2 * c->n_messages);
+    size_t *const at = TD_NEW_N(c->l->scratch, size_t, n_keys + 1);
     if (ends == NULL || at == NULL) return td_fail(err, TD_ENOMEM, "out of memory for messages");
     for (size_t i = 0; i < c->n_messages; i++)
         for (int e = 0; e < 2; e++) at[stream_key(c, &c->messages[i], e == 0) + 1]++;
@@ -334,9 +334,10 @@ td_status lower_comm(const lowering *l, const plan *in, plan *out, td_err *err)
     const uint64_t n_ends = 2 * (uint64_t)c.n_messages * (uint64_t)l->replicas;
     if (n_ends + in->n_tasks >= PLAN_NONE)
         return td_fail(err, TD_EUSAGE, "more messages than a plan can number");
-    comm_output o = {.streams = TD_NEW_N(l->a, new_stream, 2 * c.n_channels * (size_t)l->replicas),
-                     .tasks = TD_NEW_N(l->a, plan_task, n_ends),
-                     .end_task = TD_NEW_N(l->a, uint32_t, 2 * c.n_messages)};
+    comm_output o = {.streams =
+                         TD_NEW_N(l->scratch, new_stream, 2 * c.n_channels * (size_t)l->replicas),
+                     .tasks = TD_NEW_N(l->scratch, plan_task, n_ends),
+                     .end_task = TD_NEW_N(l->scratch, uint32_t, 2 * c.n_messages)};
     if (o.streams == NULL || o.tasks == NULL || o.end_task == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for messages");
     class_table classes;

@@ -165,7 +165,7 @@ static td_status open_memory(memory *mem, const lowering *l, const plan *in, td_
     const int32_t most = l->s->n_stages > l->s->n_rows ? l->s->n_stages : l->s->n_rows;
     const size_t slots = index_slot(l->s, most, 0, 0);
     for (int t = 0; t < tables; t++) {
-        mem->tables[t] = TD_NEW_N(l->a, uint32_t, slots);
+        mem->tables[t] = TD_NEW_N(l->scratch, uint32_t, slots);
         if (mem->tables[t] == NULL) return td_fail(err, TD_ENOMEM, "out of memory for buffers");
         for (size_t i = 0; i < slots; i++) mem->tables[t][i] = MEMORY_UNKNOWN;
     }
@@ -206,7 +206,7 @@ static const plan_stream **streams_by_task(td_arena *a, const plan *p)
 
 static td_status walk(memory *mem, const plan *in, plan *out, td_err *err)
 {
-    const plan_stream **const order = streams_by_task(mem->l->a, in);
+    const plan_stream **const order = streams_by_task(mem->l->scratch, in);
     if (order == NULL) return td_fail(err, TD_ENOMEM, "out of memory for streams");
     for (uint32_t i = 0; i < in->n_streams && order[i] != NULL; i++) {
         const plan_stream *const s = order[i];
@@ -302,7 +302,7 @@ td_status lower_memory(const lowering *l, const plan *in, plan *out, td_err *err
     out->n_uses = (uint32_t)mem.n_uses;
     TD_TRY(copy_buffers(&mem, out, err));
     for (uint32_t r = 0; r < out->n_ranks; r++) {
-        td_arena_reset(l->scratch);
+        td_arena_reset(l->scratch); /* bounds it by the largest rank */
         TD_TRY(memory_place(l->scratch, out, r, err));
     }
     return plan_check_limit(out, l->o->memory_limit, err);
