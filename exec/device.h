@@ -20,6 +20,8 @@ typedef struct device_methods {
     td_status (*alloc)(device *d, int64_t bytes, void **at, td_err *err);
     /* Writes the eight-byte word n times. */
     td_status (*fill)(device *d, void *at, uint64_t word, int64_t n, td_err *err);
+    /* The host has done what it wanted with this memory for now: a hint. */
+    void (*settle)(device *d, void *at, int64_t bytes);
     td_status (*stream)(device *d, void **out, td_err *err);
     td_status (*event)(device *d, void **out, td_err *err);
     /* Lets ctx compute on a stream. */

@@ -77,6 +77,12 @@ static td_status fill_cuda(device *d, void *at, uint64_t word, int64_t n, td_err
     return k_cuda_fill(s->index, at, word, n, why) ? TD_OK : refused(why, err);
 }
 
+static void settle_cuda(device *d, void *at, int64_t bytes)
+{
+    const cuda_state *const s = d->state;
+    k_cuda_prefetch(s->index, at, (size_t)bytes);
+}
+
 static td_status stream_cuda(device *d, void **out, td_err *err)
 {
     cuda_state *const s = d->state;
@@ -162,6 +168,7 @@ td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_er
                                            .close = close_cuda,
                                            .alloc = alloc_cuda,
                                            .fill = fill_cuda,
+                                           .settle = settle_cuda,
                                            .stream = stream_cuda,
                                            .event = event_cuda,
                                            .compute = compute_cuda,

@@ -156,6 +156,21 @@ td_status device_run_memory(const executor *x, td_arena *a, int64_t bytes, void 
     return *out != NULL || bytes == 0 ? TD_OK : td_fail(err, TD_ENOMEM, "out of memory");
 }
 
+td_status device_run_clear(const executor *x, char *at, int64_t bytes, td_err *err)
+{
+    const int64_t words = x->device == NULL ? 0 : bytes / 8;
+    if (words > 0) TD_TRY(x->device->d->methods->fill(x->device->d, at, 0, words, err));
+    memset(at + 8 * words, 0, (size_t)(bytes - 8 * words));
+    return TD_OK;
+}
+
+void device_run_settle(const executor *x)
+{
+    for (uint32_t i = 0; x->device != NULL && i < x->p->n_ranks; i++)
+        x->device->d->methods->settle(x->device->d, x->ranks[i].arena.base,
+                                      x->ranks[i].arena.bytes);
+}
+
 /* To the nearest, halves to even; weights are finite. */
 static uint16_t bf16_of(float x)
 {

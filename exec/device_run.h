@@ -34,6 +34,10 @@ void device_run_join(executor *x, const exec_rank *r, uint32_t task);
 void device_run_task(executor *x, const exec_rank *r, uint32_t task, bool begins);
 /* Waits for the rank's work, for what the host is to do in its place. */
 TD_MUST_USE td_status device_run_wait(const executor *x, const exec_rank *r, td_err *err);
+/* Zeroes a buffer of a rank before a run. */
+TD_MUST_USE td_status device_run_clear(const executor *x, char *at, int64_t bytes, td_err *err);
+/* The host has written the ranks' first weights. */
+void device_run_settle(const executor *x);
 /* First weights, made as floats, to elements, and to the floats beside the moments that the rank
  * updates them in. */
 void device_run_narrow(const k_adamw_stage *updates, int64_t n, const float *weights, uint16_t *to);

@@ -337,9 +337,11 @@ static void init_rank(const executor *x, uint32_t rank, uint64_t seed)
     for (uint32_t i = 0; i < r->n_buffers; i++) { /* before the weights fill some of the third */
         const plan_buffer *const b = &p->buffers[r->first_buffer + i];
         const plan_bclass *const c = &p->bclasses[b->bclass];
-        if (c->what == SIZE_WEIGHTS || c->what == SIZE_GRADS || c->what == SIZE_OPTIMIZER)
-            memset(x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN, 0,
-                   (size_t)c->bytes);
+        td_err why = {0};
+        if ((c->what == SIZE_WEIGHTS || c->what == SIZE_GRADS || c->what == SIZE_OPTIMIZER) &&
+            device_run_clear(x, x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN,
+                             c->bytes, &why) != TD_OK)
+            wire_abort(x->wire, &why);
     }
     for (uint32_t i = 0; i < r->n_buffers; i++) {
         const plan_buffer *const b = &p->buffers[r->first_buffer + i];
@@ -442,6 +444,7 @@ void exec_init(executor *x, uint64_t seed)
     if (all_ranks(x, RANK_INIT, seed, &err) != TD_OK)
         for (uint32_t i = 0; i < x->p->n_ranks; i++)
             if (x->ranks[i].arena.base != NULL) init_rank(x, i, seed);
+    device_run_settle(x);
 }
 
 double exec_loss(const executor *x)

@@ -37,6 +37,8 @@ static td_status fill_standin(device *d, void *at, uint64_t word, int64_t n, td_
     return TD_OK;
 }
 
+static void settle_standin(device *d, void *at, int64_t bytes) { (void)d, (void)at, (void)bytes; }
+
 static td_status stream_standin(device *d, void **out, td_err *err)
 {
     standin *const s = d->state;
@@ -129,6 +131,7 @@ void standin_open(td_arena *a, int forget, device *out)
                                            .close = close_standin,
                                            .alloc = alloc_standin,
                                            .fill = fill_standin,
+                                           .settle = settle_standin,
                                            .stream = stream_standin,
                                            .event = event_standin,
                                            .compute = compute_standin,
