@@ -363,7 +363,9 @@ const sched_family family_zb_v = {
     .name = "zb-v",
     .summary = "split backward, two chunks a rank in a V: no bubble for equal passes, at 1F1B's "
                "memory",
-    .constraints = "P >= 1, M >= 1, V = 2; equal passes unless --times says more",
+    .constraints = "P >= 1, M >= 1, V = 2; equal passes unless --times or a model says more, and "
+                   "where stages differ too much for P activations the order for their mean; "
+                   "--memory-limit refuses, it does not steer",
     .options = options,
     .generate = generate,
 };
