@@ -214,20 +214,34 @@ static td_status sweep_ns(const cost_model *c, const profile_fit *fit, double pa
     return round_ns(params > 0 ? kernel_ns(c->cluster, &sweep, true) : 0, "optimizer", ns, err);
 }
 
+/* AdamW reads the gradient and clears it; reads and writes both moments and the fp32 weight; writes
+ * the weight of the run's type where that is not fp32. Bytes of a parameter. */
+static double step_bytes(const run_shape *run)
+{
+    const double grad = 2 * (double)data_type_bytes(run->grad_dtype);
+    return grad + 24 + (run->dtype == TYPE_FP32 ? 0 : (double)data_type_bytes(run->dtype));
+}
+
 td_status cost_optimizer(const cost_model *c, int32_t stage, int64_t *ns, td_err *err)
 {
     *ns = 0;
     if (c->units != NULL) return TD_OK;
     double params = 0;
     TD_TRY(stage_shard_params(c, stage, &params, err));
-    const run_shape *const run = &c->sizes->run;
     params /= (double)sizes_optimizer_shards(c->sizes);
-    /* AdamW reads the gradient and clears it; reads and writes both moments and the fp32 weight;
-     * writes the weight of the run's type where that is not fp32 */
-    const double grad = 2 * (double)data_type_bytes(run->grad_dtype);
+    return sweep_ns(c, c->profile != NULL ? &c->profile->optimizer : NULL, params,
+                    step_bytes(&c->sizes->run), ns, err);
+}
+
+td_status cost_snapshot(const cost_model *c, int32_t stage, int64_t *ns, td_err *err)
+{
+    int64_t step = 0;
+    *ns = 0;
+    if (c->units != NULL) return TD_OK;
+    TD_TRY(cost_optimizer(c, stage, &step, err));
+    const run_shape *const run = &c->sizes->run;
     const double low = run->dtype == TYPE_FP32 ? 0 : (double)data_type_bytes(run->dtype);
-    return sweep_ns(c, c->profile != NULL ? &c->profile->optimizer : NULL, params, grad + 24 + low,
-                    ns, err);
+    return round_ns((double)step * 2 * (12 + low) / step_bytes(run), "snapshot", ns, err);
 }
 
 td_status cost_norm(const cost_model *c, int32_t stage, int64_t *ns, td_err *err)

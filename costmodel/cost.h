@@ -68,6 +68,9 @@ TD_MUST_USE td_status cost_pair(const cost_model *c, const pass_query *f, const 
                                 int64_t *ns, td_err *err);
 /* Optimizer step of a stage; gradient-norm partials of a stage. */
 TD_MUST_USE td_status cost_optimizer(const cost_model *c, int32_t stage, int64_t *ns, td_err *err);
+/* A copy of its weights and optimizer state: as much longer or shorter than the step as it moves
+ * more or fewer bytes, each read once and written once. */
+TD_MUST_USE td_status cost_snapshot(const cost_model *c, int32_t stage, int64_t *ns, td_err *err);
 TD_MUST_USE td_status cost_norm(const cost_model *c, int32_t stage, int64_t *ns, td_err *err);
 
 /* A message splits into a latency, which holds no link, and a transfer at the link's bandwidth. */

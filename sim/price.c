@@ -88,17 +88,20 @@ static td_status price_step(const plan *p, const plan_class *c, const cost_model
                             td_err *err)
 {
     const int32_t row = c->slice_len;
+    const bool norm = c->kind == TASK_NORM; /* weights count once, where their gradient was made */
+    const bool keeps = !norm && plan_validates(p);
     row_cost at;
     const cost_model *const here = cost_at(p, row, cost, &at);
     *ns = 0;
     for (uint32_t i = 0; i < p->n_insts; i++) {
         const plan_inst *const inst = &p->insts[i];
-        const bool norm =
-            c->kind == TASK_NORM; /* each weight counts once, where its gradient was made */
         int64_t one = 0;
         if (norm ? inst->backward_row != row : !plan_trains(inst, row)) continue;
         TD_TRY(norm ? cost_norm(here, inst->stage, &one, err)
                     : cost_optimizer(here, inst->stage, &one, err));
+        *ns += one;
+        if (!keeps) continue;
+        TD_TRY(cost_snapshot(here, inst->stage, &one, err));
         *ns += one;
     }
     return TD_OK;

@@ -305,6 +305,8 @@ static void optimizer_prices(void **state)
     T_OK(cost_optimizer(&cost, 0, &ns, &err), &err);
     const double params = 12 * (12.0 * 12288 * 12288 + 13.0 * 12288) / 8;
     T_CLOSE((double)ns, params * 34 / (2039e9 * 0.9) * 1e9, 1e-6, 1);
+    T_OK(cost_snapshot(&cost, 0, &part, &err), &err); /* bf16 weights, fp32 ones, two moments */
+    T_CLOSE((double)part, params * 2 * 14 / (2039e9 * 0.9) * 1e9, 1e-6, 1);
     r.z.run.zero1 = true;
     r.z.run.dp = 4;
     T_OK(cost_optimizer(&cost, 0, &part, &err), &err);
