@@ -101,7 +101,6 @@ typedef struct packer {
     bool weights;  /* W has its slots: warm-up and cool-down move; else the cool-down alone */
     row_view *row; /* [p] */
     int32_t peak;  /* chunk activations that no row passes */
-    int32_t room;  /* as many as may live at a time, or 0: the block's own peak */
 } packer;
 
 /* The j-th input gradient of a row, of both chunks together. */

@@ -42,8 +42,8 @@ TD_MUST_USE td_status v_squeeze(v_slots *v, td_arena *a, td_err *err);
 
 /* The order of m microbatches whose first one has its F of chunk 0 and 1 and its I of chunk 1 and 0
  * on rank r in the unit slots block[r], the others six slots after each other: squeezed, with
- * warm-up and cool-down packed below the peak of the whole, or `room` where that is more
- * (v_memory.c). Packs at least `least` microbatches and drops what is too many. */
+ * warm-up and cool-down packed below the peak of the whole (v_memory.c). Packs at least `least`
+ * microbatches and drops what is too many. */
 TD_MUST_USE td_status v_pack(int32_t p, int32_t m, int32_t least, const int32_t (*block)[4],
                              td_arena *a, zb_order *out, td_err *err);
 

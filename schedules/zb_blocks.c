@@ -4,7 +4,7 @@
 #include "schedules/v_slots.h"
 #include "schedules/zb_search.h"
 
-enum { PERIOD = 6, TURNS = 8, FITTING = 2 };
+enum { PERIOD = 6, GAPS = 2 * PERIOD, SPARE = 1, FITTING = 8 };
 
 typedef struct shape {
     int32_t p, wide; /* ranks 1..wide lie `far` slots after the one before */
@@ -53,17 +53,19 @@ static int32_t least_peak(const shape *s, const int32_t (*block)[4])
     return most;
 }
 
+/* A gap of a whole period keeps one more chunk activation between two legs: odd limits take that.
+ */
 static td_status try_gaps(const zb_problem *q, shape *s, int32_t limit, int32_t (*block)[4],
                           zb_taker take, void *to, int *fitting, td_err *err)
 {
-    int turns = 0;
-    for (int32_t g = 0; g < PERIOD * PERIOD * PERIOD && turns < TURNS; g++) {
-        s->gap[0] = g / (PERIOD * PERIOD);
-        s->gap[1] = g / PERIOD % PERIOD;
-        s->gap[2] = g % PERIOD;
+    const int32_t(*const fixed)[4] = (const int32_t(*)[4])block;
+    for (int32_t g = 0; g < PERIOD * GAPS * GAPS; g++) {
+        s->gap[0] = g / (GAPS * GAPS);
+        s->gap[1] = g / GAPS % GAPS;
+        s->gap[2] = g % GAPS;
         fill_block(s, block);
-        const int32_t(*const fixed)[4] = (const int32_t(*)[4])block;
-        if (least_peak(s, fixed) > limit || !is_free(s, fixed)) continue;
+        const int32_t peak = least_peak(s, fixed);
+        if (peak > limit || peak + SPARE < limit || !is_free(s, fixed)) continue;
         zb_order o;
         td_arena *const scratch = td_arena_new();
         if (scratch == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a search");
@@ -71,7 +73,6 @@ static td_status try_gaps(const zb_problem *q, shape *s, int32_t limit, int32_t 
         if (st == TD_OK) *fitting += take(to, &o);
         td_arena_free(scratch);
         if (st != TD_OK) return st;
-        turns++;
     }
     return TD_OK;
 }
@@ -81,13 +82,15 @@ td_status zb_blocks(const zb_problem *q, int32_t limit, zb_taker take, void *to,
 {
     int32_t(*const block)[4] = td_alloc(a, (size_t)q->p, sizeof *block);
     if (block == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a search");
+    /* with more than ZB-V's memory there is nothing to win from blocks */
+    const int32_t most = limit < 2 * q->p ? limit : 2 * q->p;
     for (int32_t far = 1; far < PERIOD; far++)
         for (int32_t near = 1; near <= far; near++) {
             int fitting = 0;
             for (int32_t wide = near == far ? 0 : q->p - 2; wide >= 0 && fitting < FITTING;
                  wide--) {
                 shape s = {.p = q->p, .wide = wide, .far = far, .near = near};
-                TD_TRY(try_gaps(q, &s, limit, block, take, to, &fitting, err));
+                TD_TRY(try_gaps(q, &s, most, block, take, to, &fitting, err));
             }
         }
     return TD_OK;

@@ -185,13 +185,13 @@ static void proofs(void **state)
     }
 }
 
-/* The adaptive scheduler's bubble for unit passes and an even limit of `chunks`, from V-Min's
- * memory to ZB-V's: 3p - 1 - 3 chunks + max(3p, p + 1 + chunks). */
+/* The adaptive scheduler's bubble for unit passes and a limit of `chunks`, from V-Min's memory to
+ * ZB-V's: 3p - 1 - 3 chunks + max(3p, p + 1 + 2 ceil(chunks / 2)). */
 static void memory_for_bubbles(void **state)
 {
     (void)state;
     for (int32_t p = 4; p <= 10; p += 2)
-        for (int32_t chunks = 2 * ((p + 4) / 3); chunks <= 2 * p; chunks += 2) {
+        for (int32_t chunks = 2 * ((p + 4) / 3); chunks <= 2 * p; chunks++) {
             td_arena *const a = td_arena_new();
             const zb_query q = {
                 .family = "zb-auto",
@@ -200,9 +200,10 @@ static void memory_for_bubbles(void **state)
                 .f = 1,
                 .i = 1,
                 .w = 1,
-                .options = td_sprintf(a, "placement=v search=heuristic limit=%d", chunks / 2)};
+                .options = td_sprintf(a, "placement=v search=heuristic limit=%g", chunks * 0.5)};
             const zb_result r = zb_run(a, &q);
-            const int32_t least = 3 * p > p + 1 + chunks ? 3 * p : p + 1 + chunks;
+            const int32_t even = chunks + chunks % 2;
+            const int32_t least = 3 * p > p + 1 + even ? 3 * p : p + 1 + even;
             const double want = 3 * p - 1 - 3 * chunks + least;
             if (r.span - 6 * q.m > want + 1e-6 || r.peak > chunks)
                 fail_msg("%s: bubble %g for %g chunks, not %g", zb_text(a, &q), r.span - 6 * q.m,
