@@ -343,12 +343,14 @@ static td_status least_memory(const request *q, const char *after, td_arena *a, 
 }
 
 /* A search within bytes counts activations; what lives beside them is known once the plan is. So
- * it is asked again for less by as much as the plan needs too much. */
+ * it is asked again for less by as much as the plan needs too much, and by twice as much each time
+ * that was not enough: an order may stay the same for a while. */
 static td_status fit_memory(const request *q, const char *after, td_arena *a, run_setup *out,
                             td_err *err)
 {
-    enum { TRIES = 6 };
+    enum { TRIES = 10 };
     request less = *q;
+    int64_t step = 0;
     for (int i = 0; i < TRIES; i++) {
         int64_t excess = 0;
         char *text = NULL;
@@ -359,7 +361,8 @@ static td_status fit_memory(const request *q, const char *after, td_arena *a, ru
             if (out->plan.ranks[r].arena_bytes - q->memory_limit > excess)
                 excess = out->plan.ranks[r].arena_bytes - q->memory_limit;
         if (excess == 0) return TD_OK;
-        less.memory_limit -= excess;
+        step = excess > 2 * step ? excess : 2 * step;
+        less.memory_limit -= step;
     }
     return least_memory(q, after, a, out, err);
 }

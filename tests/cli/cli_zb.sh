@@ -31,6 +31,15 @@ least=$(sed 's/.*works is \([0-9]*\) bytes.*/\1/' "$work/.stderr")
 expect 0 '' $run --memory-limit "$least"
 expect 2 'psim: *the least that works is *' $run --memory-limit $((least - 1))
 
+# an order that stays the same for a little less does not end in one microbatch at a time
+for limit in 3700 3750; do
+    expect 0 '' psim run zb-auto --pp 4 --microbatches 12 --model gpt2-355m --cluster a100-dgx \
+        --opt placement=v --memory-limit ${limit}MiB --json
+    case "$(cat "$work/.stdout")" in
+    *'"peak_activations":1}'*) complain "$limit MiB: one microbatch at a time" ;;
+    esac
+done
+
 # a limit of activations holds for orders that were not made for it, whatever they come from
 unit='--pp 4 --microbatches 8 --times F=1,I=1,W=1'
 expect 1 'psim: --activation-limit 3: rank 0 keeps 4 *4 of 4 ranks*legal: --activation-limit 4 *' \
