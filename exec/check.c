@@ -212,7 +212,7 @@ td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_a
     check_run c = {0};
     /* with a team every process compares everything */
     exec_options open = o->run;
-    open.mirror = o->run.team != NULL;
+    open.room_for_all = o->run.team != NULL;
     TD_TRY(exec_open(p, z, &open, a, &c.x, err));
     const td_status st = run(&c, o, a, out, err);
     exec_close(c.x);

@@ -221,7 +221,7 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
         r->jitter = td_rng_seed(x->options.jitter_seed + i);
         TD_TRY(open_order(p, r, a, err));
         TD_TRY(open_tokens(p, r, a, err));
-        if (!exec_is_here(x, i) && !x->options.mirror) continue;
+        if (!exec_is_here(x, i) && !x->options.room_for_all) continue;
         if (exec_is_here(x, i))
             TD_TRY(open_ctx(&x->blas, x->options.threads_per_rank, a, &r->ctx, err));
         if (x->device == NULL) {

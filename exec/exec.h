@@ -21,7 +21,7 @@ typedef struct exec_options {
     uint64_t jitter_seed;
     team *team;            /* the processes, one a rank; NULL: all ranks are threads of this one */
     struct device *device; /* what computes; NULL: the cores of this machine */
-    bool mirror;           /* with a team: room for the memory of all ranks, see exec_mirror */
+    bool room_for_all;     /* with a team: room for the memory of all ranks, see exec_mirror */
 } exec_options;
 
 /* One task that runs beside compute, and when. */
@@ -170,7 +170,7 @@ TD_MUST_USE td_status exec_team_open(executor *x, td_err *err);
 TD_MUST_USE td_status exec_team_step(executor *x, td_err *err);
 /* After settling: grad_norm and n_undone, which one process has. */
 TD_MUST_USE td_status exec_team_norm(executor *x, td_err *err);
-/* Brings the memory of all ranks here (whole), or of it the weights. Needs options.mirror. */
+/* Brings the memory of all ranks here (whole), or of it the weights. Needs options.room_for_all. */
 TD_MUST_USE td_status exec_mirror(executor *x, bool whole, td_err *err);
 /* On rank 0: completes the times of its own tasks with those of all others. Between processes a
  * message begins when its later end was posted. room: as t. */
