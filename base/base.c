@@ -17,6 +17,13 @@
 
 /* --- errors --- */
 
+/* Names out of broken files may hold line breaks; a message is one line. */
+static void keep_one_line(char *msg)
+{
+    for (; *msg != '\0'; msg++)
+        if ((unsigned char)*msg < ' ' || *msg == 0x7f) *msg = '?';
+}
+
 td_status td_fail(td_err *err, td_status code, const char *fmt, ...)
 {
     if (err != NULL) {
@@ -25,6 +32,7 @@ td_status td_fail(td_err *err, td_status code, const char *fmt, ...)
         va_start(args, fmt);
         (void)vsnprintf(err->msg, sizeof err->msg, fmt, args);
         va_end(args);
+        keep_one_line(err->msg);
     }
     return code;
 }
@@ -45,6 +53,7 @@ td_status td_wrap(td_err *err, const char *fmt, ...)
     const size_t keep = strnlen(old, room);
     memcpy(err->msg + at, old, keep);
     err->msg[at + keep] = '\0';
+    keep_one_line(err->msg);
     return err->code;
 }
 

@@ -34,7 +34,8 @@ typedef struct td_err {
 #define TD_MUST_USE __attribute__((warn_unused_result))
 #define TD_PRINTF(fmt_at, args_at) __attribute__((format(printf, fmt_at, args_at)))
 
-/* Records code and message in err (which may be NULL) and returns code. */
+/* Records code and message in err (which may be NULL) and returns code. The message is one line:
+ * control characters, which names out of broken files may hold, become question marks. */
 td_status td_fail(td_err *err, td_status code, const char *fmt, ...) TD_PRINTF(3, 4);
 
 /* Puts "context: " in front of the message already in err and returns its code. */

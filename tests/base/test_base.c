@@ -21,6 +21,16 @@ static void errors_gain_context(void **state)
     assert_int_equal(strncmp(err.msg, "context 4: context 3: ", 22), 0);
 }
 
+static void messages_are_one_line(void **state)
+{
+    (void)state;
+    td_err err = {0};
+    (void)td_fail(&err, TD_EPARSE, "key \"%s\": unknown", "la\nch\t\x7f\x01us");
+    assert_string_equal(err.msg, "key \"la?ch???us\": unknown");
+    (void)td_wrap(&err, "%s:1", "a\rb.json");
+    assert_string_equal(err.msg, "a?b.json:1: key \"la?ch???us\": unknown");
+}
+
 static void exit_codes(void **state)
 {
     (void)state;
@@ -193,6 +203,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T_TEST(errors_gain_context),
+        T_TEST(messages_are_one_line),
         T_TEST(exit_codes),
         T_TEST(arena_law),
         T_TEST(reset_keeps_memory),
