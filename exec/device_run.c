@@ -97,6 +97,11 @@ static td_status refuse(const executor *x, td_err *err)
     return TD_OK;
 }
 
+static int64_t n_losses_of(const plan *p)
+{
+    return (int64_t)p->dp * p->n_microbatches * p->n_slices;
+}
+
 td_status device_run_open(executor *x, td_arena *a, td_err *err)
 {
     const plan *const p = x->p;
@@ -104,7 +109,7 @@ td_status device_run_open(executor *x, td_arena *a, td_err *err)
     TD_TRY(refuse(x, err));
     device_run *const v = TD_NEW(a, device_run);
     if (v == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the device's streams");
-    const int64_t n_losses = (int64_t)p->dp * p->n_microbatches * p->n_slices;
+    const int64_t n_losses = n_losses_of(p) + p->n_ranks;
     *v = (device_run){.d = x->options.device,
                       .mover = {x, move_begin, move_copy, move_combine, move_end},
                       .streams = TD_NEW_N(a, void *, p->n_streams),
@@ -225,12 +230,13 @@ td_status device_run_wait(const executor *x, const exec_rank *r, td_err *err)
     return v == NULL ? TD_OK : v->d->methods->synchronize(v->d, compute_of(x, r->index), err);
 }
 
-double *device_run_loss(const executor *x, const exec_rank *r, uint32_t microbatch, uint32_t slice)
+double *device_run_loss(const executor *x, const exec_rank *r, const plan_member *m)
 {
     const plan *const p = x->p;
     if (x->device == NULL) return NULL;
-    const int64_t m = (int64_t)p->ranks[r->index].replica * p->n_microbatches + microbatch;
-    return &x->device->losses[m * p->n_slices + slice];
+    if (m->kind == PASS_R) return &x->device->losses[n_losses_of(p) + r->index];
+    const int64_t at = (int64_t)p->ranks[r->index].replica * p->n_microbatches + m->microbatch;
+    return &x->device->losses[at * p->n_slices + m->slice];
 }
 
 static td_status find_losses(executor *x, td_err *err)

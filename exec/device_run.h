@@ -14,8 +14,8 @@ struct device_run {
     void **begins, **ends; /* [n_tasks] */
     void *start;           /* of the step */
     uint32_t *stream_of;   /* [n_tasks] */
-    double *losses;        /* [dp * n_microbatches * n_slices] */
-    double *scales;        /* [n_ranks][2] norm and factor of clipping */
+    double *losses; /* [dp * n_microbatches * n_slices], and one a rank for recomputed ones */
+    double *scales; /* [n_ranks][2] norm and factor of clipping */
 };
 
 TD_MUST_USE td_status device_run_open(executor *x, td_arena *a, td_err *err);
@@ -41,8 +41,9 @@ void device_run_settle(const executor *x);
 /* First weights, made as floats, to elements, and to the floats beside the moments that the rank
  * updates them in. */
 void device_run_narrow(const k_adamw_stage *updates, int64_t n, const float *weights, uint16_t *to);
-/* Where the loss of a pass goes. */
-double *device_run_loss(const executor *x, const exec_rank *r, uint32_t microbatch, uint32_t slice);
+/* Where the loss of a pass goes; that of a recompute, which another rank has seen already, goes to
+ * a place of its own. */
+double *device_run_loss(const executor *x, const exec_rank *r, const plan_member *m);
 /* Waits for the device; losses, norm and times of the step. Errors: a number is not finite. */
 TD_MUST_USE td_status device_run_end(executor *x, td_err *err);
 

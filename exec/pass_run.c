@@ -202,7 +202,7 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
                      .keys = r->keys,
                      .row_weight = x->row_weights[p->ranks[r->index].replica * p->n_microbatches +
                                                   (int32_t)m->microbatch],
-                     .loss_at = device_run_loss(x, r, m->microbatch, m->slice)}};
+                     .loss_at = device_run_loss(x, r, m)}};
     stage_args *const a = &b.a;
     bind(x, r, m, &b);
     switch (m->kind) {
