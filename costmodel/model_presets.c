@@ -53,13 +53,16 @@ static const model_desc presets[] = {
     LLAMA_STYLE("llama-2-7b", 32, 4096, 32, 32, 11008, 32000, 4096, 10000),
     LLAMA_STYLE("llama-2-13b", 40, 5120, 40, 40, 13824, 32000, 4096, 10000),
     LLAMA_STYLE("llama-2-70b", 80, 8192, 64, 8, 28672, 32000, 4096, 10000),
-    /* Llama team 2024 (arXiv 2407.21783), table 3; context of Llama 3, of 3.1 for 405B */
+    /* Llama team 2024 (arXiv 2407.21783), table 3; vocabulary with its reserved words and context
+     * as in the config.json of Meta-Llama-3-8B and -70B and of Llama-3.1-405B */
     LLAMA_STYLE("llama-3-8b", 32, 4096, 32, 8, 14336, 128256, 8192, 500000),
     LLAMA_STYLE("llama-3-70b", 80, 8192, 64, 8, 28672, 128256, 8192, 500000),
     LLAMA_STYLE("llama-3-405b", 126, 16384, 128, 8, 53248, 128256, 131072, 500000),
-    /* Devlin et al. 2019 (arXiv 1810.04805), section 3; vocabulary of bert-large-uncased */
+    /* Devlin et al. 2019 (arXiv 1810.04805), section 3; vocabulary and positions of the config.json
+     * of google-bert/bert-large-uncased */
     BERT_STYLE("bert-large", 24, 1024, 16, 30522, 512),
-    /* The two models of the BitPipe paper's evaluation; vocabularies of BERT and GPT-2 */
+    /* The two models that BitPipe is measured with (arXiv 2410.19367); their vocabularies are not
+     * printed: an estimate, those of BERT and GPT-2 */
     BERT_STYLE("bert-64", 64, 2560, 64, 30522, 512),
     GPT2_STYLE("gpt-96", 96, 3072, 32, 50257, 1024),
     /* The models of the vocabulary parallelism paper (arXiv 2411.05288, tables 3 and 4): on 1F1B

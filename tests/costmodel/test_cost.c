@@ -2,11 +2,37 @@
  * collectives obey their closed forms. */
 #include "t.h"
 
+#include "costmodel/cluster_presets.h"
 #include "costmodel/cost.h"
 #include "costmodel/network_cost.h"
 
 #include <stdlib.h>
 #include <unistd.h>
+
+/* Every number of a preset has its source beside it. */
+static void presets_cite(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {
+        "matrix_tflops", "vector_tflops",         "memory_gb_per_s",
+        "memory_gb",     "matrix_efficiency",     "memory_efficiency",
+        "launch_us",     "all_reduce_fraction",   "intra",
+        "inter",         "node_network_gb_per_s",
+    };
+    size_t n = 0;
+    const char *const *const names = cluster_preset_names(&n);
+    for (size_t i = 0; i < n; i++) {
+        const char *const json = cluster_preset_json(names[i]);
+        if (json == NULL) continue;
+        const char *const sources = strstr(json, "\"sources\":{");
+        assert_non_null(sources);
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
+            char said[64];
+            snprintf(said, sizeof said, "\"%s\":\"", keys[k]);
+            if (strstr(sources, said) == NULL) fail_msg("%s: no source of %s", names[i], keys[k]);
+        }
+    }
+}
 
 static void cluster_names(void **state)
 {
@@ -367,6 +393,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cluster_names),
+        cmocka_unit_test(presets_cite),
         cmocka_unit_test(efficiency_between_points),
         WITH_ARENA(unit_rules),
         WITH_ARENA(unit_refusals),
