@@ -116,9 +116,9 @@ template <typename B, typename T> static void run_as(k_cuda_lane *lane, const ac
     const long blocks = cu_ceil(a.rows * a.cols / (wide ? V : 1), THREADS);
     const unsigned grid = (unsigned)(blocks < most ? blocks : most);
     if (wide)
-        act_kernel<B, T, V><<<grid, THREADS, 0, lane->stream>>>(a);
+        cu_launch(act_kernel<B, T, V>, grid, THREADS, 0, lane->stream, a);
     else
-        act_kernel<B, T, 1><<<grid, THREADS, 0, lane->stream>>>(a);
+        cu_launch(act_kernel<B, T, 1>, grid, THREADS, 0, lane->stream, a);
 }
 
 template <typename B> static void run(k_ctx *ctx, const char *name, const act_args &a)

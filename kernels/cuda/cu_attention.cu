@@ -120,7 +120,7 @@ template <typename T, int D>
 __global__ void __launch_bounds__(THREADS) fwd_kernel(const __grid_constant__ cu_attn a, const T *q,
                                                      T *o, float *lse)
 {
-    extern __shared__ float room[];
+    CU_DYNAMIC(float, room);
     float *const qs = room, *const ks = qs + TILE * (D + 1), *const ps = ks + TILE * (D + 1);
     /* heavy tiles first */
     const long q0 = (gridDim.x - 1 - blockIdx.x) * (long)TILE, h = blockIdx.y, b = blockIdx.z;
@@ -243,7 +243,7 @@ template <typename T, typename O, int D>
 __global__ void __launch_bounds__(THREADS)
     dkv_kernel(const __grid_constant__ cu_attn a, const __grid_constant__ cu_attn_bwd_args w)
 {
-    extern __shared__ float room[];
+    CU_DYNAMIC(float, room);
     constexpr int N = TILE * (D + 1);
     float *const ks = room, *const vs = ks + N, *const qs = vs + N, *const dos = qs + N;
     float *const ps = dos + N, *const ds = ps + TILE * (TILE + 1);
@@ -276,7 +276,7 @@ template <typename T, int D>
 __global__ void __launch_bounds__(THREADS)
     dq_kernel(const __grid_constant__ cu_attn a, const __grid_constant__ cu_attn_bwd_args w)
 {
-    extern __shared__ float room[];
+    CU_DYNAMIC(float, room);
     constexpr int N = TILE * (D + 1);
     float *const qs = room, *const dos = qs + N, *const ks = dos + N, *const vs = ks + N;
     float *const ds = vs + N;
@@ -308,8 +308,8 @@ static void fwd(k_cuda_lane *lane, const cu_attn &a, const T *q, T *o, float *ls
 {
     const size_t shared = (2 * TILE * (D + 1) + TILE * (TILE + 1)) * sizeof(float);
     cu_shared(lane, fwd_kernel<T, D>, shared);
-    fwd_kernel<T, D><<<dim3(tiles(a.s_q), (unsigned)a.heads, (unsigned)a.batch), THREADS, shared,
-                       lane->stream>>>(a, q, o, lse);
+    cu_launch(fwd_kernel<T, D>, dim3(tiles(a.s_q), (unsigned)a.heads, (unsigned)a.batch), THREADS,
+              shared, lane->stream, a, q, o, lse);
 }
 
 template <typename T, typename O, int D>
@@ -322,8 +322,8 @@ static void bwd(k_cuda_lane *lane, const cu_attn &a, const cu_attn_bwd_args &w)
     const size_t by_query = (four + square) * sizeof(float);
     cu_shared(lane, dkv_kernel<T, O, D>, by_key);
     cu_shared(lane, dq_kernel<T, D>, by_query);
-    dkv_kernel<T, O, D><<<keys, THREADS, by_key, lane->stream>>>(a, w);
-    dq_kernel<T, D><<<queries, THREADS, by_query, lane->stream>>>(a, w);
+    cu_launch(dkv_kernel<T, O, D>, keys, THREADS, by_key, lane->stream, a, w);
+    cu_launch(dq_kernel<T, D>, queries, THREADS, by_query, lane->stream, a, w);
 }
 
 void cu_attn_fwd(k_ctx *ctx, const k_attn *s, const float *q, const float *k, const float *v,
@@ -371,10 +371,10 @@ void cu_attn_bwd(k_ctx *ctx, const k_attn *s, bool accumulate, const float *q, c
     const cu_attn_bwd_args w = {q, dout, lse, delta, dq, dk, dv, accumulate};
     const unsigned rows = (unsigned)cu_ceil(a.batch * a.heads * a.s_q, THREADS / 32);
     if (lane->bf16)
-        delta_kernel<<<rows, THREADS, 0, lane->stream>>>(
-            a, (const bf16 *)(const void *)o, (const bf16 *)(const void *)dout, delta);
+        cu_launch(delta_kernel<bf16>, rows, THREADS, 0, lane->stream, a,
+                  (const bf16 *)(const void *)o, (const bf16 *)(const void *)dout, delta);
     else
-        delta_kernel<<<rows, THREADS, 0, lane->stream>>>(a, o, dout, delta);
+        cu_launch(delta_kernel<float>, rows, THREADS, 0, lane->stream, a, o, dout, delta);
     if (lane->bf16 && cu_attn_bwd_mma(lane, a, w, s->float_dkv)) return;
     if (!lane->bf16)
         bwd_any<float, float>(lane, a, w);

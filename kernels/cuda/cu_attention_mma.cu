@@ -11,16 +11,7 @@ template <int D> struct pitch {
     static constexpr int value = D + 8;
 };
 
-/* --- tensor cores: m16n8k16, operands A by row, B by column --- */
-
-static __device__ __forceinline__ void multiply(float c[4], const uint32_t a[4], uint32_t b0,
-                                                uint32_t b1)
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
-                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+/* --- tensor cores --- */
 
 static __device__ __forceinline__ uint32_t word_at(const bf16 *p)
 {
@@ -46,7 +37,7 @@ static __device__ __forceinline__ void multiply_turned(float c[4], const uint32_
 {
     const int lane = threadIdx.x % 32;
     const bf16 *const at = y + (n + lane / 4) * P + k + lane % 4 * 2;
-    multiply(c, a, word_at(at), word_at(at + 8));
+    cu_mma(c, a, word_at(at), word_at(at + 8));
 }
 
 /* c += A times rows [k, k + 16) of y, at columns [n, n + 8). */
@@ -54,12 +45,9 @@ template <int P>
 static __device__ __forceinline__ void multiply_plain(float c[4], const uint32_t a[4],
                                                       const bf16 *y, int k, int n)
 {
-    const unsigned at = (unsigned)__cvta_generic_to_shared(y + (k + threadIdx.x % 16) * P + n);
-    uint32_t b0, b1;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n"
-                 : "=r"(b0), "=r"(b1)
-                 : "r"(at));
-    multiply(c, a, b0, b1);
+    uint32_t b[2];
+    cu_ldmatrix_x2_trans(b, y + (k + threadIdx.x % 16) * P + n);
+    cu_mma(c, a, b[0], b[1]);
 }
 
 static __device__ __forceinline__ uint32_t pack(float low, float high)
@@ -134,7 +122,7 @@ template <int D>
 __global__ void __launch_bounds__(THREADS)
     mma_fwd_kernel(const __grid_constant__ cu_attn a, const bf16 *q, bf16 *o, float *lse)
 {
-    extern __shared__ __align__(16) bf16 room[];
+    CU_DYNAMIC(bf16, room);
     constexpr int P = pitch<D>::value;
     bf16 *const ks = room, *const vs = ks + TILE * P;
     const long q0 = (gridDim.x - 1 - blockIdx.x) * (long)TILE, h = blockIdx.y, b = blockIdx.z;
@@ -247,7 +235,7 @@ template <typename O, int D>
 __global__ void __launch_bounds__(THREADS)
     mma_dkv_kernel(const __grid_constant__ cu_attn a, const __grid_constant__ cu_attn_bwd_args w)
 {
-    extern __shared__ __align__(16) bf16 room[];
+    CU_DYNAMIC(bf16, room);
     constexpr int P = pitch<D>::value, N = TILE * P;
     bf16 *const ks = room, *const vs = ks + N, *const qs = vs + N, *const dos = qs + N;
     float *const lses = reinterpret_cast<float *>(dos + N), *const deltas = lses + TILE;
@@ -313,7 +301,7 @@ template <int D>
 __global__ void __launch_bounds__(THREADS)
     mma_dq_kernel(const __grid_constant__ cu_attn a, const __grid_constant__ cu_attn_bwd_args w)
 {
-    extern __shared__ __align__(16) bf16 room[];
+    CU_DYNAMIC(bf16, room);
     constexpr int P = pitch<D>::value, N = TILE * P;
     bf16 *const qs = room, *const dos = qs + N, *const ks = dos + N, *const vs = ks + N;
     const long q0 = (gridDim.x - 1 - blockIdx.x) * (long)TILE, h = blockIdx.y, b = blockIdx.z;
@@ -391,7 +379,7 @@ static void fwd(k_cuda_lane *lane, const cu_attn &a, const bf16 *q, bf16 *o, flo
     const size_t shared = 2 * TILE * pitch<D>::value * sizeof(bf16);
     cu_shared(lane, mma_fwd_kernel<D>, shared);
     const dim3 grid(tiles_of(a.s_q), (unsigned)a.heads, (unsigned)a.batch);
-    mma_fwd_kernel<D><<<grid, THREADS, shared, lane->stream>>>(a, q, o, lse);
+    cu_launch(mma_fwd_kernel<D>, grid, THREADS, shared, lane->stream, a, q, o, lse);
     cu_launched(lane, "attention on tensor cores");
 }
 
@@ -414,8 +402,8 @@ static void bwd(k_cuda_lane *lane, const cu_attn &a, const cu_attn_bwd_args &w)
     const size_t by_key = four + 2 * TILE * sizeof(float);
     cu_shared(lane, mma_dkv_kernel<O, D>, by_key);
     cu_shared(lane, mma_dq_kernel<D>, four);
-    mma_dkv_kernel<O, D><<<keys, THREADS, by_key, lane->stream>>>(a, w);
-    mma_dq_kernel<D><<<queries, THREADS, four, lane->stream>>>(a, w);
+    cu_launch(mma_dkv_kernel<O, D>, keys, THREADS, by_key, lane->stream, a, w);
+    cu_launch(mma_dq_kernel<D>, queries, THREADS, four, lane->stream, a, w);
     cu_launched(lane, "attention backward on tensor cores");
 }
 

@@ -2,6 +2,7 @@
 #ifndef KERNELS_CUDA_CU_COMMON_CUH
 #define KERNELS_CUDA_CU_COMMON_CUH
 
+#include "kernels/cuda/cu_ptx.cuh"
 #include "kernels/kernels_cuda.h"
 
 #include <cublasLt.h>

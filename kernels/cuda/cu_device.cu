@@ -105,7 +105,7 @@ static __global__ void fill_kernel(uint64_t *at, uint64_t word, long n)
 bool k_cuda_fill(int device, void *at, uint64_t word, int64_t n, char *why)
 {
     if (!say(why, "device", cudaSetDevice(device))) return false;
-    fill_kernel<<<1024, 256>>>((uint64_t *)at, word, (long)n);
+    cu_launch(fill_kernel, 1024, 256, 0, nullptr, (uint64_t *)at, word, (long)n);
     return say(why, "fill", cudaGetLastError()) && say(why, "fill", cudaDeviceSynchronize());
 }
 

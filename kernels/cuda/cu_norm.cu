@@ -14,8 +14,8 @@ struct norm_args {
 
 template <typename T, int V, bool RMS> __global__ void norm_fwd_kernel(norm_args a)
 {
-    extern __shared__ float row[];
-    __shared__ float room[32];
+    CU_DYNAMIC(float, row);
+    CU_SHARED(float, room, [32]);
     const long at = blockIdx.x * a.cols;
     const T *const x = (const T *)a.x + at, *const res = (const T *)a.res + at;
     const T *const bias = (const T *)a.bias;
@@ -75,11 +75,11 @@ template <typename T, bool RMS> static void norm_fwd(k_cuda_lane *lane, const no
     const unsigned rows = (unsigned)a.rows;
     if (cu_wide<T>(a.cols, a.x, a.bias, a.res, a.sum, a.gamma, a.beta) && cu_wide<T>(V, a.y)) {
         cu_shared(lane, norm_fwd_kernel<T, V, RMS>, shared);
-        norm_fwd_kernel<T, V, RMS>
-            <<<rows, threads_for(a.cols / V), shared, lane->stream>>>(a);
+        cu_launch(norm_fwd_kernel<T, V, RMS>, rows, threads_for(a.cols / V), shared, lane->stream,
+                  a);
     } else {
         cu_shared(lane, norm_fwd_kernel<T, 1, RMS>, shared);
-        norm_fwd_kernel<T, 1, RMS><<<rows, threads_for(a.cols), shared, lane->stream>>>(a);
+        cu_launch(norm_fwd_kernel<T, 1, RMS>, rows, threads_for(a.cols), shared, lane->stream, a);
     }
     cu_launched(lane, "norm");
 }
@@ -123,8 +123,8 @@ struct norm_bwd_args {
 /* dx; g and xhat of the row wait in shared memory. */
 template <typename T, int V, bool RMS> __global__ void norm_dx_kernel(norm_bwd_args a)
 {
-    extern __shared__ float row[];
-    __shared__ float room[32];
+    CU_DYNAMIC(float, row);
+    CU_SHARED(float, room, [32]);
     const long at = blockIdx.x * a.cols;
     float *const xhat = row + a.cols;
     const float mean = RMS ? 0.0f : a.mean[blockIdx.x], rstd = a.rstd[blockIdx.x];
@@ -158,7 +158,8 @@ template <typename T, int V, bool RMS> __global__ void norm_dx_kernel(norm_bwd_a
 template <typename T, bool RMS>
 __global__ void norm_sums_kernel(norm_bwd_args a, long chunk, float *partial)
 {
-    __shared__ float gammas[SUM_ROWS][33], betas[SUM_ROWS][33];
+    CU_SHARED(float, gammas, [SUM_ROWS][33]);
+    CU_SHARED(float, betas, [SUM_ROWS][33]);
     const long c = blockIdx.x * 32L + threadIdx.x, from = blockIdx.y * chunk;
     const long to = min(a.rows, from + chunk);
     float dgamma = 0, dbeta = 0;
@@ -199,8 +200,8 @@ static long chunks_of(long rows, long cols, long sums)
 
 static void add_chunks(k_cuda_lane *lane, long cols, long chunks, const float *partial, float *out)
 {
-    chunks_kernel<<<(unsigned)cu_ceil(cols, THREADS), THREADS, 0, lane->stream>>>(cols, chunks,
-                                                                               partial, out);
+    cu_launch(chunks_kernel, (unsigned)cu_ceil(cols, THREADS), THREADS, 0, lane->stream, cols,
+              chunks, partial, out);
 }
 
 template <typename T, bool RMS> static void norm_bwd(k_cuda_lane *lane, const norm_bwd_args &a)
@@ -212,18 +213,18 @@ template <typename T, bool RMS> static void norm_bwd(k_cuda_lane *lane, const no
         float *const partial = (float *)lane->workspace;
         const long chunk = cu_ceil(a.rows, chunks_of(a.rows, a.cols, 2));
         const long chunks = cu_ceil(a.rows, chunk);
-        norm_sums_kernel<T, RMS>
-            <<<dim3((unsigned)cu_ceil(a.cols, 32), (unsigned)chunks), dim3(32, SUM_ROWS), 0,
-               lane->stream>>>(a, chunk, partial);
+        cu_launch(norm_sums_kernel<T, RMS>, dim3((unsigned)cu_ceil(a.cols, 32), (unsigned)chunks),
+                  dim3(32, SUM_ROWS), 0, lane->stream, a, chunk, partial);
         if (a.dgamma) add_chunks(lane, a.cols, chunks, partial, a.dgamma);
         if (a.dbeta) add_chunks(lane, a.cols, chunks, partial + chunks * a.cols, a.dbeta);
     }
     if (a.dx && cu_wide<T>(a.cols, a.dy, a.s, a.gamma, a.dres, a.dx)) {
         cu_shared(lane, norm_dx_kernel<T, V, RMS>, shared);
-        norm_dx_kernel<T, V, RMS><<<rows, threads_for(a.cols / V), shared, lane->stream>>>(a);
+        cu_launch(norm_dx_kernel<T, V, RMS>, rows, threads_for(a.cols / V), shared, lane->stream,
+                  a);
     } else if (a.dx) {
         cu_shared(lane, norm_dx_kernel<T, 1, RMS>, shared);
-        norm_dx_kernel<T, 1, RMS><<<rows, threads_for(a.cols), shared, lane->stream>>>(a);
+        cu_launch(norm_dx_kernel<T, 1, RMS>, rows, threads_for(a.cols), shared, lane->stream, a);
     }
     cu_launched(lane, "norm backward");
 }
@@ -259,7 +260,7 @@ void cu_rmsnorm_bwd(k_ctx *ctx, long rows, long cols, const float *dy, const flo
 template <typename T>
 __global__ void colsum_kernel(long rows, long cols, const T *x, long ld, long chunk, float *partial)
 {
-    __shared__ float sums[SUM_ROWS][33];
+    CU_SHARED(float, sums, [SUM_ROWS][33]);
     const long c = blockIdx.x * 32L + threadIdx.x, from = blockIdx.y * chunk;
     const long to = min(rows, from + chunk);
     float sum = 0;
@@ -280,10 +281,11 @@ void cu_colsum(k_ctx *ctx, long rows, long cols, const float *x, long ld, float 
     const long chunk = cu_ceil(rows, chunks_of(rows, cols, 1)), chunks = cu_ceil(rows, chunk);
     const dim3 grid((unsigned)cu_ceil(cols, 32), (unsigned)chunks), block(32, SUM_ROWS);
     if (lane->bf16)
-        colsum_kernel<<<grid, block, 0, lane->stream>>>(rows, cols, (const bf16 *)(const void *)x,
-                                                       ld, chunk, partial);
+        cu_launch(colsum_kernel<bf16>, grid, block, 0, lane->stream, rows, cols,
+                  (const bf16 *)(const void *)x, ld, chunk, partial);
     else
-        colsum_kernel<<<grid, block, 0, lane->stream>>>(rows, cols, x, ld, chunk, partial);
+        cu_launch(colsum_kernel<float>, grid, block, 0, lane->stream, rows, cols, x, ld, chunk,
+                  partial);
     add_chunks(lane, cols, chunks, partial, out);
     cu_launched(lane, "colsum");
 }

@@ -36,11 +36,11 @@ void cu_rope(k_ctx *ctx, bool backward, long rows, long seq, long pos0, long hea
     if (rows * heads * d <= 0) return;
     const unsigned grid = grid_for(rows * heads * d / 2);
     if (lane->bf16)
-        rope_kernel<<<grid, THREADS, 0, lane->stream>>>(rows, seq, pos0, heads, d, sign, table,
-                                                       (bf16 *)(void *)x, ld);
+        cu_launch(rope_kernel<bf16>, grid, THREADS, 0, lane->stream, rows, seq, pos0, heads, d,
+                  sign, table, (bf16 *)(void *)x, ld);
     else
-        rope_kernel<<<grid, THREADS, 0, lane->stream>>>(rows, seq, pos0, heads, d, sign, table, x,
-                                                       ld);
+        cu_launch(rope_kernel<float>, grid, THREADS, 0, lane->stream, rows, seq, pos0, heads, d,
+                  sign, table, x, ld);
     cu_launched(lane, "rope");
 }
 
@@ -77,11 +77,11 @@ static void embed_fwd(k_cuda_lane *lane, long rows, long seq, long pos0, long co
 {
     constexpr int V = 16 / sizeof(T);
     if (cu_wide<T>(cols, tok, pos, extra, y))
-        embed_fwd_kernel<T, V><<<grid_for(rows * cols / V), THREADS, 0, lane->stream>>>(
-            rows, seq, pos0, cols, ids, (const T *)tok, (const T *)pos, (const T *)extra, (T *)y);
+        cu_launch(embed_fwd_kernel<T, V>, grid_for(rows * cols / V), THREADS, 0, lane->stream, rows,
+                  seq, pos0, cols, ids, (const T *)tok, (const T *)pos, (const T *)extra, (T *)y);
     else
-        embed_fwd_kernel<T, 1><<<grid_for(rows * cols), THREADS, 0, lane->stream>>>(
-            rows, seq, pos0, cols, ids, (const T *)tok, (const T *)pos, (const T *)extra, (T *)y);
+        cu_launch(embed_fwd_kernel<T, 1>, grid_for(rows * cols), THREADS, 0, lane->stream, rows,
+                  seq, pos0, cols, ids, (const T *)tok, (const T *)pos, (const T *)extra, (T *)y);
     cu_launched(lane, "embedding");
 }
 
@@ -102,7 +102,7 @@ template <typename T>
 __global__ void embed_rows_kernel(long rows, long cols, const int32_t *ids, const T *dy,
                                   float *dtok)
 {
-    __shared__ int same[THREADS];
+    CU_SHARED(int, same, [THREADS]);
     const long mine = blockIdx.x;
     const int32_t id = ids[mine];
     int earlier = 0;
@@ -138,10 +138,11 @@ static void embed_bwd(k_cuda_lane *lane, long rows, long seq, long pos0, long co
     const T *const d = (const T *)dy;
     const long positions = rows < seq ? rows : seq;
     if (dtok)
-        embed_rows_kernel<<<(unsigned)rows, THREADS, 0, lane->stream>>>(rows, cols, ids, d, dtok);
+        cu_launch(embed_rows_kernel<T>, (unsigned)rows, THREADS, 0, lane->stream, rows, cols, ids,
+                  d, dtok);
     if (dpos)
-        embed_positions_kernel<<<(unsigned)positions, THREADS, 0, lane->stream>>>(rows, seq, pos0,
-                                                                               cols, d, dpos);
+        cu_launch(embed_positions_kernel<T>, (unsigned)positions, THREADS, 0, lane->stream, rows,
+                  seq, pos0, cols, d, dpos);
     cu_launched(lane, "embedding backward");
 }
 
@@ -171,7 +172,7 @@ struct xent_args {
 template <typename T, int V>
 __global__ void xent_kernel(xent_args a, const T *logits, T *dlogits)
 {
-    __shared__ float room[32];
+    CU_SHARED(float, room, [32]);
     const T *const x = logits + blockIdx.x * a.ld;
     const int32_t target = a.target[blockIdx.x];
     float top = -INFINITY, sum = 0;
@@ -216,11 +217,11 @@ static void xent(k_cuda_lane *lane, long rows, const xent_args &a, const void *l
     constexpr int V = 16 / sizeof(T);
     const bool wide = cu_wide<T>(a.vocab, logits, dlogits) && cu_wide<T>(a.ld, nullptr);
     if (wide)
-        xent_kernel<T, V><<<(unsigned)rows, XENT_THREADS, 0, lane->stream>>>(a, (const T *)logits,
-                                                                           (T *)dlogits);
+        cu_launch(xent_kernel<T, V>, (unsigned)rows, XENT_THREADS, 0, lane->stream, a,
+                  (const T *)logits, (T *)dlogits);
     else
-        xent_kernel<T, 1><<<(unsigned)rows, XENT_THREADS, 0, lane->stream>>>(a, (const T *)logits,
-                                                                           (T *)dlogits);
+        cu_launch(xent_kernel<T, 1>, (unsigned)rows, XENT_THREADS, 0, lane->stream, a,
+                  (const T *)logits, (T *)dlogits);
     cu_launched(lane, "cross-entropy");
 }
 
@@ -239,7 +240,7 @@ double cu_xent(k_ctx *ctx, long rows, long vocab, const float *logits, long ld,
 
 __global__ void loss_sum_kernel(long n, const double *x, double factor, double *out)
 {
-    __shared__ double room[32];
+    CU_SHARED(double, room, [32]);
     double sum = 0;
     for (long i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
     sum = cu_block_sum(sum, room);
@@ -249,6 +250,6 @@ __global__ void loss_sum_kernel(long n, const double *x, double factor, double *
 void cu_loss_sum(k_ctx *ctx, long n, const double *x, double factor, double *out)
 {
     k_cuda_lane *const lane = cu_lane(ctx);
-    loss_sum_kernel<<<1, THREADS, 0, lane->stream>>>(n, x, factor, out);
+    cu_launch(loss_sum_kernel, 1, THREADS, 0, lane->stream, n, x, factor, out);
     cu_launched(lane, "loss");
 }

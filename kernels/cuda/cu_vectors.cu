@@ -34,9 +34,9 @@ template <typename T> static void add_of(k_cuda_lane *lane, long n, const void *
     constexpr int V = 16 / sizeof(T);
     const T *const a = (const T *)x, *const b = (const T *)y;
     if (cu_wide<T>(n, x, y, z))
-        add_kernel<T, V><<<blocks_for(n / V), THREADS, 0, lane->stream>>>(n, a, b, (T *)z);
+        cu_launch(add_kernel<T, V>, blocks_for(n / V), THREADS, 0, lane->stream, n, a, b, (T *)z);
     else
-        add_kernel<T, 1><<<blocks_for(n), THREADS, 0, lane->stream>>>(n, a, b, (T *)z);
+        cu_launch(add_kernel<T, 1>, blocks_for(n), THREADS, 0, lane->stream, n, a, b, (T *)z);
 }
 
 void cu_add(k_ctx *ctx, long n, const float *x, const float *y, float *z)
@@ -59,7 +59,7 @@ void cu_axpy(k_ctx *ctx, long n, float a, const float *x, float *y)
 {
     k_cuda_lane *const lane = cu_lane(ctx);
     if (n <= 0) return;
-    axpy_kernel<<<blocks_for(n), THREADS, 0, lane->stream>>>(n, a, x, y);
+    cu_launch(axpy_kernel, blocks_for(n), THREADS, 0, lane->stream, n, a, x, y);
     cu_launched(lane, "axpy");
 }
 
@@ -75,10 +75,11 @@ void cu_take_rows(k_ctx *ctx, long rows, long cols, const float *x, long ldx, fl
     if (rows * cols <= 0) return;
     const unsigned blocks = blocks_for(rows * cols);
     if (lane->bf16)
-        take_rows_kernel<<<blocks, THREADS, 0, lane->stream>>>(rows, cols, x, ldx,
-                                                              (bf16 *)(void *)y, ldy);
+        cu_launch(take_rows_kernel<bf16>, blocks, THREADS, 0, lane->stream, rows, cols, x, ldx,
+                  (bf16 *)(void *)y, ldy);
     else
-        take_rows_kernel<<<blocks, THREADS, 0, lane->stream>>>(rows, cols, x, ldx, y, ldy);
+        cu_launch(take_rows_kernel<float>, blocks, THREADS, 0, lane->stream, rows, cols, x, ldx, y,
+                  ldy);
     cu_launched(lane, "take_rows");
 }
 
@@ -86,9 +87,11 @@ void k_cuda_narrow(k_cuda_lane *lane, long n, const float *x, void *y)
 {
     if (n <= 0) return;
     if (lane->bf16)
-        take_rows_kernel<<<blocks_for(n), THREADS, 0, lane->stream>>>(1, n, x, n, (bf16 *)y, n);
+        cu_launch(take_rows_kernel<bf16>, blocks_for(n), THREADS, 0, lane->stream, 1, n, x, n,
+                  (bf16 *)y, n);
     else
-        take_rows_kernel<<<blocks_for(n), THREADS, 0, lane->stream>>>(1, n, x, n, (float *)y, n);
+        cu_launch(take_rows_kernel<float>, blocks_for(n), THREADS, 0, lane->stream, 1, n, x, n,
+                  (float *)y, n);
     cu_launched(lane, "narrow");
 }
 
@@ -105,14 +108,14 @@ static void copy_bytes(cudaStream_t s, void *to, const void *from, size_t bytes)
     const uintptr_t both = (uintptr_t)to | (uintptr_t)from | bytes;
     if (bytes == 0) return;
     if (both % 16 == 0)
-        copy_kernel<<<blocks_for((long)bytes / 16), THREADS, 0, s>>>(
-            (long)bytes / 16, (const uint4 *)from, (uint4 *)to);
+        cu_launch(copy_kernel<uint4>, blocks_for((long)bytes / 16), THREADS, 0, s, (long)bytes / 16,
+                  (const uint4 *)from, (uint4 *)to);
     else if (both % 4 == 0)
-        copy_kernel<<<blocks_for((long)bytes / 4), THREADS, 0, s>>>(
-            (long)bytes / 4, (const uint32_t *)from, (uint32_t *)to);
+        cu_launch(copy_kernel<uint32_t>, blocks_for((long)bytes / 4), THREADS, 0, s,
+                  (long)bytes / 4, (const uint32_t *)from, (uint32_t *)to);
     else
-        copy_kernel<<<blocks_for((long)bytes), THREADS, 0, s>>>((long)bytes, (const char *)from,
-                                                              (char *)to);
+        cu_launch(copy_kernel<char>, blocks_for((long)bytes), THREADS, 0, s, (long)bytes,
+                  (const char *)from, (char *)to);
 }
 
 void cu_copy(k_ctx *ctx, void *to, const void *from, size_t bytes)
@@ -140,8 +143,8 @@ void cu_copy_rows(k_ctx *ctx, long rows, size_t row_bytes, void *to, size_t to_s
 {
     k_cuda_lane *const lane = cu_lane(ctx);
     if (rows <= 0 || row_bytes == 0) return;
-    copy_rows_kernel<<<blocks_for(rows * (long)row_bytes), THREADS, 0, lane->stream>>>(
-        rows, (long)row_bytes, (char *)to, (long)to_stride, (const char *)from, (long)from_stride);
+    cu_launch(copy_rows_kernel, blocks_for(rows * (long)row_bytes), THREADS, 0, lane->stream, rows,
+              (long)row_bytes, (char *)to, (long)to_stride, (const char *)from, (long)from_stride);
     cu_launched(lane, "copy_rows");
 }
 
@@ -183,9 +186,9 @@ bool k_cuda_sum(k_cuda_stream *s, bool doubles, void *const *data, uint32_t n, i
     m.n = n;
     m.only = only;
     if (doubles)
-        sum_kernel<double><<<blocks_for(count), THREADS, 0, stream>>>(m, count);
+        cu_launch(sum_kernel<double>, blocks_for(count), THREADS, 0, stream, m, count);
     else
-        sum_kernel<float><<<blocks_for(count), THREADS, 0, stream>>>(m, count);
+        cu_launch(sum_kernel<float>, blocks_for(count), THREADS, 0, stream, m, count);
     return cudaGetLastError() == cudaSuccess;
 }
 
@@ -208,7 +211,7 @@ static __device__ const k_adamw_piece *piece_of(const k_adamw_piece *pieces, lon
 __global__ void squares_kernel(const k_adamw_piece *pieces, long n, const float *grads,
                                double *partial)
 {
-    __shared__ double room[32];
+    CU_SHARED(double, room, [32]);
     const k_adamw_piece *const p = piece_of(pieces, n, blockIdx.x);
     const long from = (blockIdx.x - p->first_block) * K_ADAMW_BLOCK;
     const long to = min((long)p->count, from + K_ADAMW_BLOCK);
@@ -248,10 +251,10 @@ void cu_norms(k_ctx *ctx, const k_adamw_stage *s, double *table)
         cu_fail(lane, "norms", "too many parameters for the workspace");
         return;
     }
-    squares_kernel<<<(unsigned)s->n_blocks, THREADS, 0, lane->stream>>>(s->pieces, s->n_pieces,
-                                                                      s->grads, partial);
-    table_kernel<<<(unsigned)cu_ceil(s->n_pieces, THREADS / 32), THREADS, 0, lane->stream>>>(
-        s->pieces, s->n_pieces, s->n_blocks, partial, table);
+    cu_launch(squares_kernel, (unsigned)s->n_blocks, THREADS, 0, lane->stream, s->pieces,
+              s->n_pieces, s->grads, partial);
+    cu_launch(table_kernel, (unsigned)cu_ceil(s->n_pieces, THREADS / 32), THREADS, 0, lane->stream,
+              s->pieces, s->n_pieces, s->n_blocks, partial, table);
     cu_launched(lane, "norms");
 }
 
@@ -269,7 +272,7 @@ __global__ void clip_kernel(long n, const double *table, double clip, double *ou
 void cu_clip(k_ctx *ctx, long n, const double *table, double clip, double *out)
 {
     k_cuda_lane *const lane = cu_lane(ctx);
-    clip_kernel<<<1, 32, 0, lane->stream>>>(n, table, clip, out);
+    cu_launch(clip_kernel, 1, 32, 0, lane->stream, n, table, clip, out);
     cu_launched(lane, "clip");
 }
 
@@ -321,8 +324,8 @@ void cu_adamw(k_ctx *ctx, const k_adamw *p, const k_adamw_stage *s, const double
     if (s->n_blocks == 0) return;
     const unsigned blocks = (unsigned)s->n_blocks;
     if (lane->bf16)
-        adamw_kernel<bf16><<<blocks, THREADS, 0, lane->stream>>>(*s, a, scale);
+        cu_launch(adamw_kernel<bf16>, blocks, THREADS, 0, lane->stream, *s, a, scale);
     else
-        adamw_kernel<float><<<blocks, THREADS, 0, lane->stream>>>(*s, a, scale);
+        cu_launch(adamw_kernel<float>, blocks, THREADS, 0, lane->stream, *s, a, scale);
     cu_launched(lane, "adamw");
 }

@@ -1,0 +1,65 @@
+/* What the kernels say to the hardware by name: launches, shared memory, and instructions that
+ * CUDA C++ has no words for. Nothing else in this folder does, so that the same sources also run
+ * where a program stands in for the GPU (TD_CUDA_STANDIN). */
+#ifndef KERNELS_CUDA_CU_PTX_CUH
+#define KERNELS_CUDA_CU_PTX_CUH
+
+#include <cstddef>
+#include <cstdint>
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+/* CU_SHARED(type, name, [n]) is a block's array, CU_DYNAMIC(type, name) what the launch gave it
+ * beside its arrays; the first statement to name either. Shared memory is not cleared. */
+#ifndef TD_CUDA_STANDIN
+#define CU_SHARED(type, name, size) __shared__ type name size
+#define CU_DYNAMIC(type, name) extern __shared__ __align__(16) type name[]
+#else
+#define CU_SHARED(type, name, size)                                                                \
+    static const char name##_key = 0;                                                              \
+    typedef type name##_type size;                                                                 \
+    name##_type &name = *(name##_type *)standin_shared(&name##_key, sizeof(name##_type))
+#define CU_DYNAMIC(type, name) type *const name = (type *)standin_dynamic()
+#endif
+
+/* kernel<<<grid, block, shared, stream>>>(args...) */
+template <typename... P, typename... A>
+static inline void cu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                             cudaStream_t stream, A... args)
+{
+#ifndef TD_CUDA_STANDIN
+    kernel<<<grid, block, shared, stream>>>(args...);
+#else
+    standin_launch(kernel, grid, block, shared, stream, P(args)...);
+#endif
+}
+
+/* mma m16n8k16 of a warp, c += A B: bf16 operands, A by row and B by column, fp32 sums. */
+static __device__ __forceinline__ void cu_mma(float c[4], const uint32_t a[4], uint32_t b0,
+                                              uint32_t b1)
+{
+#ifndef TD_CUDA_STANDIN
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    standin_mma_m16n8k16(c, a, b0, b1);
+#endif
+}
+
+/* Two 8 x 8 matrices of 16-bit elements in shared memory, transposed as they are read; lanes 0 to
+ * 15 give the addresses of their rows, 16 bytes each. */
+static __device__ __forceinline__ void cu_ldmatrix_x2_trans(uint32_t r[2], const void *row)
+{
+#ifndef TD_CUDA_STANDIN
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"((unsigned)__cvta_generic_to_shared(row)));
+#else
+    standin_ldmatrix(r, 2, true, row);
+#endif
+}
+
+#endif
