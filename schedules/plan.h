@@ -332,6 +332,23 @@ bool plan_validates(const plan *p);
  * first compute position at which they do. `change` holds [compute tasks + 2]. */
 uint32_t plan_streams_waiting(const plan *p, uint32_t rank, int32_t *change, uint32_t *position);
 
+/* Queues: streams that meet each other share one, and each rank has at most one stream in it; on
+ * GPUs a queue is a NCCL communicator (plan_queues.c says what that is good for). */
+typedef struct plan_queue {
+    uint32_t first_member, n_members; /* ranks, in `members`: of messages ascending, of collectives
+                                         as in their group */
+    bool collective;
+} plan_queue;
+typedef struct plan_queues {
+    uint32_t n_queues;
+    plan_queue *queues;
+    uint32_t *members;
+    uint32_t *of_stream; /* [n_streams]; PLAN_NONE: compute, or no tasks */
+} plan_queues;
+/* Numbered by their first streams, the same in every process. TD_EPLAN where a rank has two streams
+ * in one queue, which plan_check refuses too. */
+TD_MUST_USE td_status plan_find_queues(const plan *p, td_arena *a, plan_queues *out, td_err *err);
+
 /* Every rank's arena fits `limit` bytes (0: any does); the error names the one that needs most. */
 TD_MUST_USE td_status plan_check_limit(const plan *p, int64_t limit, td_err *err);
 

@@ -294,6 +294,7 @@ td_status plan_check(const plan *p, td_arena *a, td_err *err)
     TD_TRY(check_prefix(&m, err));
     TD_TRY(check_deadlock(&m, a, err));
     TD_TRY(check_waiting(&m, a, err));
+    TD_TRY(check_queues(&m, a, err));
     const bool has_messages = p->stage_of_run == NULL || strcmp(p->stage_of_run, "place") != 0;
     const bool has_barriers =
         has_messages && (p->stage_of_run == NULL || strcmp(p->stage_of_run, "comm") != 0);

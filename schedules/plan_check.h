@@ -33,6 +33,8 @@ TD_MUST_USE td_status check_vocab_flow(const plan_map *m, td_arena *a, td_err *e
 TD_MUST_USE td_status check_deadlock(const plan_map *m, td_arena *a, td_err *err);
 /* No more streams of a rank wait at once than a device can hold. */
 TD_MUST_USE td_status check_waiting(const plan_map *m, td_arena *a, td_err *err);
+/* No rank has two streams in one queue (plan_queues.c). */
+TD_MUST_USE td_status check_queues(const plan_map *m, td_arena *a, td_err *err);
 /* Accesses to a buffer are ordered and within its life; no two live buffers overlap. */
 TD_MUST_USE td_status check_buffers(const plan_map *m, td_arena *a, td_err *err);
 
