@@ -104,7 +104,9 @@ td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_e
 {
     const pexec_options *const o = options;
     team *t = NULL;
-    TD_TRY(pexec_join(o, a, &t, err));
+    launch who;
+    TD_TRY(pexec_join(o, a, &who, &t, err));
+    if (who.size == 0) return TD_OK;
     const td_status st = check(o, args, t, a, err);
     return pexec_leave(t, st, err);
 }

@@ -1,24 +1,84 @@
 /* How the verbs of pexec become one run of many processes. */
 #include "exec/launch.h"
 #include "exec/pexec.h"
+#include "exec/spawn.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 extern char **environ;
 
 enum { WIRE_AUTO, WIRE_THREADS, WIRE_MPI, WIRE_TCP }; /* the order of --wire */
 
-static td_status join_mpi(const launch *l, td_arena *a, transport *out, td_err *err)
+/* --- MPI --- */
+
+/* MPI's start waits for all processes, for ever when one is gone: then OpenMPI's launcher hangs as
+ * well. Whoever has waited too long says so and ends, and so do the others in their turn. */
+typedef struct start_watch {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool over;
+    uint32_t rank;
+    int64_t deadline_ns;
+} start_watch;
+
+static void *watch_start(void *arg)
+{
+    start_watch *const w = arg;
+    const int64_t until = td_now_ns() + w->deadline_ns;
+    const struct timespec ts = {.tv_sec = (time_t)(until / 1000000000),
+                                .tv_nsec = (long)(until % 1000000000)};
+    (void)pthread_mutex_lock(&w->lock);
+    bool late = false;
+    while (!w->over && !late)
+        late = pthread_cond_timedwait(&w->changed, &w->lock, &ts) != 0 && td_now_ns() >= until;
+    if (!w->over) {
+        (void)fprintf(stderr,
+                      "pexec: rank %u has waited %.3g s for MPI to start: another process is not "
+                      "there or is gone; --timeout sets how long\n",
+                      w->rank, (double)w->deadline_ns / 1e9);
+        _exit(td_exit_code(TD_EDEVICE));
+    }
+    (void)pthread_mutex_unlock(&w->lock);
+    return NULL;
+}
+
+static td_status open_mpi(const launch *l, int64_t deadline_ns, td_arena *a, transport *out,
+                          td_err *err)
+{
+    start_watch w = {.rank = l->rank, .deadline_ns = deadline_ns};
+    pthread_condattr_t attr;
+    pthread_t thread;
+    if (pthread_condattr_init(&attr) != 0 ||
+        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC) != 0 ||
+        pthread_cond_init(&w.changed, &attr) != 0 || pthread_mutex_init(&w.lock, NULL) != 0 ||
+        pthread_create(&thread, NULL, watch_start, &w) != 0)
+        return td_fail(err, TD_EDEVICE, "a thread could not be started");
+    const td_status st = transport_open_mpi(a, out, err);
+    (void)pthread_mutex_lock(&w.lock);
+    w.over = true;
+    (void)pthread_cond_signal(&w.changed);
+    (void)pthread_mutex_unlock(&w.lock);
+    (void)pthread_join(thread, NULL);
+    (void)pthread_cond_destroy(&w.changed);
+    (void)pthread_mutex_destroy(&w.lock);
+    (void)pthread_condattr_destroy(&attr);
+    return st;
+}
+
+static td_status join_mpi(const launch *l, int64_t deadline_ns, td_arena *a, transport *out,
+                          td_err *err)
 {
     if (l->by == LAUNCHED_ALONE && getenv("PMIX_RANK") == NULL)
         return td_fail(
             err, TD_EUSAGE,
             "--wire mpi: no launcher is seen; start one process a rank, as in mpirun -n 4 "
             "pexec train --pp 4 ...");
-    TD_TRY(transport_open_mpi(a, out, err));
+    TD_TRY(open_mpi(l, deadline_ns, a, out, err));
     if (l->by != LAUNCHED_BY_OPENMPI && l->by != LAUNCHED_BY_MPICH) return TD_OK;
     if (out->size == l->size && out->index == l->rank) return TD_OK;
     return td_fail(err, TD_EUSAGE,
@@ -32,8 +92,9 @@ static td_status join_tcp(const launch *l, int64_t deadline_ns, td_arena *a, tra
 {
     if (l->by == LAUNCHED_ALONE)
         return td_fail(err, TD_EUSAGE,
-                       "--wire tcp: no launcher is seen; set RANK, WORLD_SIZE, LOCAL_RANK, "
-                       "MASTER_ADDR and MASTER_PORT, as torchrun does");
+                       "--wire tcp: no launcher is seen; --processes N starts processes here, or "
+                       "set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun "
+                       "does");
     if (l->host[0] == '\0' || l->port == 0)
         return td_fail(
             err, TD_EUSAGE,
@@ -42,22 +103,63 @@ static td_status join_tcp(const launch *l, int64_t deadline_ns, td_arena *a, tra
     return transport_open_tcp(l, deadline_ns, a, out, err);
 }
 
-td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *err)
+/* --- all --- */
+
+/* What the flags say stands before what the environment says. */
+static td_status find_launch(const pexec_options *o, td_arena *a, launch *l, td_err *err)
+{
+    size_t n = 0, at = 0;
+    while (environ[n] != NULL) n++;
+    const char **const all = TD_NEW_N(a, const char *, n + 5);
+    if (all == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the launcher's variables");
+    const char *const flags[][2] = {{"--rank", o->rank},
+                                    {"--world", o->world},
+                                    {"--local-rank", o->local_rank},
+                                    {"--rendezvous", o->rendezvous}};
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+        if (flags[i][1] != NULL &&
+            (all[at] = td_sprintf(a, "%s=%s", flags[i][0], flags[i][1])) != NULL)
+            at++;
+    memcpy(all + at, environ, n * sizeof *all);
+    TD_TRY(launch_read(all, l, err));
+    if (at == 0 || l->by == LAUNCHED_BY_FLAGS) return TD_OK;
+    return td_fail(err, TD_EUSAGE, "--rendezvous: --rank, --world and --local-rank go with it");
+}
+
+static td_status start_processes(const pexec_options *o, const launch *by, launch *who, td_err *err)
+{
+    bool watched = false;
+    if (by->by != LAUNCHED_ALONE)
+        return td_fail(err, TD_EUSAGE,
+                       "--processes %lld: this process was started by %s already; leave one of "
+                       "them out",
+                       (long long)o->processes, launcher_name(by->by));
+    if (o->wire != WIRE_AUTO && o->wire != WIRE_TCP)
+        return td_fail(err, TD_EUSAGE, "--processes %lld: they meet over TCP; leave --wire out",
+                       (long long)o->processes);
+    TD_TRY(spawn_processes((uint32_t)o->processes, who, &watched, err));
+    if (!watched) who->size = 0;
+    return TD_OK;
+}
+
+td_status pexec_join(const pexec_options *o, td_arena *a, launch *who, team **out, td_err *err)
 {
     *out = NULL;
-    if (o->wire == WIRE_THREADS) return TD_OK;
-    launch l;
-    TD_TRY(launch_read((const char *const *)environ, &l, err));
-    if (o->wire == WIRE_AUTO && l.size == 1) return TD_OK;
-    const bool by_mpi = l.by == LAUNCHED_BY_OPENMPI || l.by == LAUNCHED_BY_MPICH;
+    *who = (launch){.size = 1, .local_size = 1};
+    if (o->wire == WIRE_THREADS && o->processes <= 1) return TD_OK;
+    TD_TRY(find_launch(o, a, who, err));
+    if (o->processes > 1) TD_TRY(start_processes(o, &(const launch){.by = who->by}, who, err));
+    if (who->size == 0 || (o->wire == WIRE_AUTO && who->size == 1)) return TD_OK;
+    const launch *const l = who;
+    const bool by_mpi = l->by == LAUNCHED_BY_OPENMPI || l->by == LAUNCHED_BY_MPICH;
     const int64_t deadline_ns = o->timeout * 1000000000;
     transport t;
     td_status st = TD_OK;
     if (o->wire == WIRE_MPI || (o->wire == WIRE_AUTO && by_mpi))
-        st = join_mpi(&l, a, &t, err);
+        st = join_mpi(l, deadline_ns, a, &t, err);
     else
-        st = join_tcp(&l, deadline_ns, a, &t, err);
-    if (st != TD_OK && !TD_HAVE_MPI && by_mpi && l.rank > 0)
+        st = join_tcp(l, deadline_ns, a, &t, err);
+    if (st != TD_OK && !TD_HAVE_MPI && by_mpi && l->rank > 0)
         err->msg[0] = '\0'; /* rank 0 says it */
     TD_TRY(st);
     st = team_open(&t, deadline_ns, a, out, err);
@@ -107,13 +209,28 @@ static uint64_t hash_model(const model_desc *m)
     return add_bytes(add_bytes(0xcbf29ce484222325u, numbers, sizeof numbers), reals, sizeof reals);
 }
 
+/* Of the words of the command line, those that all processes have alike. */
+static uint64_t hash_words(const cli_args *args)
+{
+    static const char *const own[] = {"--rank", "--local-rank"};
+    uint64_t h = add_bytes(0xcbf29ce484222325u, TD_VERSION, sizeof TD_VERSION);
+    for (int i = 1; i < args->argc; i++) {
+        const char *const word = args->argv[i];
+        bool skip = false;
+        for (size_t k = 0; k < sizeof own / sizeof *own && !skip; k++) {
+            const size_t n = strlen(own[k]);
+            skip = strncmp(word, own[k], n) == 0 && (word[n] == '=' || word[n] == '\0');
+            i += skip && word[n] == '\0'; /* the value is the next word */
+        }
+        if (!skip) h = add_bytes(h, word, strlen(word) + 1);
+    }
+    return h;
+}
+
 td_status pexec_same(team *t, const run_setup *s, const cli_args *args, td_err *err)
 {
     if (t == NULL) return TD_OK;
-    uint64_t options = add_bytes(0xcbf29ce484222325u, TD_VERSION, sizeof TD_VERSION);
-    for (int i = 1; i < args->argc; i++)
-        options = add_bytes(options, args->argv[i], strlen(args->argv[i]) + 1);
-    TD_TRY(team_same(t, options, "version and command line", err));
+    TD_TRY(team_same(t, hash_words(args), "version and command line", err));
     TD_TRY(team_same(t, hash_model(&s->model), "model", err));
     TD_TRY(team_same(t, plan_hash(&s->plan), "plan", err));
     td_status st = TD_OK;

@@ -405,7 +405,9 @@ td_status pexec_train(td_arena *a, const cli_args *args, const pexec_options *o,
     if (t == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the training");
     t->o = o;
     t->engine = engine;
-    TD_TRY(pexec_join(t->o, a, &t->team, err));
+    launch who;
+    TD_TRY(pexec_join(t->o, a, &who, &t->team, err));
+    if (who.size == 0) return TD_OK;
     t->speaks = team_index(t->team) == 0;
     if (engine != NULL && team_size(t->team) > 1)
         return td_fail(err, TD_EUSAGE,

@@ -24,6 +24,7 @@ typedef struct launch_names {
 
 static const launch_names names_of[] = {
     [LAUNCHED_ALONE] = {.launcher = "no launcher"},
+    [LAUNCHED_BY_FLAGS] = {"the command line", "--rank", "--world", NULL, "--local-rank", NULL},
     [LAUNCHED_BY_TORCHRUN] = {"torchrun", "RANK", "WORLD_SIZE", NULL, "LOCAL_RANK",
                               "LOCAL_WORLD_SIZE"},
     [LAUNCHED_BY_OPENMPI] = {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", NULL,
@@ -45,7 +46,7 @@ static bool in_slurm_step(variables v)
 
 static launcher find_launcher(variables v)
 {
-    for (int by = LAUNCHED_BY_TORCHRUN; by <= LAUNCHED_BY_SLURM; by++) {
+    for (int by = LAUNCHED_BY_FLAGS; by <= LAUNCHED_BY_SLURM; by++) {
         const launch_names *const n = &names_of[by];
         if (by == LAUNCHED_BY_SLURM && !in_slurm_step(v)) continue;
         if (look_up(v, n->rank) != NULL) return (launcher)by;
@@ -58,8 +59,7 @@ static td_status read_number(variables v, const char *by, const char *name, int6
                              uint32_t *out, td_err *err)
 {
     const char *const s = look_up(v, name);
-    if (s == NULL)
-        return td_fail(err, TD_EUSAGE, "%s is not set, but other variables of %s are", name, by);
+    if (s == NULL) return td_fail(err, TD_EUSAGE, "%s is not set, but others of %s are", name, by);
     int64_t x = 0;
     td_err why;
     if (td_parse_i64(s, 0, max, name, &x, &why) != TD_OK)
@@ -84,8 +84,8 @@ static td_status read_numbers(variables v, const launch_names *n, launch *out, t
     if (look_up(v, n->local_rank) != NULL)
         TD_TRY(read_number(v, n->launcher, n->local_rank, most, &out->local_rank, err));
     else if (out->size > 1)
-        return td_fail(err, TD_EUSAGE, "%s is not set, but other variables of %s are",
-                       n->local_rank, n->launcher);
+        return td_fail(err, TD_EUSAGE, "%s is not set, but others of %s are", n->local_rank,
+                       n->launcher);
     if (n->local_size != NULL && look_up(v, n->local_size) != NULL) {
         TD_TRY(read_number(v, n->launcher, n->local_size, most, &out->local_size, err));
         if (out->local_rank >= out->local_size)
@@ -159,6 +159,35 @@ static td_status meet_by_torchrun(variables v, launch *out, td_err *err)
     return TD_OK;
 }
 
+/* HOST:PORT, tcp://HOST:PORT, [IPv6]:PORT */
+static td_status meet_by_flags(variables v, launch *out, td_err *err)
+{
+    static const char scheme[] = "tcp://";
+    const char *at = look_up(v, "--rendezvous");
+    if (at == NULL && out->size == 1) return TD_OK;
+    if (at == NULL)
+        return td_fail(err, TD_EUSAGE,
+                       "--rendezvous is not set; with --rank and --world it says where rank 0 "
+                       "listens: HOST:PORT");
+    const char *const whole = at;
+    if (strncmp(at, scheme, sizeof scheme - 1) == 0) at += sizeof scheme - 1;
+    const char *const colon = strrchr(at, ':');
+    int64_t port = 0;
+    td_err why;
+    size_t n = colon == NULL ? 0 : (size_t)(colon - at);
+    if (n > 2 && at[0] == '[' && at[n - 1] == ']') {
+        at++;
+        n -= 2;
+    }
+    if (n == 0 || n >= sizeof out->host ||
+        td_parse_i64(colon + 1, 1, 65535, "port", &port, &why) != TD_OK)
+        return td_fail(err, TD_EUSAGE,
+                       "--rendezvous=%.100s: it is HOST:PORT, with a port from 1 to 65535", whole);
+    (void)snprintf(out->host, sizeof out->host, "%.*s", (int)n, at);
+    out->port = (uint16_t)port;
+    return TD_OK;
+}
+
 static td_status meet_by_slurm(variables v, launch *out, td_err *err)
 {
     const char *list = look_up(v, "SLURM_STEP_NODELIST");
@@ -166,7 +195,7 @@ static td_status meet_by_slurm(variables v, launch *out, td_err *err)
     if (list == NULL) list = look_up(v, "SLURM_NODELIST");
     const char *const job = look_up(v, "SLURM_JOB_ID");
     if (out->size > 1 && (list == NULL || job == NULL))
-        return td_fail(err, TD_EUSAGE, "%s is not set, but other variables of srun are",
+        return td_fail(err, TD_EUSAGE, "%s is not set, but others of srun are",
                        list == NULL ? "SLURM_STEP_NODELIST" : "SLURM_JOB_ID");
     if (list != NULL) TD_TRY(launch_first_host(list, out->host, sizeof out->host, err));
     if (job == NULL) return TD_OK;
@@ -203,6 +232,7 @@ td_status launch_read(const char *const *environment, launch *out, td_err *err)
     out->local_size = 0;
     out->key = key_of(v);
     TD_TRY(read_numbers(v, &names_of[out->by], out, err));
+    if (out->by == LAUNCHED_BY_FLAGS) return meet_by_flags(v, out, err);
     if (out->by == LAUNCHED_BY_SLURM) TD_TRY(meet_by_slurm(v, out, err));
     if (out->by == LAUNCHED_BY_TORCHRUN) TD_TRY(meet_by_torchrun(v, out, err));
     if (out->host[0] == '\0' && look_up(v, "MASTER_ADDR") != NULL)

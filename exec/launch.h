@@ -7,6 +7,7 @@
 
 typedef enum launcher {
     LAUNCHED_ALONE,
+    LAUNCHED_BY_FLAGS,    /* --rank, --world, --local-rank, --rendezvous HOST:PORT; --processes */
     LAUNCHED_BY_TORCHRUN, /* RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT */
     LAUNCHED_BY_OPENMPI,  /* OMPI_COMM_WORLD_* */
     LAUNCHED_BY_MPICH,    /* PMI_RANK, PMI_SIZE, MPI_LOCALRANKID */
@@ -21,11 +22,13 @@ typedef struct launch {
     uint16_t port;                   /* 0: not said */
     uint64_t key;                    /* of this run: processes of others, or of an earlier start of
                                         this one, have another */
+    int listener;                    /* rank 0: a socket that listens already; 0: none */
 } launch;
 
-/* Reads "NAME=value" texts, ended by NULL. The first launcher whose rank is set wins, in the order
- * of the enum. PEXEC_PORT sets the port. Errors: TD_EUSAGE with one line for a variable that is
- * missing, no number, out of range, or contradicts another. */
+/* Reads "NAME=value" texts, ended by NULL; names of flags begin with their dashes. The first
+ * launcher whose rank is set wins, in the order of the enum. PEXEC_PORT sets the port. Errors:
+ * TD_EUSAGE with one line for a variable that is missing, no number, out of range, or contradicts
+ * another. */
 TD_MUST_USE td_status launch_read(const char *const *environment, launch *out, td_err *err);
 
 /* "mpirun", "torchrun", ... */

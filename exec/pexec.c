@@ -48,6 +48,38 @@ static const cli_option machine_options[] = {
     {.kind = CLI_FLAG, .name = "json", .at = AT(json), .help = "print one JSON object on stdout"},
 };
 
+static const cli_option launch_options[] = {
+    {.kind = CLI_HEADING, .help = "Processes"},
+    {.kind = CLI_INT,
+     .name = "processes",
+     .arg = "N",
+     .at = AT(processes),
+     .min = 0,
+     .max = 1024,
+     .help = "start N processes of this program on this machine, one a rank, and end with them"},
+    {.kind = CLI_TEXT,
+     .name = "rank",
+     .arg = "N",
+     .at = AT(rank),
+     .help = "this is process N of a run that was started by hand, with the three below; "
+             "launchers' variables need none of them"},
+    {.kind = CLI_TEXT,
+     .name = "world",
+     .arg = "N",
+     .at = AT(world),
+     .help = "processes of the run"},
+    {.kind = CLI_TEXT,
+     .name = "local-rank",
+     .arg = "N",
+     .at = AT(local_rank),
+     .help = "which one this is on its machine, from 0"},
+    {.kind = CLI_TEXT,
+     .name = "rendezvous",
+     .arg = "HOST:PORT",
+     .at = AT(rendezvous),
+     .help = "where rank 0 listens"},
+};
+
 #define CLIP_OPTION                                                                                \
     {                                                                                              \
         .kind = CLI_REAL, .name = "clip", .arg = "X", .at = AT(clip), .def = "1",                  \
@@ -205,6 +237,7 @@ static const cli_table run_tables[] = {
     {request_options, REQUEST_OPTION_COUNT, AT(what)},
     CLI_TABLE(train_options, 0),
     CLI_TABLE(machine_options, 0),
+    CLI_TABLE(launch_options, 0),
 };
 static const cli_table emulate_tables[] = {
     {request_options, REQUEST_OPTION_COUNT, AT(what)},
@@ -216,6 +249,7 @@ static const cli_table check_tables[] = {
     {request_options, REQUEST_OPTION_COUNT, AT(what)},
     CLI_TABLE(check_options, 0),
     CLI_TABLE(machine_options, 0),
+    CLI_TABLE(launch_options, 0),
 };
 static const cli_table bench_tables[] = {
     {request_options, REQUEST_OPTION_COUNT, AT(what)},
@@ -228,7 +262,7 @@ static const cli_verb verbs[] = {
     {.name = "train",
      .summary = "train a model under a schedule",
      .tables = run_tables,
-     .n_tables = 3,
+     .n_tables = sizeof run_tables / sizeof *run_tables,
      .run = cmd_train,
      .example = "pexec train --model tiny-gpt2 --schedule 1f1b --pp 4 --microbatches 8 --data "
                 "/usr/share/common-licenses/GPL-3 --steps 50"},
@@ -247,7 +281,7 @@ static const cli_verb verbs[] = {
     {.name = "check",
      .summary = "prove a plan: the same numbers as one rank without a pipeline",
      .tables = check_tables,
-     .n_tables = 3,
+     .n_tables = sizeof check_tables / sizeof *check_tables,
      .run = cmd_check,
      .about = "Trains three steps under the plan and in a plain loop on one rank, and compares "
               "loss, every gradient and the weights; bit for bit where the order of sums is the "

@@ -5,6 +5,7 @@
 #include "base/cli.h"
 #include "exec/device.h"
 #include "exec/exec.h"
+#include "exec/launch.h"
 #include "schedules/request.h"
 
 typedef struct pexec_options {
@@ -13,6 +14,9 @@ typedef struct pexec_options {
     int backend; /* 0 cpu, 1 cuda */
     int wire;    /* 0 auto, 1 threads, 2 mpi, 3 tcp */
     int64_t threads_per_rank, seed, timeout;
+    /* processes */
+    int64_t processes, gpus;
+    const char *rank, *world, *local_rank, *rendezvous;
     /* train */
     const char *data, *vocab, *merges, *trace, *out;
     int64_t steps, warmup, val_every, val_batches;
@@ -54,8 +58,11 @@ TD_MUST_USE td_status pexec_cores_only(const pexec_options *o, const char *verb,
 
 /* --- cmd_team.c --- */
 
-/* Joins the processes of the run; *out is NULL when there is one. */
-TD_MUST_USE td_status pexec_join(const pexec_options *o, td_arena *a, team **out, td_err *err);
+/* Joins the processes of the run, or starts them; *out is NULL when there is one, *who says which
+ * this is. who->size is 0 in the process that started them, when all are gone: nothing is left to
+ * be done there. */
+TD_MUST_USE td_status pexec_join(const pexec_options *o, td_arena *a, launch *who, team **out,
+                                 td_err *err);
 /* The same version, command line, model and plan on all processes, and a process a rank. */
 TD_MUST_USE td_status pexec_same(team *t, const run_setup *s, const cli_args *args, td_err *err);
 /* Says on stderr where the ranks of this process stand, after a step that failed because something

@@ -160,12 +160,12 @@ static int listen_at(int family, uint16_t port)
 static td_status open_listener(meeting *m, td_err *err)
 {
     const uint16_t wanted = m->l->rank == 0 ? m->l->port : 0;
-    m->listener = listen_at(AF_INET6, wanted);
+    m->listener = m->l->listener > 0 ? m->l->listener : listen_at(AF_INET6, wanted);
     if (m->listener < 0 && errno != EADDRINUSE) m->listener = listen_at(AF_INET, wanted);
     if (m->listener < 0)
         return td_fail(err, TD_EUSAGE,
-                       "rank 0 cannot listen on port %u: %s; another port goes into MASTER_PORT or "
-                       "PEXEC_PORT, on all ranks",
+                       "rank 0 cannot listen on port %u: %s; another port goes into MASTER_PORT, "
+                       "PEXEC_PORT or --rendezvous, on all ranks",
                        wanted, strerror(errno));
     struct sockaddr_storage s;
     socklen_t len = sizeof s;
@@ -174,6 +174,20 @@ static td_status open_listener(meeting *m, td_err *err)
     m->port = ntohs(s.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)(void *)&s)->sin6_port
                                             : ((struct sockaddr_in *)(void *)&s)->sin_port);
     return TD_OK;
+}
+
+int tcp_listen_here(uint16_t *port)
+{
+    const int fd = listen_at(AF_INET, 0);
+    struct sockaddr_in s;
+    socklen_t len = sizeof s;
+    if (fd < 0) return -1;
+    if (getsockname(fd, (struct sockaddr *)(void *)&s, &len) == 0) {
+        *port = ntohs(s.sin_port);
+        return fd;
+    }
+    (void)close(fd);
+    return -1;
 }
 
 /* The next caller that says hello as one of ours; strangers are hung up on. */

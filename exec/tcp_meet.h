@@ -11,4 +11,7 @@
 TD_MUST_USE td_status tcp_meet(const launch *l, int64_t deadline_ns, td_arena *a, int *fds,
                                const char **names, td_err *err);
 
+/* A socket that listens on a port of the system's choice, for launch.listener; -1: errno. */
+int tcp_listen_here(uint16_t *port);
+
 #endif

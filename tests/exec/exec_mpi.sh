@@ -83,5 +83,11 @@ refuse 'no-such.txt' processes 4 pexec $train $run --data "$work/no-such.txt"
 refuse 'step [0-9]*: .* is not finite (rank' processes 4 pexec $train $run --steps 50 --warmup 0 \
     --lr 1e38 --clip 0
 refuse 'no launcher is seen' $check --wire mpi
+# a rank that never comes to the start of MPI
+# shellcheck disable=SC2016
+processes 2 sh -c '[ "$OMPI_COMM_WORLD_RANK" = 0 ] || sleep 20; exec "$@"' sh $check --timeout 2 \
+    >"$work/out" 2>&1 && complain "a rank that does not come was not missed"
+grep -q '^pexec: rank 0 has waited 2 s for MPI to start' "$work/out" ||
+    { complain "a rank that does not come"; cat "$work/out"; }
 }
 exit $bad

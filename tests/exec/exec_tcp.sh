@@ -67,10 +67,71 @@ same 4 --schedule 1f1b --pp 2 --dp 2 --microbatches 4 --zero1
 same 4 --schedule bitpipe --pp 4 --microbatches 8
 
 check="pexec check $run --schedule 1f1b --pp 2 --microbatches 4"
+# processes that pexec starts itself, and processes that are told by flags who they are
+# shellcheck disable=SC2086
+{
+$check --wire threads >"$work/threads" 2>&1 || complain "threads: failed"
+$check --processes 2 >"$work/out" 2>&1 || complain "--processes 2: failed: $(cat "$work/out")"
+grep -v '^process' "$work/threads" >"$work/a"
+grep -v '^process' "$work/out" | diff "$work/a" - || complain "--processes 2: another result"
+port=$((port + 1))
+$check --world 2 --rendezvous 127.0.0.1:$port --rank 1 --local-rank=1 >"$work/out.1" 2>&1 &
+$check --world 2 --rendezvous tcp://127.0.0.1:$port --rank=0 --local-rank 0 >"$work/out" 2>&1 &&
+    complain "another --rendezvous was taken for the same command line"
+wait
+port=$((port + 1))
+$check --world 2 --rendezvous 127.0.0.1:$port --rank 1 --local-rank=1 >"$work/out.1" 2>&1 &
+$check --world 2 --rendezvous 127.0.0.1:$port --rank=0 --local-rank 0 >"$work/out" 2>&1 ||
+    complain "flags: failed: $(cat "$work/out")"
+wait
+grep -v '^process' "$work/out" | diff "$work/a" - || complain "flags: another result"
+# refuse PATTERN COMMAND...: exit code 2, with one line that holds the pattern
+refuse() {
+    pattern=$1
+    shift
+    "$@" >"$work/out.9" 2>&1
+    code=$?
+    [ $code -eq 2 ] || complain "$*: exit code $code"
+    said 9 "$pattern"
+}
+}
 # said R PATTERN: one line of rank R's output holds the pattern.
 said() {
     [ "$(grep -c '^pexec:' "$work/out.$1")" -eq 1 ] || complain "rank $1: not one line: $(cat "$work/out.$1")"
     grep -q -e "$2" "$work/out.$1" || complain "rank $1: not '$2': $(cat "$work/out.$1")"
+}
+# shellcheck disable=SC2086
+{
+refuse '3 processes were started, but the plan has 2 ranks' $check --processes 3
+refuse 'started by torchrun already' env RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 \
+    MASTER_PORT=$port $check --processes 2
+refuse 'they meet over TCP' $check --processes 2 --wire threads
+refuse '.--world is not set' $check --rank 1
+refuse '.--rank, --world and --local-rank go with it' $check --rendezvous h:1
+# one of them is killed, one is interrupted: all end
+pexec train $run --schedule 1f1b --pp 2 --microbatches 4 --quiet --data "$work/text.txt" \
+    --steps 1000000 --processes 2 >"$work/out" 2>&1 &
+parent=$!
+sleep 0.7
+for child in /proc/[0-9]*/stat; do # the second field is the name, the fourth the parent
+    read -r pid name state of rest <"$child" 2>/dev/null || continue
+    [ "$of" != "$parent" ] || dead=$pid
+done
+kill -9 "$dead"
+wait "$parent"
+code=$?
+[ $code -eq 3 ] || complain "--processes 2, one killed: exit code $code: $(cat "$work/out")"
+grep -q '^pexec: rank [01] was ended by signal 9' "$work/out" ||
+    complain "--processes 2, one killed: $(cat "$work/out")"
+pexec train $run --schedule 1f1b --pp 2 --microbatches 4 --quiet --data "$work/text.txt" \
+    --steps 1000000 --processes 2 >"$work/out.9" 2>&1 &
+parent=$!
+sleep 0.7
+kill -TERM "$parent"
+wait "$parent"
+code=$?
+[ $code -eq 130 ] || complain "--processes 2, interrupted: exit code $code"
+said 9 'interrupted after step'
 }
 # shellcheck disable=SC2086
 {
