@@ -6,7 +6,13 @@
  * rank, and a sender joins at its first pass behind the consumer. Every stream keeps its messages
  * in the order of their consumers. So each edge of the plan points forward in one total order,
  * under pure rendezvous and under each mapping. An explicit --send-window joins earlier than that;
- * then the checker decides. */
+ * then the checker decides.
+ *
+ * A communication trail has places and an order of its own, and both are kept. Where each SEND
+ * stands right behind its pass, as torch writes them, channels cannot deadlock either: of two
+ * messages of a channel the earlier is ready at both ends before the later one's consumer runs, so
+ * it can be put right before that. Other trails, and trails on shared streams, are left to the
+ * checker. */
 #include "schedules/lower.h"
 
 #include <stdlib.h>
@@ -126,35 +132,37 @@ static td_status comm_find(comm *c, td_err *err)
 
 /* --- gates and joins --- */
 
+/* Where a trail has an end of this message; its node is NODE_NONE where there is no trail. */
+static trail_place trail_end(const lowering *l, const message *m, bool is_send)
+{
+    if (m->cls > CHANNEL_GRAD) return (trail_place){NODE_NONE, UINT32_MAX};
+    const bool up = m->cls == CHANNEL_ACT;
+    /* SEND actions name the stage that sends, RECV actions the one that receives */
+    const int32_t sender = up ? m->stage - 1 : m->stage + 1;
+    return is_send ? trail_find(l->ix, up ? CELL_SEND_F : CELL_SEND_B, sender, m->m, m->k)
+                   : trail_find(l->ix, up ? CELL_RECV_F : CELL_RECV_B, m->stage, m->m, m->k);
+}
+
+static uint32_t send_gate(const lowering *l, const message *m)
+{
+    const uint32_t node = trail_end(l, m, true).node;
+    return node == NODE_NONE ? m->src_node : node - 1;
+}
+
 static uint32_t send_join(const lowering *l, const message *m)
 {
     const uint32_t end = l->ix->row_first[m->src_row + 1];
-    const uint64_t at = (uint64_t)m->src_node + (uint32_t)l->o->send_window;
+    const uint32_t gate = send_gate(l, m);
+    const uint64_t at = (uint64_t)gate + (uint32_t)l->o->send_window;
     const uint32_t window = l->o->send_window > 0 && at < end ? (uint32_t)at : NODE_NONE;
     uint32_t join = NODE_NONE;
     if (m->cls == CHANNEL_HANDOFF && index_handoff_bound(l->ix, m->stage, m->m, m->k, &join))
         return window < join ? window : join;
     if (l->o->send_window > 0) return window;
-    return lower_first_behind(l, m->src_row, lower_when(l, m->dst_node, m->dst_row));
-}
-
-/* The node before which a trail has an end of this message, or NODE_NONE. */
-static uint32_t trail_node(const lowering *l, const message *m, bool is_send)
-{
-    static const int first_action[] = {CELL_SEND_F, CELL_SEND_B};
-    if (m->cls > CHANNEL_GRAD) return NODE_NONE;
-    const uint32_t *const table =
-        l->ix->trail[first_action[m->cls] - CELL_SEND_F + (is_send ? 0 : 1)];
-    if (table == NULL) return NODE_NONE;
-    /* SEND actions name the stage that sends, RECV actions the one that receives */
-    const int32_t sender = m->cls == CHANNEL_ACT ? m->stage - 1 : m->stage + 1;
-    return table[index_slot(l->s, is_send ? sender : m->stage, m->m, m->k)];
-}
-
-static uint32_t send_gate(const lowering *l, const message *m)
-{
-    const uint32_t node = trail_node(l, m, true);
-    return node == NODE_NONE || node <= m->src_node ? m->src_node : node - 1;
+    const uint32_t taken =
+        lower_first_behind(l, m->src_row, lower_when(l, m->dst_node, m->dst_row));
+    if (taken > gate) return taken; /* a trail may send later than its message could be taken */
+    return gate + 1 < end ? gate + 1 : NODE_NONE;
 }
 
 /* Its gate stands `lookahead` passes before its join, as a send's join stands --send-window passes
@@ -163,9 +171,8 @@ static uint32_t send_gate(const lowering *l, const message *m)
  */
 static uint32_t recv_gate(const lowering *l, const message *m)
 {
-    const uint32_t node = trail_node(l, m, false);
-    if (node != NODE_NONE && node <= m->dst_node)
-        return node > l->ix->row_first[m->dst_row] ? node - 1 : NODE_NONE;
+    const uint32_t node = trail_end(l, m, false).node;
+    if (node != NODE_NONE) return node > l->ix->row_first[m->dst_row] ? node - 1 : NODE_NONE;
     const uint32_t position = m->dst_node - l->ix->row_first[m->dst_row];
     const uint32_t back = l->o->lookahead < 1 ? 1 : (uint32_t)l->o->lookahead;
     return position >= back ? m->dst_node - back : NODE_NONE;
@@ -190,7 +197,7 @@ static td_status message_class(const lowering *l, class_table *classes, const me
 
 /* One end of a message, to be put into a stream. */
 typedef struct comm_end {
-    uint64_t when; /* of the consumer */
+    uint64_t when; /* of the consumer; with a trail, the action's place in its row */
     uint32_t message;
     uint32_t stream; /* stream_key */
     uint8_t is_send;
@@ -226,9 +233,15 @@ static size_t stream_keys(const comm *c)
     return rows;
 }
 
-/* Both ends of all messages, stream by stream, each in the order of the consumers. Messages were
- * found in the order of their consumers' rows, so that the streams of the channel mapping are in
- * order as they come; shared streams are sorted. */
+static uint64_t end_when(const comm *c, const message *m, bool is_send)
+{
+    if (trail_exists(c->l->ix)) return trail_end(c->l, m, is_send).at;
+    return lower_when(c->l, m->dst_node, m->dst_row);
+}
+
+/* Both ends of all messages, stream by stream, each in the order of the consumers or of the trail.
+ * Messages were found in the order of their consumers' rows, so that the streams of the channel
+ * mapping are in order as they come; shared streams and trails are sorted. */
 static td_status comm_ends(const comm *c, comm_end **out, td_err *err)
 {
     const size_t n_keys = stream_keys(c);
@@ -242,13 +255,13 @@ static td_status comm_ends(const comm *c, comm_end **out, td_err *err)
         const message *const m = &c->messages[i];
         for (int e = 0; e < 2; e++) {
             const uint32_t key = stream_key(c, m, e == 0);
-            ends[at[key]++] = (comm_end){.when = lower_when(c->l, m->dst_node, m->dst_row),
+            ends[at[key]++] = (comm_end){.when = end_when(c, m, e == 0),
                                          .message = (uint32_t)i,
                                          .stream = key,
                                          .is_send = e == 0};
         }
     }
-    if (c->l->o->mapping != MAPPING_CHANNEL)
+    if (c->l->o->mapping != MAPPING_CHANNEL || trail_exists(c->l->ix))
         for (size_t k = 0; k < n_keys; k++) {
             const size_t first = k == 0 ? 0 : at[k - 1]; /* `at` has moved on by one stream */
             qsort(ends + first, at[k] - first, sizeof *ends, compare_ends);

@@ -110,6 +110,7 @@ td_status sched_check_index(const schedule *s, td_arena *a, sched_index *ix, td_
         for (int32_t m = 0; m < s->n_microbatches; m++)
             for (int32_t k = 0; k < s->n_slices; k++) TD_TRY(check_stage_passes(ix, st, m, k, err));
     TD_TRY(check_sharded_passes(ix, err));
+    TD_TRY(trail_check(ix, a, err));
     return sched_index_levels(ix, a, err);
 }
 

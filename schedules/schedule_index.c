@@ -65,24 +65,6 @@ static td_status record(sched_index *ix, td_arena *a, int32_t row, const sched_c
     return TD_OK;
 }
 
-static td_status record_action(sched_index *ix, td_arena *a, int32_t row, const sched_cell *c,
-                               uint32_t next_node, td_err *err)
-{
-    if (c->kind > CELL_RECV_B) return TD_OK;
-    TD_TRY(check_range(ix->s, row, c, err));
-    uint32_t **const table = &ix->trail[c->kind - CELL_SEND_F];
-    const size_t n = index_slot(ix->s, ix->s->n_stages, 0, 0);
-    if (*table == NULL) {
-        *table = TD_NEW_N(a, uint32_t, n);
-        if (*table == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a trail");
-        memset(*table, 0xff, n * sizeof **table);
-    }
-    uint32_t *const at = &(*table)[index_slot(ix->s, c->stage, c->microbatch, c->slice)];
-    if (*at != NODE_NONE) return complain(ix->s, row, c, err, "occurs twice");
-    *at = next_node;
-    return TD_OK;
-}
-
 static bool starts_node(const sched_row *row, int64_t i)
 {
     return sched_is_pass(&row->cells[i]) && !(i > 0 && row->cells[i - 1].overlaps);
@@ -134,7 +116,10 @@ td_status sched_index_build(const schedule *s, td_arena *a, sched_index *out, td
         out->row_first[r] = node;
         for (int64_t i = 0; i < row->n_cells; i++) {
             if (!sched_is_pass(&row->cells[i])) {
-                TD_TRY(record_action(out, a, r, &row->cells[i], node, err));
+                if (row->cells[i].kind > CELL_RECV_B) continue;
+                TD_TRY(check_range(s, r, &row->cells[i], err));
+                const trail_place place = {node, (uint32_t)i};
+                TD_TRY(trail_record(out, a, r, &row->cells[i], place, err));
                 continue;
             }
             if (starts_node(row, i)) {

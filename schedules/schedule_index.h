@@ -20,6 +20,12 @@ typedef enum barrier_kind {
     BARRIER_COUNT
 } barrier_kind;
 
+/* Where an action of a communication trail stands: before a node, and where in its row. NODE_NONE:
+ * it is not there. */
+typedef struct trail_place {
+    uint32_t node, at;
+} trail_place;
+
 typedef struct sched_index {
     const schedule *s;
     uint32_t *row_first;           /* [n_rows + 1] */
@@ -27,11 +33,9 @@ typedef struct sched_index {
     const sched_cell **cell;       /* [n_nodes] the first cell of each node; a mark's is CELL_IDLE
                                       and names the forward behind it */
     uint32_t *pos[PASS_COUNT];     /* node of a pass, NODE_NONE where absent; NULL: kind unused */
-    uint32_t *level; /* [n_all_nodes] 1 + length of the longest path to it; see weight_of */
-    /* A communication trail: the node before which an action stands, by (stage, microbatch); of
-     * SEND_F, RECV_F, SEND_B, RECV_B in this order. NODE_NONE where absent; NULL: no such action.
-     */
-    uint32_t *trail[4];
+    uint32_t *level;       /* [n_all_nodes] 1 + length of the longest path to it; see weight_of */
+    trail_place *trail[4]; /* of SEND_F, RECV_F, SEND_B, RECV_B by (stage, microbatch, slice);
+                              NULL: no such action */
     /* Of disaggregated schedules with hand-offs, else NULL (schedule_handoff.c). */
     uint32_t *pipe_first; /* [n_pipes + 1] microbatches of the pipes before */
     uint32_t *forwards;   /* of each stage and pipe, in the order of their row */
@@ -77,6 +81,25 @@ static inline bool index_in_range(const schedule *s, const sched_cell *c)
     return c->stage < s->n_stages && c->microbatch >= 0 && c->microbatch < s->n_microbatches &&
            c->slice < s->n_slices;
 }
+
+/* --- schedule_trail.c --- */
+
+/* Notes an action of a row, which stands at `place`; requires that what it names is in range. Fails
+ * with TD_EPLAN where the schedule has no such message, or has it from here twice. */
+TD_MUST_USE td_status trail_record(sched_index *ix, td_arena *a, int32_t row, const sched_cell *c,
+                                   trail_place place, td_err *err);
+/* Where an action stands; its node is NODE_NONE where there is none. */
+trail_place trail_find(const sched_index *ix, cell_kind action, int32_t stage, int32_t m,
+                       int32_t k);
+static inline bool trail_exists(const sched_index *ix)
+{
+    return ix->trail[0] != NULL || ix->trail[1] != NULL || ix->trail[2] != NULL ||
+           ix->trail[3] != NULL;
+}
+/* Does the trail name each message between rows once at both ends, behind the pass that makes it
+ * and before the pass that needs it, in one order at both ends of a channel? A schedule without
+ * actions has no trail. Requires complete passes. Errors: TD_EPLAN with row, action and rule. */
+TD_MUST_USE td_status trail_check(const sched_index *ix, td_arena *a, td_err *err);
 
 /* --- schedule_handoff.c --- */
 

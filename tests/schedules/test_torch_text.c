@@ -1,6 +1,7 @@
 /* torch.distributed.pipelining's text: worked examples of its schedules, compute-only and lowered,
  * come in and go out exactly. */
 #include "t.h"
+#include "schedule_gen.h"
 #include "schedules/plan.h"
 
 typedef struct example {
@@ -148,6 +149,125 @@ static void test_trail_is_obeyed(void **state)
     assert_int_equal(seen, 1);
 }
 
+/* The SENDs or RECVs of one class that a row's cells name, against the tasks of the rank's streams
+ * towards (or from) each peer: the same, in the same order, gated where they stand. */
+static void assert_stream_follows(const plan *p, const schedule *s, const plan_stream *st)
+{
+    const plan_channel *const ch = &p->channels[st->channel];
+    const bool sends = st->kind == STREAM_SEND;
+    const uint8_t kind = ch->cls == CHANNEL_ACT ? (sends ? CELL_SEND_F : CELL_RECV_F)
+                                                : (sends ? CELL_SEND_B : CELL_RECV_B);
+    const sched_row *const row = &s->rows[p->ranks[st->rank].row];
+    const int step = (ch->cls == CHANNEL_ACT) == sends ? 1 : -1;
+    uint32_t n = 0;
+    int64_t passes = 0;
+    for (int64_t i = 0; i < row->n_cells; i++) {
+        const sched_cell *const c = &row->cells[i];
+        if (sched_is_pass(c) && !c->overlaps) passes++;
+        if (c->kind != kind) continue;
+        const sched_pipe *const pipe = &s->pipes[0];
+        const int32_t other = pipe->forward_row[c->stage + step];
+        if (other != p->ranks[sends ? ch->dst : ch->src].row) continue;
+        assert_true(n < st->n_tasks);
+        const plan_task *const t = &p->tasks[st->first_task + n++];
+        const plan_class *const cls = &p->classes[t->cls];
+        assert_int_equal(t->microbatch, c->microbatch);
+        assert_int_equal(p->insts[cls->inst].stage, sends ? c->stage + step : c->stage);
+        const uint32_t first = plan_compute(p, st->rank)->first_task;
+        assert_int_equal(t->gate, passes == 0 ? PLAN_NONE : first + (uint32_t)passes - 1);
+    }
+    assert_int_equal(n, st->n_tasks);
+}
+
+/* torch's text of random schedules comes back as it was, and lowers to streams in the trail's own
+ * order, which is that of the producers, where plans without a trail have the consumers'. */
+static void test_trails_of_random_schedules(void **state)
+{
+    int tried = 0, reordered = 0;
+    for (uint64_t seed = 0; seed < 400; seed++) {
+        const schedule s = gen_schedule(*state, seed);
+        td_err err = {0};
+        td_text text = {0}, again = {0};
+        if (torch_print(&s, true, &text, &err) != TD_OK) continue;
+        schedule trail;
+        T_OK(sched_parse(text.s, text.len, "x", *state, &trail, &err), &err);
+        if (trail.n_stages != s.n_stages) fail_msg("seed %d lost stages", (int)seed);
+        T_OK(sched_check(&trail, &err), &err);
+        T_OK(torch_print(&trail, true, &again, &err), &err);
+        assert_string_equal(text.s, again.s);
+        td_text_free(&again);
+        td_text_free(&text);
+        const sizes z = {.n_stages = s.n_stages, .chunks = 1};
+        const lower_options o = {.sizes = &z, .dp = 1, .tp = 1, .lookahead = 1};
+        plan p, own;
+        T_OK(plan_lower(&trail, &o, *state, &p, &err), &err);
+        T_OK(plan_lower(&s, &o, *state, &own, &err), &err);
+        assert_int_equal(p.n_tasks, own.n_tasks);
+        tried++;
+        for (uint32_t i = 0; i < p.n_streams; i++) {
+            const plan_stream *const st = &p.streams[i];
+            if (st->kind != STREAM_SEND && st->kind != STREAM_RECV) continue;
+            assert_stream_follows(&p, &trail, st);
+            for (uint32_t t = st->first_task; t < st->first_task + st->n_tasks; t++)
+                reordered += p.tasks[t].microbatch != own.tasks[t].microbatch;
+        }
+    }
+    assert_true(tried >= 50);
+    assert_true(reordered >= 10);
+}
+
+/* Each of a trail's rules, broken once in the lowered 1F1B of two ranks. */
+static void test_broken_trails(void **state)
+{
+    static const struct {
+        const char *rows, *says;
+    } cases[] = {
+        {"0F0,0SEND_F0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0\n", "row 1: 1SEND_B0: is missing"},
+        {"0F0,0SEND_F0,0RECV_B0,0B0\n1F0,1B0,1SEND_B0\n", "row 1: 1RECV_F0: is missing"},
+        {"0SEND_F0,0F0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0\n",
+         "row 0: 0SEND_F0: stands before the pass"},
+        {"0F0,0SEND_F0,0RECV_B0,0B0\n1F0,1RECV_F0,1B0,1SEND_B0\n",
+         "row 1: 1RECV_F0: stands behind the pass"},
+        {"0F0,0SEND_F0,0SEND_F0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0\n", "occurs twice"},
+        {"0F0,0SEND_F0,0SEND_B0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0\n",
+         "row 0: 0SEND_B0: there is no stage before"},
+        {"0F0,0SEND_F0,0RECV_B0,0B0\n1RECV_F0,1F0,1SEND_F0,1B0,1SEND_B0\n",
+         "row 1: 1SEND_F0: there is no next stage"},
+        {"0F0,0SEND_F0,1SEND_B0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0\n",
+         "row 0: 1SEND_B0: this stage lives on another row"},
+        {"0F0,0SEND_F0,1F0,1B0,0B0\n", "row 0: 0SEND_F0: both stages are on one row"},
+        {"0F0,0SEND_F0,0F1,0SEND_F1,0RECV_B0,0B0,0RECV_B1,0B1\n"
+         "1RECV_F1,1RECV_F0,1F0,1B0,1SEND_B0,1F1,1B1,1SEND_B1\n",
+         "row 1: 1RECV_F1 stands before 1RECV_F0, but row 0 has 0SEND_F0 first"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        td_err err = {0};
+        schedule s;
+        T_OK(sched_parse(cases[i].rows, strlen(cases[i].rows), "x", *state, &s, &err), &err);
+        T_FAILS(sched_check(&s, &err), TD_EPLAN, &err, cases[i].says);
+    }
+}
+
+/* A send may wait for a later place than its pass: it joins behind that place. */
+static void test_late_send(void **state)
+{
+    static const char rows[] = "0F0,0F1,0SEND_F0,0SEND_F1,0RECV_B0,0B0,0RECV_B1,0B1\n"
+                               "1RECV_F0,1F0,1B0,1RECV_F1,1F1,1SEND_B0,1B1,1SEND_B1\n";
+    td_err err = {0};
+    schedule s;
+    plan p;
+    T_OK(sched_parse(rows, sizeof rows - 1, "x", *state, &s, &err), &err);
+    const sizes z = {.n_stages = 2, .chunks = 1};
+    const lower_options o = {.sizes = &z, .dp = 1, .tp = 1, .lookahead = 1};
+    T_OK(plan_lower(&s, &o, *state, &p, &err), &err);
+    const uint32_t first = plan_compute(&p, 0)->first_task;
+    for (uint32_t t = 0; t < p.n_tasks; t++) {
+        if (p.tasks[t].kind != TASK_SEND || plan_task_rank(&p, t) != 0) continue;
+        assert_int_equal(p.tasks[t].gate - first, 1);
+        assert_true(p.tasks[t].join > p.tasks[t].gate);
+    }
+}
+
 /* Before late 2024 torch wrote B for the input gradient and BW for the whole backward. */
 static void test_legacy_letters(void **state)
 {
@@ -185,8 +305,14 @@ static void test_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {T_TEST(test_compute_only),     T_TEST(test_with_comms),
-                                       T_TEST(test_overlapped_comms), T_TEST(test_trail_is_obeyed),
-                                       T_TEST(test_legacy_letters),   T_TEST(test_refusals)};
+    const struct CMUnitTest tests[] = {T_TEST(test_compute_only),
+                                       T_TEST(test_with_comms),
+                                       T_TEST(test_overlapped_comms),
+                                       T_TEST(test_trail_is_obeyed),
+                                       T_TEST(test_trails_of_random_schedules),
+                                       T_TEST(test_broken_trails),
+                                       T_TEST(test_late_send),
+                                       T_TEST(test_legacy_letters),
+                                       T_TEST(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
