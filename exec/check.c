@@ -1,6 +1,7 @@
 /* Plan and reference side by side: the same weights, the same tokens, the same optimizer. */
 #include "exec/check.h"
 #include "exec/data.h"
+#include "exec/device_run.h"
 #include "exec/shard.h"
 
 #include <math.h>
@@ -67,12 +68,6 @@ static td_status open_run(const plan *p, const sizes *z, const check_options *o,
     return TD_OK;
 }
 
-/* Of a shard of the first replica. */
-static const float *weights_of(const executor *x, uint32_t inst, int32_t shard)
-{
-    return exec_buffer(x, exec_rank_of(x, inst, 0) + (uint32_t)shard, SIZE_WEIGHTS, inst);
-}
-
 /* Whether two shards hold the same bits where each holds a whole tensor. */
 static bool whole_tensors_are_equal(const stage_code *c, const float *a, const float *b)
 {
@@ -85,29 +80,65 @@ static bool whole_tensors_are_equal(const stage_code *c, const float *a, const f
     return true;
 }
 
-/* Whether all copies of each stage, those of forward rows included, and both copies of a tied table
- * hold the same bits. */
-static bool copies_are_equal(const executor *x)
+/* Whether all copies of a stage, those of forward rows included, hold the same bits. room is
+ * scratch.
+ */
+static td_status compare_copies(const executor *x, uint32_t inst, td_arena *room, bool *equal,
+                                td_err *err)
 {
     const plan *const p = x->p;
-    for (uint32_t i = 0; i < p->n_insts; i++) {
-        const int32_t stage = p->insts[i].stage;
-        const stage_code *const c = &x->stages[stage];
-        const uint32_t twin = stage < p->n_stages ? (uint32_t)stage : i;
-        for (uint32_t r = 0; r < p->n_ranks; r++) {
-            const float *const copy = exec_buffer(x, r, SIZE_WEIGHTS, i);
-            if (copy == NULL) continue;
-            const float *const first = weights_of(x, twin, p->ranks[r].shard);
-            if (memcmp(first, copy, (size_t)c->elements * sizeof *first) != 0 ||
-                !whole_tensors_are_equal(c, copy, weights_of(x, twin, 0)))
-                return false;
-        }
+    const int32_t stage = p->insts[inst].stage;
+    const stage_code *const c = &x->stages[stage];
+    const uint32_t twin = stage < p->n_stages ? (uint32_t)stage : inst;
+    const uint32_t shards = (uint32_t)(p->tp < 1 ? 1 : p->tp);
+    const float **const first = TD_NEW_N(room, const float *, shards);
+    if (first == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
+    for (uint32_t k = 0; k < shards; k++)
+        TD_TRY(exec_weights(x, exec_rank_of(x, twin, 0) + k, twin, room, &first[k], err));
+    for (uint32_t r = 0; r < p->n_ranks; r++) {
+        const float *copy = NULL;
+        td_arena *const a = td_arena_new();
+        td_status st = a == NULL ? td_fail(err, TD_ENOMEM, "out of memory for the check")
+                                 : exec_weights(x, r, inst, a, &copy, err);
+        if (st == TD_OK && copy != NULL)
+            *equal =
+                *equal &&
+                memcmp(first[p->ranks[r].shard], copy, (size_t)c->elements * sizeof *copy) == 0 &&
+                whole_tensors_are_equal(c, copy, first[0]);
+        td_arena_free(a);
+        TD_TRY(st);
     }
-    const stage_code *const a = &x->stages[0], *const b = &x->stages[p->n_stages - 1];
-    if (stage_tied_offset(a) < 0 || stage_tied_offset(b) < 0) return true;
-    return memcmp(weights_of(x, 0, 0) + stage_tied_offset(a),
-                  weights_of(x, (uint32_t)p->n_stages - 1, 0) + stage_tied_offset(b),
-                  (size_t)(a->m->vocab * a->m->hidden) * sizeof(float)) == 0;
+    return TD_OK;
+}
+
+/* Whether both copies of a tied table hold the same bits. */
+static td_status compare_tables(const executor *x, td_arena *room, bool *equal, td_err *err)
+{
+    const stage_code *const a = &x->stages[0], *const b = &x->stages[x->p->n_stages - 1];
+    const uint32_t last = (uint32_t)x->p->n_stages - 1;
+    const float *first = NULL, *end = NULL;
+    if (stage_tied_offset(a) < 0 || stage_tied_offset(b) < 0) return TD_OK;
+    TD_TRY(exec_weights(x, exec_rank_of(x, 0, 0), 0, room, &first, err));
+    TD_TRY(exec_weights(x, exec_rank_of(x, last, 0), last, room, &end, err));
+    *equal = *equal && memcmp(first + stage_tied_offset(a), end + stage_tied_offset(b),
+                              (size_t)(a->m->vocab * a->m->hidden) * sizeof *first) == 0;
+    return TD_OK;
+}
+
+static td_status find_copies(const executor *x, bool *equal, td_err *err)
+{
+    td_status st = TD_OK;
+    for (uint32_t i = 0; st == TD_OK && i <= x->p->n_insts; i++) {
+        td_arena *const a = td_arena_new();
+        if (a == NULL)
+            st = td_fail(err, TD_ENOMEM, "out of memory for the check");
+        else if (i < x->p->n_insts)
+            st = compare_copies(x, i, a, equal, err);
+        else
+            st = compare_tables(x, a, equal, err);
+        td_arena_free(a);
+    }
+    return st;
 }
 
 static td_status one_step(check_run *c, const check_options *o, int64_t step, check_result *out,
@@ -142,7 +173,7 @@ static td_status one_step(check_run *c, const check_options *o, int64_t step, ch
     const double error = equal ? 0 : fabs(loss / reference_loss - 1);
     if (!equal) out->losses_equal = false;
     if (!(error <= out->loss_rel_err)) out->loss_rel_err = error;
-    out->copies = out->copies && (c->x->unsettled || copies_are_equal(c->x));
+    if (!c->x->unsettled) TD_TRY(find_copies(c->x, &out->copies, err));
     for (uint32_t i = 0; i < p->n_insts; i++)
         if (p->insts[i].stage < p->n_stages)
             reference_compare(&c->f, &c->x->whole[p->insts[i].stage], c->grads[i], c->f.grads,
@@ -157,16 +188,10 @@ static td_status compare_weights(check_run *c, td_arena *a, check_result *out, t
 {
     const plan *const p = c->x->p;
     const float **const weights = TD_NEW_N(a, const float *, p->n_insts);
-    float **const room = TD_NEW_N(a, float *, p->n_insts);
-    if (weights == NULL || room == NULL) return td_fail(err, TD_ENOMEM, "out of memory to check");
-    for (uint32_t i = 0; i < p->n_insts; i++) {
-        const int64_t n = c->x->whole[p->insts[i].stage].elements;
-        room[i] = td_alloc(a, c->x->whole == c->x->stages ? 0 : (size_t)n, sizeof **room);
-        if (room[i] == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the check");
-    }
+    if (weights == NULL) return td_fail(err, TD_ENOMEM, "out of memory to check");
     for (int32_t d = 0; d < p->dp; d++) {
         for (uint32_t i = 0; i < p->n_insts; i++) {
-            weights[i] = exec_whole_weights(c->x, i, d, room[i]);
+            TD_TRY(exec_whole_weights(c->x, i, d, a, &weights[i], err));
             if (p->insts[i].stage < p->n_stages)
                 reference_compare(&c->f, &c->x->whole[p->insts[i].stage], weights[i], c->f.weights,
                                   &out->weights);
@@ -184,14 +209,14 @@ static td_status run(check_run *c, const check_options *o, td_arena *a, check_re
     for (int64_t step = 1; step <= o->steps; step++) TD_TRY(one_step(c, o, step, out, err));
     TD_TRY(exec_settle(c->x, err));
     TD_TRY(exec_mirror(c->x, true, err));
-    out->copies = out->copies && copies_are_equal(c->x);
+    TD_TRY(find_copies(c->x, &out->copies, err));
     out->undone = c->x->n_undone;
     TD_TRY(compare_weights(c, a, out, err));
     for (uint32_t r = 0; r < p->n_ranks; r++) {
-        const rank_arena *const m = &c->x->ranks[r].arena;
-        out->ranks[r] = (check_rank){.peak_bytes = p->ranks[r].arena_bytes,
-                                     .touched_bytes = rank_arena_touched(m)};
-        const int64_t peak = (m->bytes + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
+        const int64_t bytes = p->ranks[r].arena_bytes;
+        const int64_t peak = (bytes + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
+        out->ranks[r] = (check_rank){.peak_bytes = bytes};
+        TD_TRY(device_run_touched(c->x, r, &out->ranks[r].touched_bytes, err));
         out->memory = out->memory && out->ranks[r].touched_bytes == peak;
     }
     out->rss_bytes = process_rss_bytes();

@@ -30,7 +30,7 @@ typedef struct training {
     bool speaks; /* one process does */
     executor *x;
     corpus text;
-    char *eval;
+    eval_room eval;
     device *device;         /* NULL: the cores */
     int32_t *ids, *targets; /* one microbatch */
     cli_progress progress;
@@ -73,7 +73,7 @@ static td_status validate(training *t, td_err *err)
     for (int64_t i = 0; i < t->o->val_batches; i++) {
         double loss = 0;
         corpus_batch(&t->text, 0, 0, i, true, r->micro_batch, r->seq_len, t->ids, t->targets);
-        TD_TRY(exec_eval(t->x, t->eval, t->ids, t->targets, &loss, err));
+        TD_TRY(exec_eval(t->x, &t->eval, t->ids, t->targets, &loss, err));
         sum += loss;
     }
     t->val_loss = sum / (double)t->o->val_batches;

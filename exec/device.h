@@ -15,19 +15,24 @@ typedef struct device device;
 typedef struct device_methods {
     const char *name;
     void (*close)(device *d);
-    /* Memory that the host may use while the device has no work on it; `touched` keeps it 256-byte
+    /* Memory of the device, which the host reads and writes only through what follows; 256-byte
      * aligned. Freed by close. */
     td_status (*alloc)(device *d, int64_t bytes, void **at, td_err *err);
+    /* Memory of the host that the device copies from and to without waiting for anybody; zeroed.
+     * Freed by close. */
+    td_status (*alloc_host)(device *d, int64_t bytes, void **at, td_err *err);
+    /* From and to any memory of the host; done on return. Nothing may be under way on `at`. */
+    td_status (*read)(device *d, void *to, const void *at, int64_t bytes, td_err *err);
+    td_status (*write)(device *d, void *at, const void *from, int64_t bytes, td_err *err);
     /* Writes the eight-byte word n times. */
     td_status (*fill)(device *d, void *at, uint64_t word, int64_t n, td_err *err);
-    /* The host has done what it wanted with this memory for now: a hint. */
-    void (*settle)(device *d, void *at, int64_t bytes);
     td_status (*stream)(device *d, void **out, td_err *err);
     td_status (*event)(device *d, void **out, td_err *err);
     /* Lets ctx compute on a stream. */
     td_status (*compute)(device *d, k_ctx *ctx, void *stream, td_err *err);
     void (*record)(device *d, void *event, void *stream);
     void (*wait)(device *d, void *stream, void *event);
+    /* Either end may be memory of alloc_host. */
     void (*copy)(device *d, void *stream, void *to, const void *from, int64_t bytes);
     /* wire_combine, on a stream */
     void (*combine)(device *d, void *stream, wire_kind kind, void *const *data, uint32_t n,
@@ -35,13 +40,17 @@ typedef struct device_methods {
     int64_t (*elapsed_ns)(device *d, void *from, void *to);
     /* Of one stream, or of all (NULL). TD_EDEVICE with what failed on the device. */
     td_status (*synchronize)(device *d, void *stream, td_err *err);
+    /* Bytes of the device that are in use, by whomever; -1 where that cannot be known. */
+    int64_t (*in_use)(device *d);
 } device_methods;
 
 struct device {
     const device_methods *methods;
     char name[200];
     int64_t element_bytes; /* 4, or 2 for bf16 */
-    int64_t outside_bytes; /* of the device's memory, beside what alloc gave */
+    int64_t room_bytes;    /* what alloc gave */
+    int64_t lane_bytes;    /* workspaces of contexts that compute */
+    int64_t n_allocs;      /* of memory, of either kind, so far */
     void *state;
 };
 

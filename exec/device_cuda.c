@@ -10,7 +10,7 @@
 
 /* What is to be freed; a list, since the number is not known beforehand. */
 typedef struct held_thing {
-    enum { HELD_MEMORY, HELD_STREAM, HELD_EVENT, HELD_LANE } kind;
+    enum { HELD_MEMORY, HELD_HOST, HELD_STREAM, HELD_EVENT, HELD_LANE } kind;
     void *it;
     struct held_thing *next;
 } held_thing;
@@ -19,8 +19,9 @@ typedef struct cuda_state {
     td_arena *arena;
     int index;
     bool bf16;
-    atomic_bool failed; /* something could not be issued */
-    held_thing *held;   /* the newest first: lanes go before their streams */
+    k_cuda_stream *moves; /* of read and write */
+    atomic_bool failed;   /* something could not be issued */
+    held_thing *held;     /* the newest first: lanes go before their streams */
 } cuda_state;
 
 static td_status refused(const char *why, td_err *err)
@@ -49,6 +50,7 @@ static void close_cuda(device *d)
         case HELD_EVENT: k_cuda_event_close(h->it); break;
         case HELD_STREAM: k_cuda_stream_close(h->it); break;
         case HELD_MEMORY: k_cuda_free(h->it); break;
+        case HELD_HOST: k_cuda_free_host(h->it); break;
         }
     s->held = NULL;
 }
@@ -66,8 +68,45 @@ static td_status alloc_cuda(device *d, int64_t bytes, void **at, td_err *err)
                        (long long)bytes, (long long)info.free_bytes);
     *at = k_cuda_alloc(s->index, (size_t)bytes, why);
     if (*at == NULL) return refused(why, err);
-    k_cuda_prefetch(s->index, *at, (size_t)bytes);
+    d->room_bytes += bytes;
+    d->n_allocs++;
     return hold(s, HELD_MEMORY, *at, err);
+}
+
+static td_status alloc_host_cuda(device *d, int64_t bytes, void **at, td_err *err)
+{
+    cuda_state *const s = d->state;
+    char why[K_CUDA_WHY] = "";
+    *at = k_cuda_alloc_host((size_t)bytes, why);
+    d->n_allocs++;
+    return *at == NULL ? refused(why, err) : hold(s, HELD_HOST, *at, err);
+}
+
+static td_status move_cuda(const device *d, void *to, const void *from, int64_t bytes, td_err *err)
+{
+    const cuda_state *const s = d->state;
+    char why[K_CUDA_WHY] = "";
+    if (bytes <= 0) return TD_OK;
+    return k_cuda_move(s->moves, to, from, (size_t)bytes, why) ? TD_OK : refused(why, err);
+}
+
+static td_status read_cuda(device *d, void *to, const void *at, int64_t bytes, td_err *err)
+{
+    return move_cuda(d, to, at, bytes, err);
+}
+
+static td_status write_cuda(device *d, void *at, const void *from, int64_t bytes, td_err *err)
+{
+    return move_cuda(d, at, from, bytes, err);
+}
+
+static int64_t in_use_cuda(device *d)
+{
+    const cuda_state *const s = d->state;
+    char why[K_CUDA_WHY] = "";
+    k_cuda_info info;
+    if (!k_cuda_device_info(s->index, &info, why)) return -1;
+    return (int64_t)(info.memory_bytes - info.free_bytes);
 }
 
 static td_status fill_cuda(device *d, void *at, uint64_t word, int64_t n, td_err *err)
@@ -75,12 +114,6 @@ static td_status fill_cuda(device *d, void *at, uint64_t word, int64_t n, td_err
     const cuda_state *const s = d->state;
     char why[K_CUDA_WHY] = "";
     return k_cuda_fill(s->index, at, word, n, why) ? TD_OK : refused(why, err);
-}
-
-static void settle_cuda(device *d, void *at, int64_t bytes)
-{
-    const cuda_state *const s = d->state;
-    k_cuda_prefetch(s->index, at, (size_t)bytes);
 }
 
 static td_status stream_cuda(device *d, void **out, td_err *err)
@@ -107,7 +140,8 @@ static td_status compute_cuda(device *d, k_ctx *ctx, void *stream, td_err *err)
     if (mem == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the device");
     k_cuda_lane *const lane = k_cuda_lane_open(mem, s->index, stream, s->bf16, why);
     if (lane == NULL) return refused(why, err);
-    d->outside_bytes += (int64_t)k_cuda_lane_device_bytes();
+    d->lane_bytes += (int64_t)k_cuda_lane_device_bytes();
+    d->n_allocs++;
     k_cuda_use(ctx, lane);
     return hold(s, HELD_LANE, lane, err);
 }
@@ -167,8 +201,10 @@ td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_er
     static const device_methods methods = {.name = "cuda",
                                            .close = close_cuda,
                                            .alloc = alloc_cuda,
+                                           .alloc_host = alloc_host_cuda,
+                                           .read = read_cuda,
+                                           .write = write_cuda,
                                            .fill = fill_cuda,
-                                           .settle = settle_cuda,
                                            .stream = stream_cuda,
                                            .event = event_cuda,
                                            .compute = compute_cuda,
@@ -177,20 +213,20 @@ td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_er
                                            .copy = copy_cuda,
                                            .combine = combine_cuda,
                                            .elapsed_ns = elapsed_cuda,
-                                           .synchronize = synchronize_cuda};
+                                           .synchronize = synchronize_cuda,
+                                           .in_use = in_use_cuda};
     char why[K_CUDA_WHY] = "";
     k_cuda_info info;
     if (k_cuda_devices(why) <= index) return refused(why, err);
     if (!k_cuda_device_info(index, &info, why)) return refused(why, err);
-    if (!info.host_reads)
-        return td_fail(err, TD_EDEVICE,
-                       "--backend cuda: %s cannot share memory with the host while it computes",
-                       info.name);
     cuda_state *const s = TD_NEW(a, cuda_state);
     if (s == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the device");
     *s = (cuda_state){.arena = a, .index = index, .bf16 = bf16};
     *out = (device){.methods = &methods, .element_bytes = bf16 ? 2 : 4, .state = s};
     (void)snprintf(out->name, sizeof out->name, "cuda");
+    void *moves = NULL;
+    TD_TRY(stream_cuda(out, &moves, err));
+    s->moves = moves;
     return TD_OK;
 }
 

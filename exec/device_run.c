@@ -97,9 +97,64 @@ static td_status refuse(const executor *x, td_err *err)
     return TD_OK;
 }
 
-static int64_t n_losses_of(const plan *p)
+/* Whether a pass leaves the loss of its microbatch. */
+static bool gives_loss(const executor *x, const plan_rank *r, uint8_t kind, uint32_t cls)
 {
-    return (int64_t)p->dp * p->n_microbatches * p->n_slices;
+    const plan_class *const k = &x->p->classes[cls];
+    if (kind == PASS_T) return x->p->insts[k->inst].backward_row == r->row;
+    if (kind != PASS_F && kind != PASS_R) return false;
+    const stage_desc *const s = &x->stages[x->p->insts[k->inst].stage].at;
+    return s->head && s->vocab_rows == 0;
+}
+
+static void note_loss(executor *x, uint32_t rank, uint8_t kind, uint32_t cls, uint32_t microbatch)
+{
+    const plan *const p = x->p;
+    const plan_rank *const r = &p->ranks[rank];
+    device_run *const v = x->device;
+    if (!gives_loss(x, r, kind, cls)) return;
+    if (v->losses[rank] < 0) {
+        v->losses[rank] = v->n_found;
+        v->n_found += (int64_t)p->n_microbatches * p->n_slices + 1;
+    }
+    if (kind != PASS_R && r->shard == 0)
+        v->loss_rank[r->replica * p->n_microbatches + (int32_t)microbatch] = rank;
+}
+
+static void find_losses_of(executor *x, uint32_t rank)
+{
+    const plan *const p = x->p;
+    const plan_stream *const s = plan_compute(p, rank);
+    for (uint32_t i = s->first_task; i < s->first_task + s->n_tasks; i++) {
+        const plan_task *const t = &p->tasks[i];
+        if (t->kind < PASS_COUNT) note_loss(x, rank, t->kind, t->cls, t->microbatch);
+        for (uint32_t k = t->link; t->kind == TASK_PAIR && k < t->link + 2; k++)
+            note_loss(x, rank, p->members[k].kind, p->members[k].cls, p->members[k].microbatch);
+    }
+}
+
+/* Where a step's results go. */
+static td_status open_found(executor *x, td_arena *a, td_err *err)
+{
+    const plan *const p = x->p;
+    device_run *const v = x->device;
+    v->losses = TD_NEW_N(a, int64_t, p->n_ranks);
+    v->loss_rank = TD_NEW_N(a, uint32_t, p->dp * p->n_microbatches);
+    if (v->losses == NULL || v->loss_rank == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for the losses");
+    for (int32_t i = 0; i < p->dp * p->n_microbatches; i++) v->loss_rank[i] = PLAN_NONE;
+    v->n_found = 2 * (int64_t)p->n_ranks;
+    for (uint32_t r = 0; r < p->n_ranks; r++) {
+        v->losses[r] = -1;
+        find_losses_of(x, r);
+    }
+    const int64_t bytes = v->n_found * (int64_t)sizeof *v->found;
+    void *at = NULL;
+    TD_TRY(v->d->methods->alloc_host(v->d, bytes, &at, err));
+    v->seen = at;
+    TD_TRY(v->d->methods->alloc(v->d, bytes, &at, err));
+    v->found = at;
+    return v->d->methods->fill(v->d, at, 0, v->n_found, err);
 }
 
 td_status device_run_open(executor *x, td_arena *a, td_err *err)
@@ -109,100 +164,48 @@ td_status device_run_open(executor *x, td_arena *a, td_err *err)
     TD_TRY(refuse(x, err));
     device_run *const v = TD_NEW(a, device_run);
     if (v == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the device's streams");
-    const int64_t n_losses = n_losses_of(p) + p->n_ranks;
     *v = (device_run){.d = x->options.device,
                       .mover = {x, move_begin, move_copy, move_combine, move_end},
                       .streams = TD_NEW_N(a, void *, p->n_streams),
                       .gates = TD_NEW_N(a, void *, p->n_tasks),
                       .begins = TD_NEW_N(a, void *, p->n_tasks),
                       .ends = TD_NEW_N(a, void *, p->n_tasks),
-                      .stream_of = TD_NEW_N(a, uint32_t, p->n_tasks)};
+                      .stream_of = TD_NEW_N(a, uint32_t, p->n_tasks),
+                      .first_allocs = -1};
     if (v->streams == NULL || v->gates == NULL || v->begins == NULL || v->ends == NULL ||
         v->stream_of == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the device's streams");
-    TD_TRY(open_events(v, p, err));
-    void *at = NULL;
-    TD_TRY(v->d->methods->alloc(v->d, n_losses * (int64_t)sizeof(double), &at, err));
-    v->losses = at;
-    TD_TRY(v->d->methods->alloc(v->d, (int64_t)(2 * p->n_ranks * sizeof(double)), &at, err));
-    v->scales = at;
-    memset(v->losses, 0, (size_t)n_losses * sizeof(double));
     x->device = v;
-    return TD_OK;
-}
-
-td_status device_run_arena(executor *x, exec_rank *r, td_err *err)
-{
-    const device_run *const v = x->device;
-    const int64_t bytes = x->p->ranks[r->index].arena_bytes, room = rank_arena_room(bytes);
-    void *at = NULL;
-    TD_TRY(v->d->methods->alloc(v->d, room, &at, err));
-    TD_TRY(v->d->methods->fill(v->d, at, rank_arena_canary(), room / 8, err));
-    rank_arena_use(at, bytes, &r->arena);
-    return v->d->methods->compute(v->d, r->ctx, compute_of(x, r->index), err);
-}
-
-td_status device_run_tables(executor *x, td_err *err)
-{
-    if (x->device == NULL || x->stages[0].rope == NULL) return TD_OK;
-    const device_run *const v = x->device;
-    const size_t bytes = (size_t)(x->z->run.seq_len * x->z->model->head_dim) * sizeof(float);
-    void *at = NULL;
-    TD_TRY(v->d->methods->alloc(v->d, (int64_t)bytes, &at, err));
-    memcpy(at, x->stages[0].rope, bytes);
-    for (int32_t s = 0; s < x->z->n_stages; s++) x->stages[s].rope = at;
-    return TD_OK;
-}
-
-td_status device_run_memory(const executor *x, td_arena *a, int64_t bytes, void **out, td_err *err)
-{
-    if (x->device != NULL) return x->device->d->methods->alloc(x->device->d, bytes, out, err);
-    *out = td_alloc(a, 1, (size_t)bytes);
-    return *out != NULL || bytes == 0 ? TD_OK : td_fail(err, TD_ENOMEM, "out of memory");
-}
-
-td_status device_run_clear(const executor *x, char *at, int64_t bytes, td_err *err)
-{
-    const int64_t words = x->device == NULL ? 0 : bytes / 8;
-    if (words > 0) TD_TRY(x->device->d->methods->fill(x->device->d, at, 0, words, err));
-    memset(at + 8 * words, 0, (size_t)(bytes - 8 * words));
-    return TD_OK;
-}
-
-void device_run_settle(const executor *x)
-{
-    for (uint32_t i = 0; x->device != NULL && i < x->p->n_ranks; i++)
-        x->device->d->methods->settle(x->device->d, x->ranks[i].arena.base,
-                                      x->ranks[i].arena.bytes);
-}
-
-/* To the nearest, halves to even; weights are finite. */
-static uint16_t bf16_of(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
-void device_run_narrow(const k_adamw_stage *updates, int64_t n, const float *weights, uint16_t *to)
-{
-    for (int64_t i = 0; i < n; i++) to[i] = bf16_of(weights[i]);
-    for (long i = 0; updates->m != NULL && i < updates->n_pieces; i++) {
-        const k_adamw_piece *const p = &updates->pieces[i];
-        memcpy(updates->m + 2 * updates->moments + p->moment, weights + p->first,
-               (size_t)p->count * sizeof *weights);
-    }
+    TD_TRY(open_events(v, p, err));
+    return open_found(x, a, err);
 }
 
 /* --- a step --- */
+
+/* The tokens of a step's microbatches, which exec_tokens left in memory of the host. */
+static void bring_tokens(const executor *x, uint32_t rank)
+{
+    const plan *const p = x->p;
+    const device_run *const v = x->device;
+    const int64_t n = 2 * x->z->run.micro_batch * x->z->run.seq_len;
+    for (int32_t m = 0; v->tokens[rank] != NULL && m < p->n_microbatches; m++) {
+        const uint32_t b = x->ranks[rank].tokens[m];
+        if (b == PLAN_NONE) continue;
+        v->d->methods->copy(v->d, compute_of(x, rank), exec_place(x, rank, b),
+                            v->tokens[rank] + m * n, n * (int64_t)sizeof(int32_t));
+    }
+}
 
 void device_run_begin(executor *x)
 {
     if (x->device == NULL) return;
     device_run *const v = x->device;
+    if (v->first_allocs < 0) v->first_allocs = v->d->n_allocs;
     v->d->methods->record(v->d, v->start, compute_of(x, 0));
-    for (uint32_t r = 1; r < x->p->n_ranks; r++)
-        v->d->methods->wait(v->d, compute_of(x, r), v->start);
+    for (uint32_t r = 0; r < x->p->n_ranks; r++) {
+        if (r > 0) v->d->methods->wait(v->d, compute_of(x, r), v->start);
+        bring_tokens(x, r);
+    }
 }
 
 void device_run_post(executor *x, const exec_rank *r, uint32_t task)
@@ -233,41 +236,66 @@ td_status device_run_wait(const executor *x, const exec_rank *r, td_err *err)
 double *device_run_loss(const executor *x, const exec_rank *r, const plan_member *m)
 {
     const plan *const p = x->p;
-    if (x->device == NULL) return NULL;
-    if (m->kind == PASS_R) return &x->device->losses[n_losses_of(p) + r->index];
-    const int64_t at = (int64_t)p->ranks[r->index].replica * p->n_microbatches + m->microbatch;
-    return &x->device->losses[at * p->n_slices + m->slice];
+    const device_run *const v = x->device;
+    if (v == NULL || v->losses[r->index] < 0) return NULL;
+    const int64_t n = (int64_t)p->n_microbatches * p->n_slices;
+    const int64_t own = (int64_t)m->microbatch * p->n_slices + m->slice;
+    return v->found + v->losses[r->index] + (m->kind == PASS_R ? n : own);
 }
 
-static td_status find_losses(executor *x, td_err *err)
+void device_run_spoil(const executor *x, const exec_rank *r, double *table)
 {
     const plan *const p = x->p;
-    for (int32_t i = 0; x->z->vocab_shards == 0 && i < p->n_microbatches * p->dp; i++) {
+    const device_run *const v = x->device;
+    if (v == NULL || v->losses[r->index] < 0) return;
+    k_ops_of(r->ctx)->loss_sum(r->ctx, (long)p->n_microbatches * p->n_slices,
+                               v->found + v->losses[r->index], 0.0, table);
+}
+
+static td_status take_losses(executor *x, td_err *err)
+{
+    const plan *const p = x->p;
+    const device_run *const v = x->device;
+    for (int32_t i = 0; i < p->n_microbatches * p->dp; i++) {
+        if (v->loss_rank[i] == PLAN_NONE) continue;
+        const double *const from =
+            v->seen + v->losses[v->loss_rank[i]] + (int64_t)(i % p->n_microbatches) * p->n_slices;
         x->losses[i] = 0;
-        for (int32_t s = 0; s < p->n_slices; s++)
-            x->losses[i] += x->device->losses[(int64_t)i * p->n_slices + s];
+        for (int32_t s = 0; s < p->n_slices; s++) x->losses[i] += from[s];
         if (!isfinite(x->losses[i]) && !x->step.skip)
             return td_fail(err, TD_EMISMATCH,
                            "step %ld: the loss of microbatch %d is not finite; a lower --lr or "
                            "--clip may help",
                            x->step.number, i);
     }
-    const uint32_t first = exec_rank_of(x, 0, 0);
-    x->grad_norm = x->device->scales[2 * first];
+    x->grad_norm = v->seen[2 * exec_rank_of(x, 0, 0)];
     if (isfinite(x->grad_norm) || x->step.skip) return TD_OK;
     return td_fail(err, TD_EMISMATCH,
                    "step %ld: the gradient is not finite; a lower --lr or --clip may help",
                    x->step.number);
 }
 
+/* The results are copied behind all ranks' work, and then waited for: once a step. */
 td_status device_run_end(executor *x, td_err *err)
 {
     if (x->device == NULL) return TD_OK;
+    device_run *const v = x->device;
+    const device_methods *const m = v->d->methods;
+    for (uint32_t r = 1; r < x->p->n_ranks; r++) {
+        const plan_stream *const s = plan_compute(x->p, r);
+        if (s->n_tasks > 0)
+            m->wait(v->d, compute_of(x, 0), v->ends[s->first_task + s->n_tasks - 1]);
+    }
+    m->copy(v->d, compute_of(x, 0), v->seen, v->found, v->n_found * (int64_t)sizeof *v->seen);
+    TD_TRY(m->synchronize(v->d, NULL, err));
+    return take_losses(x, err);
+}
+
+void device_run_times(executor *x)
+{
     const device_run *const v = x->device;
-    TD_TRY(v->d->methods->synchronize(v->d, NULL, err));
-    for (uint32_t i = 0; i < x->p->n_tasks; i++) {
+    for (uint32_t i = 0; v != NULL && i < x->p->n_tasks; i++) {
         x->times.begin_ns[i] = v->d->methods->elapsed_ns(v->d, v->start, v->begins[i]);
         x->times.end_ns[i] = v->d->methods->elapsed_ns(v->d, v->start, v->ends[i]);
     }
-    return find_losses(x, err);
 }

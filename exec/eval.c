@@ -2,7 +2,6 @@
 #include "exec/eval.h"
 
 #include "exec/device_run.h"
-#include <string.h>
 
 static int64_t boundary_bytes(const executor *x)
 {
@@ -45,28 +44,46 @@ static int64_t token_bytes(const executor *x)
     return (n + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
 }
 
-td_status exec_eval_room(const executor *x, td_arena *a, char **out, td_err *err)
+/* Where the parts of the work lie, and its end. */
+typedef struct eval_places {
+    int64_t borders[2], scratch, stash, weights, tokens, result, bytes;
+} eval_places;
+
+static eval_places places_of(const executor *x)
 {
-    void *at = NULL;
-    TD_TRY(device_run_memory(x, a, exec_eval_bytes(x), &at, err));
-    *out = at;
-    return TD_OK;
+    const int64_t border = boundary_bytes(x);
+    eval_places p = {.borders = {0, border}, .scratch = 2 * border};
+    p.stash = p.scratch + scratch_bytes(x);
+    p.weights = own_bytes(x);
+    p.tokens = p.weights + weights_bytes(x);
+    p.result = p.tokens + token_bytes(x);
+    p.bytes = p.result + PLAN_ALIGN;
+    return p;
 }
 
-/* Tokens where the cores and a device read them. */
-static void take_tokens(const executor *x, char *work, const int32_t *ids, const int32_t *targets,
-                        stage_args *a)
+td_status exec_eval_room(const executor *x, td_arena *a, eval_room *out, td_err *err)
 {
-    const int64_t n = x->whole[0].rows;
-    int32_t *const to =
-        (int32_t *)(void *)(work + exec_eval_bytes(x) - PLAN_ALIGN - token_bytes(x));
+    void *at = NULL;
+    TD_TRY(device_run_memory(x, a, places_of(x).bytes, &at, err));
+    *out = (eval_room){.work = at, .edges = td_alloc(a, 1, (size_t)eval_shards_bytes(x))};
+    return out->edges != NULL || eval_shards_bytes(x) == 0
+               ? TD_OK
+               : td_fail(err, TD_ENOMEM, "out of memory for evaluations");
+}
+
+/* Tokens where the cores or a device read them. */
+static td_status take_tokens(const executor *x, char *to, const int32_t *ids,
+                             const int32_t *targets, stage_args *a, td_err *err)
+{
+    const int64_t n = x->whole[0].rows, bytes = n * (int64_t)sizeof *ids;
     long counted = 0;
     for (int64_t i = 0; i < n; i++) counted += targets[i] >= 0;
-    memcpy(to, ids, (size_t)n * sizeof *to);
-    memcpy(to + n, targets, (size_t)n * sizeof *to);
-    a->ids = to;
-    a->targets = to + n;
+    TD_TRY(device_run_write(x, to, ids, bytes, err));
+    TD_TRY(device_run_write(x, to + bytes, targets, bytes, err));
+    a->ids = (const int32_t *)(const void *)to;
+    a->targets = a->ids + n;
     a->row_weight = 1.0 / (double)(counted > 0 ? counted : 1);
+    return TD_OK;
 }
 
 /* One stage, by its owner's device or by the calling thread. */
@@ -78,44 +95,41 @@ static td_status eval_stage(const executor *x, uint32_t owner, int32_t stage, st
     return device_run_wait(x, r, err);
 }
 
-int64_t exec_eval_bytes(const executor *x)
-{
-    return token_bytes(x) + own_bytes(x) + eval_shards_bytes(x) + weights_bytes(x) + PLAN_ALIGN;
-}
-
-td_status exec_eval(const executor *x, char *work, const int32_t *ids, const int32_t *targets,
-                    double *loss, td_err *err)
+td_status exec_eval(const executor *x, const eval_room *room, const int32_t *ids,
+                    const int32_t *targets, double *loss, td_err *err)
 {
     team *const t = x->options.team;
+    const eval_places at = places_of(x);
     const int64_t border = boundary_bytes(x);
-    double *const result = (double *)(void *)(work + exec_eval_bytes(x) - PLAN_ALIGN);
+    char *const work = room->work;
+    float *const weights = (float *)(void *)(work + at.weights);
+    double *const result = (double *)(void *)(work + at.result);
+    const bool sharded = x->z->vocab_shards > 0;
     stage_args a = {.grad_scale = 1.0f,
                     .loss_at = result,
-                    .scratch = work + 2 * border,
-                    .stash = work + 2 * border + scratch_bytes(x)};
-    take_tokens(x, work, ids, targets, &a);
-    *result = 0;
-    const bool sharded = x->z->vocab_shards > 0;
-    char *const shards_work = work + own_bytes(x);
-    float *const room = (float *)(void *)(shards_work + eval_shards_bytes(x));
+                    .scratch = work + at.scratch,
+                    .stash = work + at.stash};
+    TD_TRY(take_tokens(x, work + at.tokens, ids, targets, &a, err));
     uint32_t owner = exec_rank_of(x, 0, 0);
+    *loss = 0;
     if (sharded)
-        TD_TRY(eval_embed(x, shards_work, owner, ids, (float *)(void *)(work + border), err));
+        TD_TRY(eval_embed(x, room->edges, owner, ids, (float *)(void *)(work + border), err));
     for (int32_t s = 0; s < x->p->n_stages; s++) {
         const uint32_t before = owner;
         owner = exec_rank_of(x, (uint32_t)s, 0);
-        float *const input = (float *)(void *)(work + (s + 1) % 2 * border);
+        float *const input = (float *)(void *)(work + at.borders[(s + 1) % 2]);
         a.input = s == 0 && !sharded ? NULL : input;
-        a.output = (float *)(void *)(work + s % 2 * border);
+        a.output = (float *)(void *)(work + at.borders[s % 2]);
         if (s > 0 && before != owner && exec_is_here(x, before))
             TD_TRY(team_send(t, owner, input, border, err));
-        TD_TRY(exec_bring_weights(x, (uint32_t)s, room, &a.weights, err));
+        TD_TRY(exec_bring_weights(x, (uint32_t)s, weights, &a.weights, err));
         if (!exec_is_here(x, owner)) continue;
         if (s > 0 && before != owner) TD_TRY(team_recv(t, before, input, border, err));
         TD_TRY(eval_stage(x, owner, s, &a, err));
     }
-    if (sharded) TD_TRY(eval_loss(x, shards_work, owner, a.output, targets, result, err));
-    TD_TRY(team_broadcast(t, owner, result, sizeof *result, err));
-    *loss = *result;
-    return TD_OK;
+    if (sharded)
+        TD_TRY(eval_loss(x, room->edges, owner, a.output, targets, loss, err));
+    else if (exec_is_here(x, owner))
+        TD_TRY(device_run_read(x, loss, result, sizeof *loss, err));
+    return team_broadcast(t, owner, loss, sizeof *loss, err);
 }

@@ -1,12 +1,13 @@
 /* The ends of an evaluation where the tables lie in shards: every rank of the first replica looks
  * up its words, and gives the statistics of its logits. */
+#include "exec/device_run.h"
 #include "exec/eval.h"
 
 #include <string.h>
 
-/* In work: one tensor of rows, one of logits, the statistics of all shards. */
+/* In work: two tensors of rows, one of logits, the statistics of all shards. */
 typedef struct shards_work {
-    float *rows, *logits, *stats;
+    float *rows, *sum, *logits, *stats;
     void **data; /* [n_rows] */
     vocab_layout at;
     long n, hidden;
@@ -14,34 +15,36 @@ typedef struct shards_work {
 
 static int64_t rounded(int64_t bytes) { return (bytes + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN; }
 
-/* Offsets of rows, logits, stats, data and the end. */
-static void parts_of(const executor *x, int64_t at[5])
+/* Offsets of rows, sum, logits, stats, data and the end. */
+static void parts_of(const executor *x, int64_t at[6])
 {
     const stage_code *const c = &x->stages[0];
     const int64_t ranks = x->p->n_rows, word = (int64_t)sizeof(float);
     at[0] = 0;
     at[1] = rounded(c->rows * c->m->hidden * word);
-    at[2] = at[1] + rounded(c->rows * c->stash.logits_ld * word);
-    at[3] = at[2] + rounded(ranks * 3 * c->rows * word);
-    at[4] = at[3] + rounded(ranks * (int64_t)sizeof(void *));
+    at[2] = 2 * at[1];
+    at[3] = at[2] + rounded(c->rows * c->stash.logits_ld * word);
+    at[4] = at[3] + rounded(ranks * 3 * c->rows * word);
+    at[5] = at[4] + rounded(ranks * (int64_t)sizeof(void *));
 }
 
 int64_t eval_shards_bytes(const executor *x)
 {
-    int64_t at[5];
+    int64_t at[6];
     if (x->z->vocab_shards < 1) return 0;
     parts_of(x, at);
-    return at[4];
+    return at[5];
 }
 
 static td_status open_work(const executor *x, char *work, shards_work *w, td_err *err)
 {
-    int64_t at[5];
+    int64_t at[6];
     parts_of(x, at);
     *w = (shards_work){.rows = (float *)(void *)(work + at[0]),
-                       .logits = (float *)(void *)(work + at[1]),
-                       .stats = (float *)(void *)(work + at[2]),
-                       .data = (void **)(void *)(work + at[3]),
+                       .sum = (float *)(void *)(work + at[1]),
+                       .logits = (float *)(void *)(work + at[2]),
+                       .stats = (float *)(void *)(work + at[3]),
+                       .data = (void **)(void *)(work + at[4]),
                        .n = x->stages[0].rows,
                        .hidden = x->z->model->hidden};
     return vocab_layout_of(x->z, x->z->run.seq_len, &w->at, err);
@@ -55,51 +58,82 @@ static uint32_t shard_inst(const executor *x, int32_t row)
     return i;
 }
 
+/* The rows of one shard's table into w->rows. */
+static td_status look_up(const executor *x, uint32_t inst, const shards_work *w, const int32_t *ids,
+                         td_err *err)
+{
+    const stage_code *const c = &x->stages[x->p->n_stages];
+    const int32_t row = x->p->insts[inst].backward_row;
+    td_arena *const a = td_arena_new();
+    const float *table = NULL;
+    int64_t first = 0;
+    const int64_t words = vocab_words(c, row, &first);
+    const td_status st = a == NULL
+                             ? td_fail(err, TD_ENOMEM, "out of memory for evaluations")
+                             : exec_weights(x, exec_rank_of(x, inst, 0), inst, a, &table, err);
+    if (st == TD_OK) vocab_look_up(c, table, first, words, w->n, ids, w->rows);
+    td_arena_free(a);
+    return st;
+}
+
 td_status eval_embed(const executor *x, char *work, uint32_t owner, const int32_t *ids, float *out,
                      td_err *err)
 {
     team *const t = x->options.team;
-    const stage_code *const c = &x->stages[x->p->n_stages];
     shards_work w;
     TD_TRY(open_work(x, work, &w, err));
-    const int64_t bytes = w.n * w.hidden * (int64_t)sizeof *out;
-    memset(out, 0, (size_t)bytes);
+    const int64_t n = w.n * w.hidden, bytes = n * (int64_t)sizeof *w.sum;
+    memset(w.sum, 0, (size_t)bytes);
     for (int32_t row = 0; row < x->p->n_rows; row++) {
         const uint32_t inst = shard_inst(x, row), rank = exec_rank_of(x, inst, 0);
-        int64_t first = 0;
-        const int64_t words = vocab_words(c, row, &first);
         if (exec_is_here(x, rank)) {
-            const float *const table = exec_buffer(x, rank, SIZE_WEIGHTS, inst);
-            vocab_look_up(c, table, first, words, w.n, ids, w.rows);
+            TD_TRY(look_up(x, inst, &w, ids, err));
             if (rank != owner) TD_TRY(team_send(t, owner, w.rows, bytes, err));
         }
         if (!exec_is_here(x, owner)) continue;
         if (rank != owner) TD_TRY(team_recv(t, rank, w.rows, bytes, err));
-        k_add_cpu(x->ctx, w.n * w.hidden, out, w.rows, out);
+        k_add_cpu(x->ctx, n, w.sum, w.rows, w.sum);
     }
-    return TD_OK;
+    return exec_is_here(x, owner) ? device_run_narrow(x, out, w.sum, n, err) : TD_OK;
 }
 
-td_status eval_loss(const executor *x, char *work, uint32_t owner, float *normed,
+/* The statistics of one shard's logits. */
+static td_status look_at(const executor *x, uint32_t inst, const shards_work *w,
+                         const int32_t *targets, float *stats, td_err *err)
+{
+    const stage_code *const c = &x->stages[x->p->n_stages];
+    td_arena *const a = td_arena_new();
+    const float *table = NULL;
+    int64_t first = 0;
+    const int64_t words = vocab_words(c, x->p->insts[inst].backward_row, &first);
+    const k_vocab_shard shard = {first, words, w->at.ld, targets};
+    const td_status st = a == NULL
+                             ? td_fail(err, TD_ENOMEM, "out of memory for evaluations")
+                             : exec_weights(x, exec_rank_of(x, inst, 0), inst, a, &table, err);
+    if (st == TD_OK) {
+        vocab_logits(x->ctx, c, table, words, w->n, w->sum, w->logits, w->at.ld);
+        k_vocab_softmax_cpu(x->ctx, w->n, &shard, w->logits, stats);
+    }
+    td_arena_free(a);
+    return st;
+}
+
+td_status eval_loss(const executor *x, char *work, uint32_t owner, const float *normed,
                     const int32_t *targets, double *loss, td_err *err)
 {
     team *const t = x->options.team;
-    const stage_code *const c = &x->stages[x->p->n_stages];
     shards_work w;
     TD_TRY(open_work(x, work, &w, err));
-    TD_TRY(team_broadcast(t, owner, normed, w.n * w.hidden * (int64_t)sizeof *normed, err));
+    const int64_t n = w.n * w.hidden;
+    if (exec_is_here(x, owner)) TD_TRY(device_run_widen(x, w.sum, normed, n, err));
+    TD_TRY(team_broadcast(t, owner, w.sum, n * (int64_t)sizeof *w.sum, err));
     for (int32_t row = 0; row < x->p->n_rows; row++) {
         const uint32_t inst = shard_inst(x, row), rank = exec_rank_of(x, inst, 0);
         float *const stats = w.stats + (int64_t)row * 3 * w.n;
         const int64_t bytes = 3 * w.n * (int64_t)sizeof *stats;
-        int64_t first = 0;
-        const int64_t words = vocab_words(c, row, &first);
         w.data[row] = stats;
         if (exec_is_here(x, rank)) {
-            const k_vocab_shard shard = {first, words, w.at.ld, targets};
-            const float *const table = exec_buffer(x, rank, SIZE_WEIGHTS, inst);
-            vocab_logits(x->ctx, c, table, words, w.n, normed, w.logits, w.at.ld);
-            k_vocab_softmax_cpu(x->ctx, w.n, &shard, w.logits, stats);
+            TD_TRY(look_at(x, inst, &w, targets, stats, err));
             if (rank != owner) TD_TRY(team_send(t, owner, stats, bytes, err));
         }
         if (exec_is_here(x, owner) && rank != owner) TD_TRY(team_recv(t, rank, stats, bytes, err));

@@ -231,6 +231,7 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
         TD_TRY(open_ctx(&x->blas, 1, a, &r->host, err));
         TD_TRY(device_run_arena(x, r, err));
     }
+    TD_TRY(device_run_tokens(x, a, err));
     TD_TRY(optimizer_open(x, a, err));
     return exec_team_open(x, err);
 }
@@ -288,6 +289,12 @@ void exec_close(executor *x)
 
 /* --- buffers --- */
 
+char *exec_place(const executor *x, uint32_t rank, uint32_t buffer)
+{
+    const plan_buffer *const b = &x->p->buffers[x->p->ranks[rank].first_buffer + buffer];
+    return x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN;
+}
+
 float *exec_buffer(const executor *x, uint32_t rank, size_kind what, uint32_t inst)
 {
     const plan *const p = x->p;
@@ -296,8 +303,7 @@ float *exec_buffer(const executor *x, uint32_t rank, size_kind what, uint32_t in
     for (uint32_t i = 0; i < r->n_buffers; i++) {
         const plan_buffer *const b = &p->buffers[r->first_buffer + i];
         const plan_bclass *const c = &p->bclasses[b->bclass];
-        if (c->what == what && c->inst == inst)
-            return (float *)(void *)(x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN);
+        if (c->what == what && c->inst == inst) return (float *)(void *)exec_place(x, rank, i);
     }
     return NULL;
 }
@@ -309,55 +315,6 @@ uint32_t exec_rank_of(const executor *x, uint32_t inst, int32_t replica)
         if (p->ranks[r].row == p->insts[inst].backward_row && p->ranks[r].replica == replica)
             return r;
     return PLAN_NONE;
-}
-
-/* First weights of an instance that is no shard of the tables. */
-static td_status init_weights(const executor *x, uint32_t rank, uint32_t inst, uint64_t seed,
-                              char *at, td_err *err)
-{
-    const int32_t stage = x->p->insts[inst].stage;
-    const stage_code *const c = &x->stages[stage];
-    if (c->element_bytes == (int64_t)sizeof(float))
-        return exec_shards_init(x, rank, stage, seed, (float *)(void *)at, err);
-    td_arena *const a = td_arena_new();
-    float *const room = a == NULL ? NULL : td_alloc(a, (size_t)c->elements, sizeof *room);
-    if (room != NULL) {
-        params_init(c->m, c->params, c->n_params, seed, room);
-        device_run_narrow(&x->ranks[rank].updates[inst], c->elements, room, (uint16_t *)(void *)at);
-    }
-    td_arena_free(a);
-    return room != NULL ? TD_OK : td_fail(err, TD_ENOMEM, "out of memory for first weights");
-}
-
-/* Called on each rank's own thread, so that memory lies near it and large models start quickly. */
-static void init_rank(const executor *x, uint32_t rank, uint64_t seed)
-{
-    const plan *const p = x->p;
-    const plan_rank *const r = &p->ranks[rank];
-    for (uint32_t i = 0; i < r->n_buffers; i++) { /* before the weights fill some of the third */
-        const plan_buffer *const b = &p->buffers[r->first_buffer + i];
-        const plan_bclass *const c = &p->bclasses[b->bclass];
-        td_err why = {0};
-        if ((c->what == SIZE_WEIGHTS || c->what == SIZE_GRADS || c->what == SIZE_OPTIMIZER) &&
-            device_run_clear(x, x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN,
-                             c->bytes, &why) != TD_OK)
-            wire_abort(x->wire, &why);
-    }
-    for (uint32_t i = 0; i < r->n_buffers; i++) {
-        const plan_buffer *const b = &p->buffers[r->first_buffer + i];
-        const plan_bclass *const c = &p->bclasses[b->bclass];
-        if (c->what != SIZE_WEIGHTS) continue;
-        char *const at = x->ranks[rank].arena.base + (int64_t)b->offset * PLAN_ALIGN;
-        const stage_code *const code = &x->stages[p->insts[c->inst].stage];
-        int64_t first = 0;
-        const int64_t words = code->at.shard ? vocab_words(code, r->row, &first) : 0;
-        td_err why = {0};
-        if (c->what == SIZE_WEIGHTS && code->at.shard)
-            params_init_shard(code->m, code->params, code->n_params, seed, first, words,
-                              (float *)(void *)at);
-        else if (c->what == SIZE_WEIGHTS && init_weights(x, rank, c->inst, seed, at, &why) != TD_OK)
-            wire_abort(x->wire, &why);
-    }
 }
 
 void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t *ids,
@@ -372,10 +329,8 @@ void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         const uint32_t b = x->ranks[r].tokens[microbatch];
         if (p->ranks[r].replica != replica || b == PLAN_NONE || !exec_is_here(x, r)) continue;
-        int32_t *const at =
-            (int32_t *)(void *)(x->ranks[r].arena.base +
-                                (int64_t)p->buffers[p->ranks[r].first_buffer + b].offset *
-                                    PLAN_ALIGN);
+        int32_t *const at = x->device == NULL ? (int32_t *)(void *)exec_place(x, r, b)
+                                              : x->device->tokens[r] + 2 * n * (size_t)microbatch;
         memcpy(at, ids, n * sizeof *ids);
         memcpy(at + n, targets, n * sizeof *targets);
     }
@@ -398,7 +353,7 @@ static void *rank_main(void *arg)
 {
     rank_thread *const t = arg;
     if (t->work == RANK_INIT) {
-        if (t->x->ranks[t->rank].arena.base != NULL) init_rank(t->x, t->rank, t->seed);
+        if (t->x->ranks[t->rank].arena.base != NULL) exec_init_rank(t->x, t->rank, t->seed);
         return NULL;
     }
     td_err err = {0};
@@ -443,8 +398,7 @@ void exec_init(executor *x, uint64_t seed)
     /* without threads of their own the ranks are filled in turn: the weights are the same */
     if (all_ranks(x, RANK_INIT, seed, &err) != TD_OK)
         for (uint32_t i = 0; i < x->p->n_ranks; i++)
-            if (x->ranks[i].arena.base != NULL) init_rank(x, i, seed);
-    device_run_settle(x);
+            if (x->ranks[i].arena.base != NULL) exec_init_rank(x, i, seed);
 }
 
 double exec_loss(const executor *x)
@@ -466,13 +420,15 @@ td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *e
         r->spoilt = r->skipped = false;
         r->ahead = x->unsettled;
     }
+    device_run_begin(x);
     if (x->period != NULL) {
         TD_TRY(x->period(x->period_self, &x->step_ns, err));
+        TD_TRY(device_run_end(x, err));
     } else {
-        device_run_begin(x);
         TD_TRY(all_ranks(x, RANK_PERIOD, 0, err));
         TD_TRY(device_run_end(x, err));
         x->step_ns = td_now_ns() - x->start_ns;
+        device_run_times(x);
     }
     TD_TRY(exec_team_step(x, err));
     *loss = exec_loss(x);

@@ -134,18 +134,30 @@ TD_MUST_USE td_status exec_settle(executor *x, td_err *err);
 /* Mean loss over the microbatches of the last period, summed in index order. */
 double exec_loss(const executor *x);
 
+/* Where a rank's buffer lies: in memory of the device where there is one. */
+char *exec_place(const executor *x, uint32_t rank, uint32_t buffer);
 /* The buffer of the whole run that holds `what` of a stage instance on a rank, or NULL. */
 float *exec_buffer(const executor *x, uint32_t rank, size_kind what, uint32_t inst);
 /* The rank that trains an instance, in a replica. */
 uint32_t exec_rank_of(const executor *x, uint32_t inst, int32_t replica);
 
+/* Weights, gradients and moments of one rank: called on its own thread, so that memory lies near it
+ * and large models start quickly. Errors abort the wire. (exec_init.c) */
+void exec_init_rank(const executor *x, uint32_t rank, uint64_t seed);
+
+/* The weights of an instance on a rank for the host to read: where they lie, or, from a device, as
+ * floats from room. *out is NULL where the rank has none. */
+TD_MUST_USE td_status exec_weights(const executor *x, uint32_t rank, uint32_t inst, td_arena *room,
+                                   const float **out, td_err *err);
+
 /* --- exec_shards.c: tensor-parallel shards --- */
 
-/* The weights of a stage by x->whole: put together in room [x->whole[stage].elements], or where
- * they lie when there is one shard. */
-float *exec_whole_weights(const executor *x, uint32_t inst, int32_t replica, float *room);
+/* The weights of a stage by x->whole, for the host to read: put together in memory from room, or
+ * where they lie when there is one shard. */
+TD_MUST_USE td_status exec_whole_weights(const executor *x, uint32_t inst, int32_t replica,
+                                         td_arena *room, const float **out, td_err *err);
 /* The same on the process of the rank that trains the instance in the first replica, from wherever
- * its shards are; all processes call it. room: whole and part elements. */
+ * its shards are, for what computes there; all processes call it. room: whole and part elements. */
 TD_MUST_USE td_status exec_bring_weights(const executor *x, uint32_t inst, float *room,
                                          const float **out, td_err *err);
 TD_MUST_USE td_status exec_shards_init(const executor *x, uint32_t rank, int32_t stage,
@@ -153,12 +165,17 @@ TD_MUST_USE td_status exec_shards_init(const executor *x, uint32_t rank, int32_t
 
 /* --- eval.c --- */
 
+/* Memory for evaluations. */
+typedef struct eval_room {
+    char *work;  /* of what computes */
+    char *edges; /* of the host: for the ends where tables lie in shards */
+} eval_room;
+
+/* Until the executor or the arena is closed. */
+TD_MUST_USE td_status exec_eval_room(const executor *x, td_arena *a, eval_room *out, td_err *err);
 /* Mean loss of one microbatch by the current weights, through the stages in order on the calling
- * thread, of each process for its own stages; `work` holds exec_eval_bytes. */
-int64_t exec_eval_bytes(const executor *x);
-/* Memory for it, until the executor or the arena is closed. */
-TD_MUST_USE td_status exec_eval_room(const executor *x, td_arena *a, char **out, td_err *err);
-TD_MUST_USE td_status exec_eval(const executor *x, char *work, const int32_t *ids,
+ * thread, of each process for its own stages. */
+TD_MUST_USE td_status exec_eval(const executor *x, const eval_room *room, const int32_t *ids,
                                 const int32_t *targets, double *loss, td_err *err);
 
 /* --- exec_team.c: what processes tell each other; nothing to do where there is one --- */
@@ -246,7 +263,7 @@ bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t r
 
 /* Partial sums of squares of the rank's gradients, each weight counted once in the whole run;
  * before that a rank that holds both uses of a tied table adds their gradients. */
-TD_MUST_USE td_status optimizer_norm(executor *x, exec_rank *r, uint32_t task, td_err *err);
+void optimizer_norm(executor *x, exec_rank *r, uint32_t task);
 /* The table of that role among the uses of a task, or NULL. */
 double *optimizer_table(const executor *x, const exec_rank *r, uint32_t task, use_role role);
 /* Names a tensor whose partial sum is not finite. */

@@ -1,19 +1,51 @@
 /* Tensor-parallel shards: the weights of a stage, taken apart and put together. */
-#include "exec/exec.h"
+#include "exec/device_run.h"
 #include "exec/shard.h"
 
 static int32_t shards_of(const plan *p) { return p->folded_tp ? 1 : p->tp; }
 
-float *exec_whole_weights(const executor *x, uint32_t inst, int32_t replica, float *room)
+td_status exec_weights(const executor *x, uint32_t rank, uint32_t inst, td_arena *room,
+                       const float **out, td_err *err)
+{
+    const float *const at = exec_buffer(x, rank, SIZE_WEIGHTS, inst);
+    *out = at;
+    if (x->device == NULL || at == NULL) return TD_OK;
+    const int64_t n = x->stages[x->p->insts[inst].stage].elements;
+    float *const to = td_alloc(room, (size_t)n, sizeof *to);
+    *out = to;
+    if (to == NULL && n > 0) return td_fail(err, TD_ENOMEM, "out of memory for weights");
+    return device_run_widen(x, to, at, n, err);
+}
+
+td_status exec_whole_weights(const executor *x, uint32_t inst, int32_t replica, td_arena *room,
+                             const float **out, td_err *err)
 {
     const plan *const p = x->p;
     const int32_t stage = p->insts[inst].stage;
     const uint32_t first = exec_rank_of(x, inst, replica);
-    if (shards_of(p) == 1) return exec_buffer(x, first, SIZE_WEIGHTS, inst);
-    for (int32_t k = 0; k < shards_of(p); k++)
-        shard_give(&x->whole[stage], &x->stages[stage], k,
-                   exec_buffer(x, first + (uint32_t)k, SIZE_WEIGHTS, inst), room);
-    return room;
+    if (shards_of(p) == 1) return exec_weights(x, first, inst, room, out, err);
+    float *const whole = td_alloc(room, (size_t)x->whole[stage].elements, sizeof *whole);
+    *out = whole;
+    if (whole == NULL) return td_fail(err, TD_ENOMEM, "out of memory for weights");
+    for (int32_t k = 0; k < shards_of(p); k++) {
+        const float *part = NULL;
+        TD_TRY(exec_weights(x, first + (uint32_t)k, inst, room, &part, err));
+        shard_give(&x->whole[stage], &x->stages[stage], k, part, whole);
+    }
+    return TD_OK;
+}
+
+/* Shards on a device, put together there. */
+static td_status bring_to_device(const executor *x, uint32_t inst, float *room, td_err *err)
+{
+    td_arena *const a = td_arena_new();
+    const float *whole = NULL;
+    td_status st = a == NULL ? td_fail(err, TD_ENOMEM, "out of memory for weights")
+                             : exec_whole_weights(x, inst, 0, a, &whole, err);
+    if (st == TD_OK)
+        st = device_run_narrow(x, room, whole, x->whole[x->p->insts[inst].stage].elements, err);
+    td_arena_free(a);
+    return st;
 }
 
 td_status exec_bring_weights(const executor *x, uint32_t inst, float *room, const float **out,
@@ -26,6 +58,7 @@ td_status exec_bring_weights(const executor *x, uint32_t inst, float *room, cons
     const uint32_t first = exec_rank_of(x, inst, 0);
     const int64_t bytes = part->elements * (int64_t)sizeof *room;
     *out = shards_of(p) == 1 ? exec_buffer(x, first, SIZE_WEIGHTS, inst) : room;
+    if (x->device != NULL && shards_of(p) > 1) return bring_to_device(x, inst, room, err);
     for (int32_t k = 0; shards_of(p) > 1 && k < shards_of(p); k++) {
         const uint32_t from = first + (uint32_t)k;
         const float *own = exec_buffer(x, from, SIZE_WEIGHTS, inst);

@@ -31,11 +31,11 @@ typedef struct held {
 static held held_at(const executor *x, const exec_rank *r, uint32_t use)
 {
     const plan *const p = x->p;
-    const plan_buffer *const b =
-        &p->buffers[p->ranks[r->index].first_buffer + use_buffer_of(p->uses[use])];
+    const uint32_t buffer = use_buffer_of(p->uses[use]);
+    const plan_buffer *const b = &p->buffers[p->ranks[r->index].first_buffer + buffer];
     return (held){.inst = p->bclasses[b->bclass].inst,
                   .role = use_role_of(p->uses[use]),
-                  .at = r->arena.base + (int64_t)b->offset * PLAN_ALIGN};
+                  .at = exec_place(x, r->index, buffer)};
 }
 
 /* Adds what `rank` owns of the part that one reduce-scatter of its sums. */
@@ -182,9 +182,16 @@ static td_status open_updates(executor *x, exec_rank *r, td_arena *a, td_err *er
         s->weights = exec_buffer(x, r->index, SIZE_WEIGHTS, i);
         s->m = exec_buffer(x, r->index, SIZE_OPTIMIZER, i);
         const long n = list_pieces(x, r, i, NULL, s);
+        const int64_t bytes = n * (int64_t)sizeof *s->pieces;
+        k_adamw_piece *const list = TD_NEW_N(a, k_adamw_piece, n);
+        if (list == NULL && n > 0)
+            return td_fail(err, TD_ENOMEM, "out of memory for the optimizer");
+        s->n_pieces = list_pieces(x, r, i, list, s);
+        s->pieces = list;
+        if (x->device == NULL || n == 0) continue;
         void *room = NULL;
-        TD_TRY(device_run_memory(x, a, n * (int64_t)sizeof *s->pieces, &room, err));
-        s->n_pieces = list_pieces(x, r, i, room, s);
+        TD_TRY(device_run_memory(x, a, bytes, &room, err));
+        TD_TRY(device_run_write(x, room, list, bytes, err));
         s->pieces = room;
     }
     return TD_OK;
@@ -207,24 +214,21 @@ double *optimizer_table(const executor *x, const exec_rank *r, uint32_t task, us
     return NULL;
 }
 
-td_status optimizer_norm(executor *x, exec_rank *r, uint32_t task, td_err *err)
+void optimizer_norm(executor *x, exec_rank *r, uint32_t task)
 {
     const plan *const p = x->p;
     const k_ops *const ops = k_ops_of(r->ctx);
     const uint32_t end = p->tasks[task + 1].first_use;
     if (x->z->model->tied) add_tied(x, r, task);
     double *const table = optimizer_table(x, r, task, ROLE_NORM);
-    if (table == NULL) return TD_OK;
+    if (table == NULL) return;
     ops->zero(r->ctx, table, (size_t)x->n_tensors * sizeof *table);
-    if (r->spoilt) { /* a loss can be infinite while its gradient is not */
-        TD_TRY(device_run_wait(x, r, err));
-        table[0] = (double)NAN;
-    }
+    if (r->spoilt) table[0] = (double)NAN; /* a loss can be infinite while its gradient is not */
+    device_run_spoil(x, r, table);
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held h = held_at(x, r, i);
         if (h.role == ROLE_GRADS) ops->norms(r->ctx, &r->updates[h.inst], table);
     }
-    return TD_OK;
 }
 
 td_status optimizer_refuses(const executor *x, const exec_rank *r, const double *table, long number,
@@ -271,6 +275,25 @@ static void hand_out(const executor *x, const exec_rank *r, uint32_t inst,
                        (size_t)share->pieces[k].count * sizeof *g);
 }
 
+/* hand_out of what the device has summed; a check's business, so it may wait. */
+static td_status show(const executor *x, const exec_rank *r, uint32_t inst,
+                      const optimizer_share *share, const float *g, td_err *err)
+{
+    const int64_t n = x->stages[x->p->insts[inst].stage].elements;
+    if (x->device == NULL) {
+        hand_out(x, r, inst, share, g);
+        return TD_OK;
+    }
+    TD_TRY(device_run_wait(x, r, err));
+    td_arena *const a = td_arena_new();
+    float *const room = a == NULL ? NULL : td_alloc(a, (size_t)n, sizeof *room);
+    td_status st = room == NULL ? td_fail(err, TD_ENOMEM, "out of memory for gradients")
+                                : device_run_read(x, room, g, n * (int64_t)sizeof *g, err);
+    if (st == TD_OK) hand_out(x, r, inst, share, room);
+    td_arena_free(a);
+    return st;
+}
+
 /* Weights, then moments, to or from the snapshot. */
 static void copy_state(const executor *x, const exec_rank *r, uint32_t inst, bool back)
 {
@@ -298,10 +321,8 @@ static td_status apply(executor *x, exec_rank *r, uint32_t inst, const exec_step
                        .weight_decay = s->weight_decay,
                        .step = s->number,
                        .clear_grad = clear};
-    if ((what & OPTIMIZER_SHOW) != 0 && s->grads_out != NULL) {
-        TD_TRY(device_run_wait(x, r, err));
-        hand_out(x, r, inst, &share, u->grads);
-    }
+    if ((what & OPTIMIZER_SHOW) != 0 && s->grads_out != NULL)
+        TD_TRY(show(x, r, inst, &share, u->grads, err));
     if ((what & OPTIMIZER_RESTORE) != 0) copy_state(x, r, inst, true);
     if ((what & OPTIMIZER_KEEP) != 0) copy_state(x, r, inst, false);
     if ((what & OPTIMIZER_UPDATE) != 0) ops->adamw(r->ctx, &a, u, scale);
@@ -329,7 +350,7 @@ td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
 {
     const double *const table = optimizer_table(x, r, task, ROLE_NORM);
     double here[2] = {0, 1};
-    double *const scale = x->device == NULL ? here : &x->device->scales[2 * r->index];
+    double *const scale = x->device == NULL ? here : &x->device->found[2 * r->index];
     if (table != NULL) k_ops_of(r->ctx)->clip(r->ctx, x->n_tensors, table, x->step.clip, scale);
     if (x->device == NULL) {
         if (!isfinite(scale[0]) && !x->step.skip)

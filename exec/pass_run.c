@@ -71,9 +71,7 @@ td_status pass_open(executor *x, td_arena *a, td_err *err)
 
 char *pass_buffer(const executor *x, const exec_rank *r, uint32_t use)
 {
-    const plan *const p = x->p;
-    const plan_buffer *const b = &p->buffers[p->ranks[r->index].first_buffer + use_buffer_of(use)];
-    return r->arena.base + (int64_t)b->offset * PLAN_ALIGN;
+    return exec_place(x, r->index, use_buffer_of(use));
 }
 
 /* Slices come in ascending order. */

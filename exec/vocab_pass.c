@@ -1,7 +1,7 @@
 /* The passes of sharded vocabulary layers: S and T of the output layer, E and G of the input layer
  * (arXiv 2411.05288, sections 4 and 5). A rank computes with its rows of the tables; rows behind
  * the vocabulary's end are padding and take part in nothing. */
-#include "exec/exec.h"
+#include "exec/device_run.h"
 
 #include <math.h>
 #include <string.h>
@@ -177,6 +177,7 @@ td_status vocab_pass_run(executor *x, exec_rank *r, const plan_member *m, const 
     run_t(&v, &loss);
     if (last->backward_row == row)
         x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch] = loss;
+    if (a->loss_at != NULL) TD_TRY(device_run_write(x, a->loss_at, &loss, sizeof loss, err));
     if (isfinite(loss)) return TD_OK;
     r->spoilt = x->step.skip;
     if (r->spoilt) return TD_OK;

@@ -30,7 +30,7 @@ enum { K_ADAMW_BLOCK = 16384 };
 
 /* What a step of the optimizer works on; everything but `pieces` may be a device's memory. */
 typedef struct k_adamw_stage {
-    const k_adamw_piece *pieces; /* [n_pieces], readable by host and device */
+    const k_adamw_piece *pieces; /* [n_pieces], readable by what computes */
     long n_pieces, n_blocks, moments;
     float *weights; /* elements */
     float *grads, *m;

@@ -20,29 +20,30 @@ typedef struct k_cuda_info {
     int major, minor, multiprocessors;
     int driver, runtime; /* 1000 * major + 10 * minor */
     size_t memory_bytes, free_bytes;
-    bool host_reads; /* host and device may use managed memory at the same time */
 } k_cuda_info;
+
+typedef struct k_cuda_stream k_cuda_stream; /* a cudaStream_t */
+typedef struct k_cuda_event k_cuda_event;   /* a cudaEvent_t, with time */
 
 /* Devices that can compute; 0 with the reason in `why`. */
 int k_cuda_devices(char *why);
 bool k_cuda_device_info(int device, k_cuda_info *out, char *why);
 
+/* Memory of the device alone. */
+void *k_cuda_alloc(int device, size_t bytes, char *why);
 /* Memory that host and device both address and that lives on the device; the host may use it while
  * no work on it is under way. */
-void *k_cuda_alloc(int device, size_t bytes, char *why);
-/* Memory of the host that the device writes to. */
+void *k_cuda_alloc_shared(int device, size_t bytes, char *why);
+/* Memory of the host that the device reads and writes; zeroed. */
 void *k_cuda_alloc_host(size_t bytes, char *why);
 void k_cuda_free(void *at);
 void k_cuda_free_host(void *at);
 /* Writes `word` n times, and waits for that. */
 bool k_cuda_fill(int device, void *at, uint64_t word, int64_t n, char *why);
-/* Moves managed memory to the device, so that the first kernels need not. */
-void k_cuda_prefetch(int device, const void *at, size_t bytes);
+/* Copies between memory of any kind on a stream, and waits for that. */
+bool k_cuda_move(k_cuda_stream *s, void *to, const void *from, size_t bytes, char *why);
 
 /* --- streams and events --- */
-
-typedef struct k_cuda_stream k_cuda_stream; /* a cudaStream_t */
-typedef struct k_cuda_event k_cuda_event;   /* a cudaEvent_t, with time */
 
 k_cuda_stream *k_cuda_stream_open(int device, char *why);
 void k_cuda_stream_close(k_cuda_stream *s);

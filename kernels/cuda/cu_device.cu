@@ -37,32 +37,26 @@ bool k_cuda_device_info(int device, k_cuda_info *out, char *why)
     out->major = p.major;
     out->minor = p.minor;
     out->multiprocessors = p.multiProcessorCount;
-    out->host_reads = p.concurrentManagedAccess != 0;
     (void)cudaDriverGetVersion(&out->driver);
     (void)cudaRuntimeGetVersion(&out->runtime);
     return true;
 }
 
-#if CUDART_VERSION >= 13000
-static cudaMemLocation place(int device)
-{
-    cudaMemLocation at;
-    at.type = cudaMemLocationTypeDevice;
-    at.id = device;
-    return at;
-}
-#else
-static int place(int device) { return device; }
-#endif
-
 void *k_cuda_alloc(int device, size_t bytes, char *why)
 {
     void *at = nullptr;
     if (!say(why, "device", cudaSetDevice(device)) ||
-        !say(why, "device memory", cudaMallocManaged(&at, bytes > 0 ? bytes : 1)))
+        !say(why, "device memory", cudaMalloc(&at, bytes > 0 ? bytes : 1)))
         return nullptr;
-    (void)cudaMemAdvise(at, bytes, cudaMemAdviseSetPreferredLocation, place(device));
-    (void)cudaGetLastError();
+    return at;
+}
+
+void *k_cuda_alloc_shared(int device, size_t bytes, char *why)
+{
+    void *at = nullptr;
+    if (!say(why, "device", cudaSetDevice(device)) ||
+        !say(why, "shared memory", cudaMallocManaged(&at, bytes > 0 ? bytes : 1)))
+        return nullptr;
     return at;
 }
 
@@ -84,17 +78,6 @@ void k_cuda_free_host(void *at)
     if (at != nullptr) (void)cudaFreeHost(at);
 }
 
-void k_cuda_prefetch(int device, const void *at, size_t bytes)
-{
-    (void)cudaSetDevice(device);
-#if CUDART_VERSION >= 13000
-    (void)cudaMemPrefetchAsync(at, bytes, place(device), 0, nullptr);
-#else
-    (void)cudaMemPrefetchAsync(at, bytes, place(device), nullptr);
-#endif
-    (void)cudaGetLastError(); /* a hint */
-}
-
 static __global__ void fill_kernel(uint64_t *at, uint64_t word, long n)
 {
     for (long i = blockIdx.x * (long)blockDim.x + threadIdx.x; i < n;
@@ -113,6 +96,12 @@ bool k_cuda_fill(int device, void *at, uint64_t word, int64_t n, char *why)
 
 static cudaStream_t stream_of(k_cuda_stream *s) { return reinterpret_cast<cudaStream_t>(s); }
 static cudaEvent_t event_of(k_cuda_event *e) { return reinterpret_cast<cudaEvent_t>(e); }
+
+bool k_cuda_move(k_cuda_stream *s, void *to, const void *from, size_t bytes, char *why)
+{
+    return say(why, "copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(s))) &&
+           say(why, "copy", cudaStreamSynchronize(stream_of(s)));
+}
 
 k_cuda_stream *k_cuda_stream_open(int device, char *why)
 {

@@ -75,7 +75,7 @@ void cuda_pair_close(cuda_pair *p)
 static void *hold(cuda_pair *p, size_t bytes)
 {
     char why[K_CUDA_WHY] = "";
-    void *const at = k_cuda_alloc(0, bytes, why);
+    void *const at = k_cuda_alloc_shared(0, bytes, why);
     if (at == NULL || p->n_held == 64) {
         printf("failed: %s\n", at == NULL ? why : "too many tensors in one case");
         exit(1);

@@ -37,7 +37,23 @@ static td_status fill_standin(device *d, void *at, uint64_t word, int64_t n, td_
     return TD_OK;
 }
 
-static void settle_standin(device *d, void *at, int64_t bytes) { (void)d, (void)at, (void)bytes; }
+static td_status move_standin(device *d, void *to, const void *from, int64_t bytes, td_err *err)
+{
+    (void)d, (void)err;
+    memmove(to, from, (size_t)bytes);
+    return TD_OK;
+}
+
+static td_status read_standin(device *d, void *to, const void *at, int64_t bytes, td_err *err)
+{
+    return move_standin(d, to, at, bytes, err);
+}
+
+static int64_t in_use_standin(device *d)
+{
+    (void)d;
+    return -1;
+}
 
 static td_status stream_standin(device *d, void **out, td_err *err)
 {
@@ -130,8 +146,10 @@ void standin_open(td_arena *a, int forget, device *out)
     static const device_methods methods = {.name = "stand-in",
                                            .close = close_standin,
                                            .alloc = alloc_standin,
+                                           .alloc_host = alloc_standin,
+                                           .read = read_standin,
+                                           .write = move_standin,
                                            .fill = fill_standin,
-                                           .settle = settle_standin,
                                            .stream = stream_standin,
                                            .event = event_standin,
                                            .compute = compute_standin,
@@ -140,7 +158,8 @@ void standin_open(td_arena *a, int forget, device *out)
                                            .copy = copy_standin,
                                            .combine = combine_standin,
                                            .elapsed_ns = elapsed_standin,
-                                           .synchronize = synchronize_standin};
+                                           .synchronize = synchronize_standin,
+                                           .in_use = in_use_standin};
     standin *const s = TD_NEW(a, standin);
     *s = (standin){.arena = a, .forget = forget};
     (void)pthread_mutex_init(&s->lock, NULL);
