@@ -339,7 +339,9 @@ td_status cmd_bench(td_arena *a, const cli_args *args, const void *options, td_e
                .cores = (int)(online < 1          ? 1
                               : online > MAX_BUSY ? MAX_BUSY
                                                   : online)};
-    k_blas_open(&b.blas, NULL);
+    if (!k_blas_open(&b.blas, pexec_blas(o)))
+        return td_fail(err, TD_EDEVICE, "--blas %s: this machine has no such library",
+                       pexec_blas(o));
     td_status st = headers(&b, err);
     for (int i = 0; st == TD_OK && i < b.cores; i++) {
         void *const mem = td_alloc(a, 1, k_ctx_size((int)o->threads_per_rank));

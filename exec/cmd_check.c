@@ -84,6 +84,7 @@ static td_status check(const pexec_options *o, const cli_args *args, team *t, td
                              .steps = 3,
                              .clip = o->clip,
                              .run = {.threads_per_rank = (int)o->threads_per_rank,
+                                     .blas = pexec_blas(o),
                                      .deadline_ns = o->timeout * 1000000000,
                                      .team = t,
                                      .device = d}};

@@ -37,7 +37,9 @@ td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     const int64_t bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
     k_blas blas;
-    k_blas_open(&blas, NULL);
+    if (!k_blas_open(&blas, pexec_blas(o)))
+        return td_fail(err, TD_EDEVICE, "--blas %s: this machine has no such library",
+                       pexec_blas(o));
     void *const mem = td_alloc(a, 1, k_ctx_size(1));
     k_ctx *const ctx = mem == NULL ? NULL : k_ctx_start(mem, &blas, 1);
     if (ctx == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a context");

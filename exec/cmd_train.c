@@ -256,6 +256,7 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
     const size_t tokens = (size_t)(r->micro_batch * r->seq_len);
     const exec_options run = {.device = t->device,
                               .threads_per_rank = (int)o->threads_per_rank,
+                              .blas = pexec_blas(o),
                               .deadline_ns = o->timeout * 1000000000,
                               .team = t->team};
     TD_TRY(exec_open(&s->plan, &s->sizes, &run, a, &t->x, err));

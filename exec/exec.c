@@ -264,7 +264,11 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
     if (x->ranks == NULL || x->times.begin_ns == NULL || x->times.end_ns == NULL ||
         x->losses == NULL || x->row_weights == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the executor");
-    k_blas_open(&x->blas, NULL);
+    if (!k_blas_open(&x->blas, x->options.blas)) {
+        k_blas_close(&x->blas);
+        return td_fail(err, TD_EDEVICE, "blas %s: this machine has no such library",
+                       x->options.blas);
+    }
     if (open_all(x, a, err) != TD_OK) {
         exec_close(x);
         return err == NULL ? TD_EDEVICE : err->code;

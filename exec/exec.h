@@ -16,6 +16,7 @@
 
 typedef struct exec_options {
     int threads_per_rank;
+    const char *blas;    /* which matrix library, as for k_blas_open; NULL: by CPU */
     int64_t deadline_ns; /* of one wait for another rank; 0: two minutes */
     int64_t jitter_ns;   /* tests: each task is preceded by a random delay of up to this */
     uint64_t jitter_seed;

@@ -37,6 +37,15 @@ static const cli_option machine_options[] = {
      .min = 1,
      .max = 256,
      .help = "cores that one rank computes on"},
+    {.kind = CLI_CHOICE,
+     .name = "blas",
+     .arg = "NAME",
+     .at = AT(blas),
+     .def = "auto",
+     .choices = "auto|openblas|onednn|own",
+     .help =
+         "matrix products by OpenBLAS, by oneDNN where it is faster, or by our own slower code; "
+         "auto: oneDNN too where it is installed and the CPU has AVX-512"},
     {.kind = CLI_INT,
      .name = "seed",
      .arg = "N",
@@ -322,6 +331,12 @@ td_status pexec_device(const pexec_options *o, bool bf16, td_arena *a, device **
     TD_TRY(device_open_cuda(0, bf16, a, d, err));
     *out = d;
     return TD_OK;
+}
+
+const char *pexec_blas(const pexec_options *o)
+{
+    static const char *const names[] = {"auto", "openblas", "onednn", "own"}; /* as in choices */
+    return names[o->blas];
 }
 
 td_status pexec_cores_only(const pexec_options *o, const char *verb, td_err *err)

@@ -13,6 +13,7 @@ typedef struct pexec_options {
     bool json;
     int backend; /* 0 cpu, 1 cuda */
     int wire;    /* 0 auto, 1 threads, 2 mpi, 3 tcp */
+    int blas;    /* as pexec_blas names them */
     int64_t threads_per_rank, seed, timeout;
     /* processes */
     int64_t processes, gpus;
@@ -53,6 +54,8 @@ td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td
  * TD_EDEVICE where this machine or build lacks it. */
 TD_MUST_USE td_status pexec_device(const pexec_options *o, bool bf16, td_arena *a, device **out,
                                    td_err *err);
+/* The name of --blas for k_blas_open. */
+const char *pexec_blas(const pexec_options *o);
 /* Refuses what computes on the cores alone. */
 TD_MUST_USE td_status pexec_cores_only(const pexec_options *o, const char *verb, td_err *err);
 

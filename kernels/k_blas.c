@@ -1,4 +1,4 @@
-/* Opening OpenBLAS at run time, with the right core and one thread per call. */
+/* Opening OpenBLAS and oneDNN at run time, with the right core and one thread per call. */
 #include "kernels/k_internal.h"
 
 #include <dlfcn.h>
@@ -8,6 +8,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+
+/* Whether oneDNN's products are the faster ones: with AVX-512 its wide kernels win even where the
+ * units are half as wide (Zen 4: 3 % forward, 8 % on gradients of inputs; measured). */
+static bool onednn_pays(void) { return __builtin_cpu_supports("avx512f") != 0; }
 
 /* The core to ask for, or NULL to leave the choice to the library. OpenBLAS 0.3.21 takes CPUs of
  * AMD family 1Ah (Zen 5) for Haswell though their AVX-512 units are full width; on family 19h
@@ -25,6 +29,7 @@ static const char *core_wanted(void)
 }
 #else
 static const char *core_wanted(void) { return NULL; }
+static bool onednn_pays(void) { return false; }
 #endif
 
 typedef char *(*text_fn)(void);
@@ -48,13 +53,14 @@ static void set_one_thread(void *handle)
     if (blas) blas(1);
 }
 
-static void describe(k_blas *blas)
+static void describe_openblas(k_blas *blas)
 {
     static const char *const variants[] = {"serial", "pthread", "openmp"};
     const text_fn core = (text_fn)symbol(blas->handle, "openblas_get_corename");
     const text_fn config = (text_fn)symbol(blas->handle, "openblas_get_config");
     const int_fn parallel = (int_fn)symbol(blas->handle, "openblas_get_parallel");
     const int variant = parallel ? parallel() : 0;
+    const size_t at = strlen(blas->info);
     char name[40] = "OpenBLAS";
     if (config) {
         const char *text = config();
@@ -62,30 +68,63 @@ static void describe(k_blas *blas)
         snprintf(name, sizeof name, "%.*s",
                  (int)(first + (text[first] ? 1 + strcspn(text + first + 1, " ") : 0)), text);
     }
-    snprintf(blas->info, sizeof blas->info, "%s %s, %s", name,
+    snprintf(blas->info + at, sizeof blas->info - at, "%s %s, %s", name,
              variant >= 0 && variant < 3 ? variants[variant] : "?", core ? core() : "core unknown");
 }
 
-void k_blas_open(k_blas *blas, const char *core)
+static void open_openblas(k_blas *blas)
 {
-    memset(blas, 0, sizeof *blas);
-    if (core && strcmp(core, "none") == 0) {
-        snprintf(blas->info, sizeof blas->info, "own product (asked for)");
-        return;
-    }
-    const char *wanted = core ? core : core_wanted();
-    if (wanted) setenv("OPENBLAS_CORETYPE", wanted, core ? 1 : 0);
+    const char *wanted = core_wanted();
+    if (wanted) setenv("OPENBLAS_CORETYPE", wanted, 0);
     setenv("OPENBLAS_NUM_THREADS", "1", 1);
-    setenv("OMP_NUM_THREADS", "1", 1); /* the only way to keep the OpenMP variant to one */
     blas->handle = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
     if (blas->handle) blas->sgemm = symbol(blas->handle, "cblas_sgemm");
-    if (!blas->sgemm) {
-        snprintf(blas->info, sizeof blas->info,
-                 "own product, slow: libopenblas.so.0 not found; install libopenblas0");
-        return;
-    }
+    if (!blas->sgemm) return;
     set_one_thread(blas->handle);
-    describe(blas);
+    describe_openblas(blas);
+}
+
+/* The head of what oneDNN's dnnl_version() points to. */
+typedef struct onednn_version {
+    int major, minor, patch;
+    const char *hash;
+    unsigned cpu_runtime;
+} onednn_version;
+
+/* Only a build whose products keep to the calling thread: sequential, or OpenMP told to. */
+static void open_onednn(k_blas *blas)
+{
+    enum { SEQUENTIAL = 1, OPENMP = 2 };
+    typedef const onednn_version *(*version_fn)(void);
+    void *handle = dlopen("libdnnl.so.3", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    if (!handle) handle = dlopen("libdnnl.so.2", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    const version_fn of = handle ? (version_fn)symbol(handle, "dnnl_version") : NULL;
+    const onednn_version *const v = of ? of() : NULL;
+    if (!v || (v->cpu_runtime != SEQUENTIAL && v->cpu_runtime != OPENMP)) return;
+    blas->onednn = symbol(handle, "dnnl_sgemm");
+    if (blas->onednn)
+        snprintf(blas->info, sizeof blas->info, "oneDNN %d.%d.%d; ", v->major, v->minor, v->patch);
+}
+
+bool k_blas_open(k_blas *blas, const char *which)
+{
+    const bool any = which == NULL || strcmp(which, "auto") == 0;
+    const bool own = !any && strcmp(which, "own") == 0;
+    const bool onednn = !any && strcmp(which, "onednn") == 0;
+    memset(blas, 0, sizeof *blas);
+    if (own) {
+        snprintf(blas->info, sizeof blas->info, "own product (asked for)");
+        return true;
+    }
+    setenv("OMP_NUM_THREADS", "1", 1); /* the only way to keep OpenMP variants to one */
+    if (onednn || (any && onednn_pays())) open_onednn(blas);
+    open_openblas(blas);
+    if (!blas->sgemm) {
+        const size_t at = strlen(blas->info);
+        snprintf(blas->info + at, sizeof blas->info - at,
+                 "own product, slow: libopenblas.so.0 not found; install libopenblas0");
+    }
+    return any || (onednn ? blas->onednn != NULL : blas->sgemm != NULL);
 }
 
 void k_blas_close(k_blas *blas)

@@ -5,6 +5,10 @@ typedef void (*sgemm_fn)(int order, int trans_a, int trans_b, int m, int n, int 
                          const float *a, int lda, const float *b, int ldb, float beta, float *c,
                          int ldc);
 
+typedef int (*onednn_fn)(char trans_a, char trans_b, int64_t m, int64_t n, int64_t k, float alpha,
+                         const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
+                         float *c, int64_t ldc);
+
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 }; /* of the CBLAS interface */
 
 typedef struct gemm_args {
@@ -30,6 +34,26 @@ void k_gemm_piece(const k_blas *blas, bool trans_a, bool trans_b, long m, long n
                             (int)ldc);
 }
 
+/* Measured on Zen 4: oneDNN is ahead but for small products and for deep ones whose second operand
+ * must be transposed. By shape alone, so that the same product gives the same bits everywhere. */
+static bool suits_onednn(bool trans_b, long m, long n, long k)
+{
+    enum { DEEP = 2048 };
+    return (double)m * (double)n * (double)k >= 1e6 && !(trans_b && k >= DEEP);
+}
+
+static void product(const k_blas *blas, bool trans_a, bool trans_b, long m, long n, long k,
+                    float alpha, const float *a, long lda, const float *b, long ldb, float beta,
+                    float *c, long ldc)
+{
+    if (blas->onednn && suits_onednn(trans_b, m, n, k)) {
+        const int failed = ((onednn_fn)blas->onednn)(trans_a ? 'T' : 'N', trans_b ? 'T' : 'N', m, n,
+                                                     k, alpha, a, lda, b, ldb, beta, c, ldc);
+        if (!failed) return;
+    }
+    k_gemm_piece(blas, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
 static void gemm_work(const void *p, long piece, float *scratch)
 {
     const gemm_args *g = (const gemm_args *)p;
@@ -38,12 +62,12 @@ static void gemm_work(const void *p, long piece, float *scratch)
     (void)scratch;
     if (g->by_rows) {
         a += g->trans_a ? at : at * g->lda;
-        k_gemm_piece(g->blas, g->trans_a, g->trans_b, k_min(g->width, g->m - at), g->n, g->k,
-                     g->alpha, a, g->lda, b, g->ldb, g->beta, g->c + at * g->ldc, g->ldc);
+        product(g->blas, g->trans_a, g->trans_b, k_min(g->width, g->m - at), g->n, g->k, g->alpha,
+                a, g->lda, b, g->ldb, g->beta, g->c + at * g->ldc, g->ldc);
     } else {
         b += g->trans_b ? at * g->ldb : at;
-        k_gemm_piece(g->blas, g->trans_a, g->trans_b, g->m, k_min(g->width, g->n - at), g->k,
-                     g->alpha, a, g->lda, b, g->ldb, g->beta, g->c + at, g->ldc);
+        product(g->blas, g->trans_a, g->trans_b, g->m, k_min(g->width, g->n - at), g->k, g->alpha,
+                a, g->lda, b, g->ldb, g->beta, g->c + at, g->ldc);
     }
 }
 

@@ -19,22 +19,27 @@
 
 /* --- matrix library and threads --- */
 
-/* The BLAS in use. Fill it with k_blas_open; treat the members as private. */
+/* The matrix libraries in use. Fill it with k_blas_open; treat the members as private. */
 typedef struct k_blas {
     void *handle;
-    void (*sgemm)(void);
+    void (*sgemm)(void);  /* OpenBLAS's, or NULL */
+    void (*onednn)(void); /* oneDNN's, or NULL */
     char info[200];
 } k_blas;
 
-/* Opens OpenBLAS (libopenblas.so.0), one thread per call. On CPUs with AVX-512 whose core it would
- * not recognise it sets OPENBLAS_CORETYPE beforehand, unless that is already set; so call this once
- * per process, before other threads start. When there is no such library, our own slower product is
- * used: never fails. core: NULL, or a core name that overrides ("Haswell", "SkylakeX"; "none": our
- * own product). */
-void k_blas_open(k_blas *blas, const char *core);
+/* Opens the libraries of matrix products, one thread per call. which: NULL or "auto": OpenBLAS
+ * (libopenblas.so.0), and beside it oneDNN (libdnnl.so.3 or .2) on CPUs with AVX-512, which then
+ * takes the products of the shapes where it is the faster one; "openblas": that alone; "onednn":
+ * both, on any CPU; "own": our own slower product, which serves also where no library is found.
+ * False when the library named is not there (blas can be used all the same).
+ * On CPUs with AVX-512 whose core OpenBLAS would not recognise it sets OPENBLAS_CORETYPE
+ * beforehand, unless that is already set; so call this once per process, before other threads
+ * start. */
+bool k_blas_open(k_blas *blas, const char *which);
 void k_blas_close(k_blas *blas);
 
-/* For a run's header: library, variant, core, e.g. "OpenBLAS 0.3.21 pthread, SkylakeX". */
+/* For a run's header: libraries, variant, core, e.g. "OpenBLAS 0.3.21 pthread, SkylakeX" or
+ * "oneDNN 2.6.3; OpenBLAS 0.3.21 pthread, Haswell". */
 const char *k_blas_info(const k_blas *blas);
 
 /* A context: a BLAS, a pool of threads, and their scratch (272 KiB each). */

@@ -78,7 +78,7 @@ static void test_own_product(void **state)
 {
     bench_top *t = (bench_top *)*state;
     k_blas none;
-    k_blas_open(&none, "none");
+    assert_true(k_blas_open(&none, "own"));
     assert_non_null(strstr(k_blas_info(&none), "own product"));
     k_ctx *ctx = k_ctx_start(td_alloc(t->arena, 1, k_ctx_size(2)), &none, 2);
     for (int i = 0; i < 30; i++) {
@@ -118,6 +118,30 @@ static void test_pieces(void **state)
             assert_true(fabs((double)out[r * g.n + c] - sum) < 2e-4);
         }
     }
+}
+
+/* Shapes that oneDNN takes, and some that it leaves, on any CPU. */
+static void test_onednn(void **state)
+{
+    bench_top *t = (bench_top *)*state;
+    k_blas both;
+    if (!k_blas_open(&both, "onednn")) {
+        k_blas_close(&both);
+        print_message("skipped: oneDNN is not installed\n");
+        skip();
+    }
+    assert_non_null(strstr(k_blas_info(&both), "oneDNN"));
+    k_ctx *ctx = k_ctx_start(td_alloc(t->arena, 1, k_ctx_size(3)), &both, 3);
+    for (int i = 0; i < 24; i++) {
+        gemm_problem g = random_problem(t, 150);
+        float *out = zeros(t, g.m * g.ldc), *again = zeros(t, g.m * g.ldc);
+        run_gemm(ctx, &g, out);
+        check_close("product by oneDNN", out, reference(t, &g), g.m * g.ldc, 5e-6);
+        run_gemm(ctx, &g, again);
+        assert_memory_equal(out, again, (size_t)(g.m * g.ldc) * sizeof *out);
+    }
+    k_ctx_stop(ctx);
+    k_blas_close(&both);
 }
 
 /* Many short calls, so that threads are met asleep, spinning, and late. */
@@ -185,9 +209,10 @@ static void test_empty(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        KERNEL_TEST(test_random_shapes),    KERNEL_TEST(test_own_product),
-        KERNEL_TEST(test_pieces),           KERNEL_TEST(test_many_calls),
-        KERNEL_TEST(test_contexts_at_once), KERNEL_TEST(test_empty),
+        KERNEL_TEST(test_random_shapes), KERNEL_TEST(test_own_product),
+        KERNEL_TEST(test_onednn),        KERNEL_TEST(test_pieces),
+        KERNEL_TEST(test_many_calls),    KERNEL_TEST(test_contexts_at_once),
+        KERNEL_TEST(test_empty),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
