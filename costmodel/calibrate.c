@@ -2,16 +2,18 @@
 #include "costmodel/calibrate.h"
 
 #include "base/text.h"
-#include "costmodel/calibrate_context.h"
+#include "costmodel/calibrate_parts.h"
 #include "costmodel/robust_fit.h"
 
-#include <gsl/gsl_statistics_double.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 static const char *const recompute_names[] = {"none", "selective", "full"};
+
+/* Beyond these a report says that something is wrong: residuals; cores with other work. */
+static const double error_max = 0.25, load_max = 0.1;
 
 typedef struct fitter {
     const samples *s;
@@ -39,16 +41,21 @@ static void header_text(const samples *s, const char *key, char *out, size_t siz
     if (text != NULL) (void)snprintf(out, size, "%s", text);
 }
 
+void calibrate_source(const samples *s, profile_source *out)
+{
+    *out = (profile_source){.samples = (int32_t)s->n};
+    header_text(s, "source", out->source, sizeof out->source);
+    header_text(s, "date", out->date, sizeof out->date);
+    header_text(s, "device", out->device, sizeof out->device);
+}
+
 static td_status read_headers(const samples *s, profile *p, td_err *err)
 {
     int64_t causal = 1, cores = 0;
     char dtype[16] = "fp32";
-    header_text(s, "source", p->source, sizeof p->source);
-    header_text(s, "date", p->date, sizeof p->date);
-    header_text(s, "device", p->device, sizeof p->device);
+    calibrate_source(s, &p->sources[p->n_sources++]);
     header_text(s, "model", p->model.name, sizeof p->model.name);
     header_text(s, "dtype", dtype, sizeof dtype);
-    p->tp = 1;
     const struct {
         const char *key;
         int64_t *out;
@@ -62,7 +69,6 @@ static td_status read_headers(const samples *s, profile *p, td_err *err)
         {"vocab", &p->model.vocab},
         {"causal", &causal},
         {"cores", &cores},
-        {"tp", &p->tp},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         TD_TRY(header_i64(s, numbers[i].key, INT32_MAX, numbers[i].out, err));
@@ -84,13 +90,17 @@ typedef struct selection {
     pass_kind pass;
     stage_part part;
     recompute_mode recompute;
+    int64_t tp;
+    sample_link link;
 } selection;
 
 static bool selects(const selection *sel, const sample *x)
 {
     if (x->what != sel->what) return false;
+    if (x->what == SAMPLE_MESSAGE || x->what == SAMPLE_ALL_REDUCE) return x->link == sel->link;
     if (x->what != SAMPLE_PASS) return true;
-    return x->pass == sel->pass && x->part == sel->part && x->recompute == sel->recompute;
+    return x->pass == sel->pass && x->part == sel->part && x->recompute == sel->recompute &&
+           x->tp == sel->tp;
 }
 
 /* Only layers look at other tokens, and not for their weights' gradients: those are products of the
@@ -104,10 +114,15 @@ static fit_row row_of(const fitter *f, const sample *x)
 {
     const double amount = (double)x->amount;
     if (x->what == SAMPLE_ALL_REDUCE) return (fit_row){{1, amount * (x->members - 1), 0}, x->ns};
+    if (x->what == SAMPLE_PRODUCT) {
+        const double m = (double)x->shape[0], n = (double)x->shape[1], k = (double)x->shape[2];
+        return (fit_row){{1, 2 * m * n * k, m * k + k * n + m * n}, x->ns};
+    }
     if (x->what != SAMPLE_PASS) return (fit_row){{1, amount, 0}, x->ns};
     const double tokens = (double)x->micro_batch * (double)x->slice_len;
     const double seen = tokens * profile_context(f->causal, x->slice_len, x->prefix);
     const double layers = x->part == PART_LAYERS ? (double)x->layers : 1;
+    if (x->words > 0) return (fit_row){{1, tokens, tokens * (double)x->words}, x->ns};
     const double others = sees_others(x->pass, x->part) ? layers * seen : 0;
     return (fit_row){{layers, layers * tokens, others}, x->ns};
 }
@@ -116,7 +131,8 @@ static fit_row row_of(const fitter *f, const sample *x)
 static bool is_counted(const fitter *f, const sample *x)
 {
     if (x->what != SAMPLE_PASS || x->part != PART_LAYERS || x->prefix == 0) return true;
-    return f->out->context[x->recompute][x->pass].n == 0;
+    const profile_shard *const shard = profile_shard_of(f->out, x->tp);
+    return shard == NULL || shard->context[x->recompute][x->pass].n == 0;
 }
 
 static bool is_alone(const sample *x)
@@ -127,9 +143,11 @@ static bool is_alone(const sample *x)
 
 static void report_fit(fitter *f, const char *what, const profile_fit *fit, unsigned used)
 {
-    static const char *const terms[] = {"constant", "linear", "attention"};
-    td_text_addf(f->report, "%s: %" PRId32 " samples, residual %.1f %%:", what, fit->n,
+    static const char *const terms[] = {"constant", "linear", "second"};
+    td_text_addf(f->report, "%s: %" PRId32 " samples, residual %.1f %%", what, fit->n,
                  100 * fit->error);
+    if (fit->spread > 0) td_text_addf(f->report, ", repeats within %.1f %%", 100 * fit->spread);
+    td_text_add(f->report, ":");
     for (int t = 0; t < PROFILE_TERMS; t++) {
         if ((used >> t & 1u) == 0) continue;
         td_text_addf(f->report, " %s %.4g", terms[t], fit->c[t].value);
@@ -137,6 +155,11 @@ static void report_fit(fitter *f, const char *what, const profile_fit *fit, unsi
         td_text_add(f->report, " ns");
     }
     td_text_add(f->report, "\n");
+    if (fit->error > error_max)
+        td_text_addf(f->report,
+                     "%s: its measurements are %.0f %% off any such line: what rests on it is as "
+                     "uncertain; measure again on a quiet machine, with more --budget\n",
+                     what, 100 * fit->error);
 }
 
 /* What a fit leaves open, for the report. */
@@ -152,11 +175,25 @@ static void report_open(fitter *f, const char *what, const selection *sel, unsig
                      "%s: attention's share could not be told apart; measure several "
                      "lengths and micro-batches\n",
                      what);
+    if (sel->what == SAMPLE_PRODUCT && (used & 2u) == 0)
+        td_text_addf(f->report, "%s: its rate could not be determined; measure larger ones\n",
+                     what);
     if (sel->what == SAMPLE_MESSAGE && (used & 3u) != 3u)
         td_text_addf(f->report,
                      "%s: latency and bandwidth could not be told apart; measure small "
                      "and large messages\n",
                      what);
+}
+
+/* How single measurements of one piece of work vary. */
+static td_status fit_spread(const fitter *f, const selection *sel, double *out)
+{
+    const sample **const of = td_alloc(f->a, f->s->n, sizeof *of);
+    if (of == NULL) return td_fail(f->err, TD_ENOMEM, "calibrate: out of memory");
+    size_t n = 0;
+    for (size_t i = 0; i < f->s->n; i++)
+        if (selects(sel, &f->s->items[i]) && is_alone(&f->s->items[i])) of[n++] = &f->s->items[i];
+    return calibrate_spread(of, n, f->a, out, f->err);
 }
 
 static td_status fit_one(fitter *f, const selection *sel, const char *what, profile_fit *out)
@@ -179,127 +216,109 @@ static td_status fit_one(fitter *f, const selection *sel, const char *what, prof
                        what);
     unsigned used = 0;
     if (robust_fit(rows, n, f->a, out, &used, f->err) != TD_OK) return td_wrap(f->err, "%s", what);
+    TD_TRY(fit_spread(f, sel, &out->spread));
     report_fit(f, what, out, used);
     report_open(f, what, sel, used);
     f->fits++;
     return TD_OK;
 }
 
-static td_status fit_contexts(fitter *f)
+static void report_context(fitter *f, const char *what, const profile_context_fit *c)
+{
+    static const char *const terms[] = {"constant", "tokens", "context", "product"};
+    td_text_addf(f->report, "%s: %" PRId32 " samples, residual %.1f %%:", what, c->n,
+                 100 * c->error);
+    for (int t = 0; t < CONTEXT_TERMS; t++) {
+        td_text_addf(f->report, " %s %.4g", terms[t], c->c[t].value);
+        if (isfinite(c->c[t].half)) td_text_addf(f->report, " +- %.2g", c->c[t].half);
+        td_text_add(f->report, " ns");
+    }
+    td_text_add(f->report, "\n");
+}
+
+static void name_pass(const selection *sel, char *out, size_t size)
+{
+    char degree[32] = "";
+    if (sel->tp > 1) (void)snprintf(degree, sizeof degree, ", tp %" PRId64, sel->tp);
+    (void)snprintf(out, size, "pass %c of %s%s%s%s", pass_letter(sel->pass),
+                   stage_part_name(sel->part), sel->recompute > 0 ? ", recompute " : "",
+                   sel->recompute > 0 ? recompute_names[sel->recompute] : "", degree);
+}
+
+static td_status fit_shard(fitter *f, profile_shard *shard)
 {
     for (int r = 0; r < 3; r++)
         for (int k = 0; k < PASS_COUNT; k++) {
-            profile_context_fit *const c = &f->out->context[r][k];
-            TD_TRY(calibrate_context(f->s, (pass_kind)k, (recompute_mode)r, f->a, c, f->err));
-            if (c->n == 0) continue;
-            td_text_addf(f->report,
-                         "context of pass %c%s%s: %" PRId32 " samples, residual %.1f %%:",
-                         pass_letter((pass_kind)k), r > 0 ? ", recompute " : "",
-                         r > 0 ? recompute_names[r] : "", c->n, 100 * c->error);
-            static const char *const terms[] = {"constant", "tokens", "context", "product"};
-            for (int t = 0; t < CONTEXT_TERMS; t++) {
-                td_text_addf(f->report, " %s %.4g", terms[t], c->c[t].value);
-                if (isfinite(c->c[t].half)) td_text_addf(f->report, " +- %.2g", c->c[t].half);
-                td_text_add(f->report, " ns");
+            selection sel = {.what = SAMPLE_PASS,
+                             .pass = (pass_kind)k,
+                             .recompute = (recompute_mode)r,
+                             .tp = shard->tp};
+            char what[96], behind[112];
+            profile_context_fit *const c = &shard->context[r][k];
+            TD_TRY(calibrate_context(f->s, sel.pass, sel.recompute, shard->tp, f->a, c, f->err));
+            name_pass(&sel, what, sizeof what);
+            (void)snprintf(behind, sizeof behind, "context of %s", what);
+            if (c->n > 0) report_context(f, behind, c);
+            for (int part = 0; part < PART_COUNT; part++) {
+                sel.part = (stage_part)part;
+                name_pass(&sel, what, sizeof what);
+                TD_TRY(fit_one(f, &sel, what, &shard->pass[r][k][part]));
             }
-            td_text_add(f->report, "\n");
         }
     return TD_OK;
 }
 
 static td_status fit_passes(fitter *f)
 {
-    for (int r = 0; r < 3; r++)
-        for (int k = 0; k < PASS_COUNT; k++)
-            for (int part = 0; part < PART_COUNT; part++) {
-                const selection sel = {SAMPLE_PASS, (pass_kind)k, (stage_part)part,
-                                       (recompute_mode)r};
-                char what[64];
-                (void)snprintf(what, sizeof what, "pass %c of %s%s%s", pass_letter(sel.pass),
-                               stage_part_name(sel.part), r > 0 ? ", recompute " : "",
-                               r > 0 ? recompute_names[r] : "");
-                TD_TRY(fit_one(f, &sel, what, &f->out->pass[r][k][part]));
-            }
+    for (size_t i = 0; i < f->s->n; i++)
+        if (f->s->items[i].what == SAMPLE_PASS &&
+            profile_shard_at(f->out, f->s->items[i].tp) == NULL)
+            return td_fail(f->err, TD_EUSAGE,
+                           "samples: more than %d tensor-parallel degrees; calibrate some of them",
+                           (int)PROFILE_TP_MAX);
+    for (int32_t i = 0; i < f->out->n_shards; i++) TD_TRY(fit_shard(f, &f->out->shard[i]));
     return TD_OK;
 }
 
-/* --- contention --- */
-
-static bool same_work(const sample *a, const sample *b)
+static td_status fit_between(fitter *f)
 {
-    return a->what == b->what && a->pass == b->pass && a->part == b->part &&
-           a->recompute == b->recompute && a->layers == b->layers &&
-           a->micro_batch == b->micro_batch && a->slice_len == b->slice_len &&
-           a->prefix == b->prefix && a->amount == b->amount;
-}
-
-/* Median time of the same work done alone, or 0. */
-static double alone_ns(const samples *s, const sample *like, double *scratch)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < s->n; i++)
-        if (s->items[i].busy == 1 && same_work(&s->items[i], like)) scratch[n++] = s->items[i].ns;
-    return n > 0 ? gsl_stats_median(scratch, 1, n) : 0;
-}
-
-/* Median slowdown with `busy` ranks at work, its interval from the spread (1.2533 sigma / sqrt n,
- * the standard error of a median; sigma from the median absolute deviation). */
-static estimate slowdown(const samples *s, int32_t busy, bool memory, double *ratios,
-                         double *scratch)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < s->n; i++) {
-        const sample *const x = &s->items[i];
-        const bool sweep = x->what == SAMPLE_OPTIMIZER || x->what == SAMPLE_NORM;
-        if (x->busy != busy || (memory ? !sweep : x->what != SAMPLE_PASS)) continue;
-        const double alone = alone_ns(s, x, scratch);
-        if (alone > 0) ratios[n++] = x->ns / alone;
-    }
-    if (n == 0) return (estimate){0, 0};
-    const double median = gsl_stats_median(ratios, 1, n);
-    const double sigma = gsl_stats_mad(ratios, 1, n, scratch);
-    return (estimate){median, 1.96 * 1.2533 * sigma / sqrt((double)n)};
-}
-
-static int32_t next_busy(const samples *s, int32_t after)
-{
-    int32_t best = 0;
-    for (size_t i = 0; i < s->n; i++) {
-        const int32_t busy = s->items[i].busy;
-        if (busy > after && (best == 0 || busy < best)) best = busy;
-    }
-    return best;
-}
-
-static td_status fit_contention(fitter *f)
-{
-    double *const ratios = TD_NEW_N(f->a, double, f->s->n);
-    double *const scratch = TD_NEW_N(f->a, double, f->s->n);
-    if (ratios == NULL || scratch == NULL)
-        return td_fail(f->err, TD_ENOMEM, "calibrate: out of memory");
-    profile *const p = f->out;
-    for (int32_t k = next_busy(f->s, 1); k != 0 && p->n_busy < PROFILE_BUSY_MAX;
-         k = next_busy(f->s, k)) {
-        const contention c = {k, slowdown(f->s, k, false, ratios, scratch),
-                              slowdown(f->s, k, true, ratios, scratch)};
-        if (c.compute.value <= 0) {
-            td_text_addf(f->report,
-                         "%" PRId32 " ranks at work: no pass was measured both so and "
-                         "alone\n",
-                         k);
-            continue;
+    for (int link = 0; link < LINK_COUNT; link++)
+        for (int sum = 0; sum < 2; sum++) {
+            const selection sel = {.what = sum ? SAMPLE_ALL_REDUCE : SAMPLE_MESSAGE,
+                                   .link = (sample_link)link};
+            char what[64];
+            (void)snprintf(what, sizeof what, "%s by %s", sum ? "all-reduce" : "message",
+                           sample_link_name(sel.link));
+            TD_TRY(
+                fit_one(f, &sel, what, sum ? &f->out->all_reduce[link] : &f->out->message[link]));
         }
-        td_text_addf(f->report,
-                     "%" PRId32 " ranks at work: passes take %.3f +- %.2g times as long\n", k,
-                     c.compute.value, c.compute.half);
-        p->busy[p->n_busy++] = c;
-    }
-    if (p->n_busy == 0)
-        td_text_add(f->report, "contention: not determined; measure with all cores busy too\n");
+    for (int sum = 0; sum < 2; sum++)
+        if (profile_between(f->out, sum ? f->out->all_reduce : f->out->message)->n == 0)
+            td_text_addf(f->report, "%s: not measured\n", sum ? "all-reduce" : "message");
     return TD_OK;
 }
 
 /* --- all of it --- */
+
+/* What in the samples themselves speaks against trusting them. */
+static void report_doubts(fitter *f)
+{
+    const char *const text = samples_header_value(f->s, "other_load");
+    double load = 0;
+    size_t loose = 0;
+    for (size_t i = 0; i < f->s->n; i++) loose += f->s->items[i].half_ns > 0.1 * f->s->items[i].ns;
+    if (text != NULL && td_parse_f64(text, 0, 1e6, "other_load", &load, NULL) == TD_OK &&
+        load > load_max)
+        td_text_addf(f->report,
+                     "the machine did other work during the bench, %.2f cores of it: times may be "
+                     "too long\n",
+                     load);
+    if (loose > 0)
+        td_text_addf(f->report,
+                     "%zu of %zu samples are known within more than 10 %% only; measure on a quiet "
+                     "machine, or with more --budget\n",
+                     loose, f->s->n);
+}
 
 static td_status fit_all(fitter *f)
 {
@@ -310,20 +329,21 @@ static td_status fit_all(fitter *f)
     } others[] = {
         {SAMPLE_OPTIMIZER, "optimizer", &f->out->optimizer},
         {SAMPLE_NORM, "norm", &f->out->norm},
-        {SAMPLE_MESSAGE, "message", &f->out->message},
-        {SAMPLE_ALL_REDUCE, "all-reduce", &f->out->all_reduce},
+        {SAMPLE_PRODUCT, "matrix product", &f->out->product},
+        {SAMPLE_COPY, "copy", &f->out->copy},
     };
-    TD_TRY(fit_contexts(f));
+    report_doubts(f);
     TD_TRY(fit_passes(f));
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         const selection sel = {.what = others[i].what};
         TD_TRY(fit_one(f, &sel, others[i].name, others[i].out));
         if (others[i].out->n == 0) td_text_addf(f->report, "%s: not measured\n", others[i].name);
     }
+    TD_TRY(fit_between(f));
     if (f->fits == 0)
         return td_fail(f->err, TD_EUSAGE,
                        "calibrate: there are no samples to fit; run pexec bench");
-    return fit_contention(f);
+    return calibrate_busy(f->s, f->a, f->out, f->report, f->err);
 }
 
 td_status calibrate_fit(const samples *s, profile *out, td_text *report, td_err *err)

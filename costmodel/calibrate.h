@@ -12,4 +12,7 @@
  * be fitted; the message says which samples are missing. */
 TD_MUST_USE td_status calibrate_fit(const samples *s, profile *out, td_text *report, td_err *err);
 
+/* What the headers of samples say about where they are from. */
+void calibrate_source(const samples *s, profile_source *out);
+
 #endif

@@ -1,5 +1,5 @@
 /* What a context adds to a pass, fitted as TeraPipe does (arXiv 2102.07988, section 3.4). */
-#include "costmodel/calibrate_context.h"
+#include "costmodel/calibrate_parts.h"
 
 #include <gsl/gsl_cdf.h>
 #include <gsl/gsl_multifit.h>
@@ -15,7 +15,7 @@ static double bare_ns(const samples *s, const sample *like, double *scratch)
         if (x->what == SAMPLE_PASS && x->busy == 1 && x->pass == like->pass &&
             x->part == like->part && x->recompute == like->recompute && x->layers == like->layers &&
             x->micro_batch == like->micro_batch && x->slice_len == like->slice_len &&
-            x->prefix == 0)
+            x->tp == like->tp && x->prefix == 0)
             scratch[n++] = x->ns;
     }
     return n > 0 ? gsl_stats_median(scratch, 1, n) : 0;
@@ -30,13 +30,13 @@ typedef struct context_rows {
     size_t n;
 } context_rows;
 
-static void gather(const samples *s, pass_kind pass, recompute_mode recompute, double *scratch,
-                   context_rows *out)
+static void gather(const samples *s, pass_kind pass, recompute_mode recompute, int64_t tp,
+                   double *scratch, context_rows *out)
 {
     for (size_t i = 0; i < s->n; i++) {
         const sample *const x = &s->items[i];
         if (x->what != SAMPLE_PASS || x->part != PART_LAYERS || x->pass != pass || x->busy != 1 ||
-            x->recompute != recompute || x->prefix == 0)
+            x->recompute != recompute || x->tp != tp || x->prefix == 0)
             continue;
         const double bare = bare_ns(s, x, scratch), layers = (double)x->layers;
         if (bare <= 0) continue;
@@ -89,8 +89,8 @@ static bool solve(const context_rows *r, double *scratch, profile_context_fit *o
     return ok;
 }
 
-td_status calibrate_context(const samples *s, pass_kind pass, recompute_mode recompute, td_arena *a,
-                            profile_context_fit *out, td_err *err)
+td_status calibrate_context(const samples *s, pass_kind pass, recompute_mode recompute, int64_t tp,
+                            td_arena *a, profile_context_fit *out, td_err *err)
 {
     *out = (profile_context_fit){0};
     if (s->n == 0) return TD_OK;
@@ -99,7 +99,7 @@ td_status calibrate_context(const samples *s, pass_kind pass, recompute_mode rec
                       .y = gsl_vector_alloc(s->n),
                       .whole = TD_NEW_N(a, double, s->n)};
     const bool ok = scratch != NULL && r.whole != NULL && r.x != NULL && r.y != NULL;
-    if (ok) gather(s, pass, recompute, scratch, &r);
+    if (ok) gather(s, pass, recompute, tp, scratch, &r);
     if (ok && r.n >= CONTEXT_TERMS && !solve(&r, scratch, out)) *out = (profile_context_fit){0};
     if (r.x != NULL) gsl_matrix_free(r.x);
     if (r.y != NULL) gsl_vector_free(r.y);

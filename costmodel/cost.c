@@ -122,7 +122,8 @@ static td_status measured_sums_ns(const cost_model *c, const pass_query *q, doub
     int64_t one = 0, softmax = 0;
     work_list list;
     *ns = 0;
-    if (tp <= 1 || c->sums_apart || (c->profile->all_reduce.n == 0 && c->cluster == NULL))
+    if (tp <= 1 || c->sums_apart ||
+        (profile_between(c->profile, c->profile->all_reduce)->n == 0 && c->cluster == NULL))
         return TD_OK;
     TD_TRY(work_of(c->sizes, q, !c->recompute_placed, &list, err));
     TD_TRY(cost_collective(c, COLL_ALL_REDUCE, NULL, 0, tp, (int64_t)list.sum_bytes, &one, err));
@@ -265,8 +266,9 @@ td_status cost_message(const cost_model *c, int32_t src_rank, int32_t dst_rank, 
         return round_ns(c->units->comm_ms * 1e6, "message", &out->latency_ns, err);
     const bool near = c->cluster == NULL || cluster_node_of(c->cluster, src_rank) ==
                                                 cluster_node_of(c->cluster, dst_rank);
-    if (c->profile != NULL && c->profile->message.n > 0 && near) {
-        const profile_fit *const f = &c->profile->message;
+    const profile_fit *const f =
+        c->profile == NULL ? NULL : profile_between(c->profile, c->profile->message);
+    if (f != NULL && f->n > 0 && near) {
         const double latency = f->c[0].value > 0 ? f->c[0].value : 0;
         const double each = f->c[1].value > 0 ? f->c[1].value : 0;
         TD_TRY(round_ns(latency, "message", &out->latency_ns, err));
@@ -285,10 +287,11 @@ td_status cost_collective(const cost_model *c, coll_kind kind, const int32_t *ra
     *ns = 0;
     if (n <= 1) return TD_OK;
     if (c->units != NULL) return round_ns(c->units->coll_ms * 1e6, "collective", ns, err);
-    if (c->profile != NULL && c->profile->all_reduce.n > 0 &&
-        (c->cluster == NULL || c->cluster->n_nodes == 1)) {
+    const profile_fit *const f =
+        c->profile == NULL ? NULL : profile_between(c->profile, c->profile->all_reduce);
+    if (f != NULL && f->n > 0 && (c->cluster == NULL || c->cluster->n_nodes == 1)) {
         const double moved = (double)bytes * (n - 1);
-        return round_ns(profile_eval(&c->profile->all_reduce, moved, 0), "collective", ns, err);
+        return round_ns(profile_eval(f, moved, 0), "collective", ns, err);
     }
     if (c->cluster == NULL)
         return td_fail(err, TD_EUSAGE, "collective: no cluster to price it with; give --cluster");

@@ -37,7 +37,6 @@ td_status profile_check(const profile *p, const model_desc *m, const run_shape *
         {"head size", p->model.head_dim, m->head_dim},
         {"MLP size", p->model.ffn, m->ffn},
         {"vocabulary", p->model.vocab, m->vocab},
-        {"tensor-parallel degree", p->tp, run->tp > 1 ? run->tp : 1},
     };
     for (size_t i = 0; i < sizeof sizes_of / sizeof *sizes_of; i++)
         if (sizes_of[i].mine != 0 && sizes_of[i].mine != sizes_of[i].theirs)
@@ -50,7 +49,44 @@ td_status profile_check(const profile *p, const model_desc *m, const run_shape *
         return td_fail(
             err, TD_EUSAGE, "profile: measured in %s, this run is in %s; give --dtype %s",
             data_type_name(p->dtype), data_type_name(run->dtype), data_type_name(p->dtype));
-    return TD_OK;
+    if (profile_shard_of(p, run->tp) != NULL || p->n_shards == 0) return TD_OK;
+    td_text t = {0};
+    for (int32_t i = 0; i < p->n_shards; i++)
+        td_text_addf(&t, "%s%" PRId64, i > 0 ? ", " : "", p->shard[i].tp);
+    const td_status st =
+        td_fail(err, TD_EUSAGE,
+                "profile: measured with tensor-parallel degree %s, this run has %" PRId64
+                "; run pexec bench with --tp %" PRId64 " and calibrate with both files",
+                t.s == NULL ? "" : t.s, run->tp, run->tp);
+    td_text_free(&t);
+    return st;
+}
+
+const profile_shard *profile_shard_of(const profile *p, int64_t tp)
+{
+    for (int32_t i = 0; i < p->n_shards; i++)
+        if (p->shard[i].tp == (tp > 1 ? tp : 1)) return &p->shard[i];
+    return NULL;
+}
+
+profile_shard *profile_shard_at(profile *p, int64_t tp)
+{
+    int32_t at = 0;
+    while (at < p->n_shards && p->shard[at].tp < tp) at++;
+    if (at < p->n_shards && p->shard[at].tp == tp) return &p->shard[at];
+    if (p->n_shards == PROFILE_TP_MAX) return NULL;
+    for (int32_t i = p->n_shards; i > at; i--) p->shard[i] = p->shard[i - 1];
+    p->n_shards++;
+    p->shard[at] = (profile_shard){.tp = tp};
+    return &p->shard[at];
+}
+
+const profile_fit *profile_between(const profile *p, const profile_fit by_link[LINK_COUNT])
+{
+    if (by_link[p->link].n > 0) return &by_link[p->link];
+    int i = 0;
+    while (i + 1 < LINK_COUNT && by_link[i].n == 0) i++;
+    return &by_link[i];
 }
 
 double profile_contention(const profile *p, int32_t busy, bool memory)
@@ -73,7 +109,7 @@ double profile_contention(const profile *p, int32_t busy, bool memory)
 /* --- passes --- */
 
 typedef struct part_query {
-    const profile *p;
+    const profile_shard *p;
     stage_part part;
     recompute_mode mode;
     double tokens, attended, bare; /* the two terms of a fit; bare: attended without context */
@@ -155,15 +191,22 @@ static td_status part_ns(const part_query *q, pass_kind kind, double *ns, td_err
                    pass_letter(kind), stage_part_name(q->part));
 }
 
-/* A pass of sharded vocabulary layers that was not measured: its share of the words of the whole
- * head or embedding. E writes every row, whoever has the word. */
+/* A pass of sharded vocabulary layers; one that was not measured takes its share of the words of
+ * the whole head or embedding. E writes every row, whoever has the word. */
 static td_status shard_ns(const sizes *z, const part_query *q, pass_kind kind, double *ns,
                           td_err *err)
 {
     double f = 0, i = 0, w = 0;
-    if (z->vocab_shards < 1 || fit_of(q, kind, q->mode) != NULL) return part_ns(q, kind, ns, err);
+    if (z->vocab_shards < 1) return part_ns(q, kind, ns, err);
     part_query kept = *q; /* S keeps its softmax, whatever the run recomputes */
     kept.mode = RECOMPUTE_NONE;
+    const bool fused = z->vocab_fused && q->part == PART_HEAD;
+    const profile_fit *const own =
+        &q->p->pass[RECOMPUTE_NONE][kind][fused ? PART_FUSED_HEAD : q->part];
+    if (own->n > 0) {
+        *ns = profile_eval(own, q->tokens, q->tokens * (double)sizes_vocab_rows(z));
+        return TD_OK;
+    }
     TD_TRY(part_ns(&kept, PASS_F, &f, err));
     TD_TRY(part_ns(&kept, PASS_I, &i, err));
     TD_TRY(part_ns(&kept, PASS_W, &w, err));
@@ -195,14 +238,15 @@ static bool has_part(const sizes *z, const stage_desc *s, pass_kind kind, stage_
 double profile_spread(const profile *p, pass_kind kind)
 {
     double most = 0, any = 0;
-    for (int mode = 0; mode < 3; mode++)
-        for (int k = 0; k < PASS_COUNT; k++)
-            for (int part = 0; part < PART_COUNT; part++) {
-                const profile_fit *const f = &p->pass[mode][k][part];
-                if (f->n == 0) continue;
-                if (f->error > any) any = f->error;
-                if (k == (int)kind && f->error > most) most = f->error;
-            }
+    for (int32_t i = 0; i < p->n_shards; i++)
+        for (int mode = 0; mode < 3; mode++)
+            for (int k = 0; k < PASS_COUNT; k++)
+                for (int part = 0; part < PART_COUNT; part++) {
+                    const profile_fit *const f = &p->shard[i].pass[mode][k][part];
+                    if (f->n == 0) continue;
+                    if (f->spread > any) any = f->spread;
+                    if (k == (int)kind && f->spread > most) most = f->spread;
+                }
     return most > 0 ? most : any;
 }
 
@@ -215,6 +259,9 @@ td_status profile_pass_ns(const profile *p, const sizes *z, const pass_query *q,
         return td_fail(err, TD_EUSAGE, "profile: stage %" PRId32 " of %" PRId32, q->stage,
                        z->n_stages);
     TD_TRY(profile_check(p, z->model, &z->run, err));
+    const profile_shard *const shard = profile_shard_of(p, z->run.tp);
+    if (shard == NULL)
+        return td_fail(err, TD_EUSAGE, "profile: no pass was measured; run pexec bench");
     const stage_desc *const s = &z->stages[q->stage];
     const double tokens = (double)z->run.micro_batch * (double)q->slice_len;
     const double context = profile_context(z->model->causal, q->slice_len, q->prefix);
@@ -222,9 +269,9 @@ td_status profile_pass_ns(const profile *p, const sizes *z, const pass_query *q,
     double terms[CONTEXT_TERMS];
     profile_context_terms((double)z->run.micro_batch, q->slice_len, q->prefix, terms);
     *ns = 0;
-    for (int part = 0; part < PART_COUNT; part++) {
+    for (int part = 0; part < PART_FUSED_HEAD; part++) {
         if (!has_part(z, s, q->pass, (stage_part)part)) continue;
-        const part_query one = {.p = p,
+        const part_query one = {.p = shard,
                                 .part = (stage_part)part,
                                 .mode = z->run.recompute,
                                 .tokens = tokens,
@@ -232,9 +279,9 @@ td_status profile_pass_ns(const profile *p, const sizes *z, const pass_query *q,
                                 .bare = tokens * bare,
                                 .context = q->prefix > 0 ? terms : NULL};
         double x = 0;
-        const bool shard =
+        const bool words =
             q->pass == PASS_S || q->pass == PASS_T || q->pass == PASS_E || q->pass == PASS_G;
-        TD_TRY(shard ? shard_ns(z, &one, q->pass, &x, err) : part_ns(&one, q->pass, &x, err));
+        TD_TRY(words ? shard_ns(z, &one, q->pass, &x, err) : part_ns(&one, q->pass, &x, err));
         *ns += part == PART_LAYERS ? x * (double)s->n_layers : x;
     }
     return TD_OK;

@@ -11,17 +11,27 @@ typedef struct estimate {
     double value, half;
 } estimate;
 
-enum { PROFILE_TERMS = 3, PROFILE_BUSY_MAX = 64 };
+enum {
+    PROFILE_TERMS = 3,
+    PROFILE_BUSY_MAX = 64,
+    PROFILE_TP_MAX = 6,
+    PROFILE_SOURCES_MAX = 16,
+    PROFILE_PASSES_MAX = 3 * PASS_COUNT * PART_COUNT
+};
 
 /* ns = c[0] + c[1] * x1 + c[2] * x2; n 0: not known.
  *  - passes: x1 = tokens, x2 = tokens * context (mean number of tokens that one attends to), per
  *    layer for PART_LAYERS;
+ *  - passes of vocabulary shards (S, T, E, G): x1 = tokens, x2 = tokens * words of the shard;
  *  - optimizer, norm: x1 = parameters;
- *  - message: x1 = bytes;
- *  - all-reduce: x1 = bytes * (members - 1). */
+ *  - message, copy: x1 = bytes;
+ *  - all-reduce: x1 = bytes * (members - 1);
+ *  - product of m x k and k x n: x1 = FLOPs (2 m n k), x2 = elements (m k + k n + m n). */
 typedef struct profile_fit {
-    int32_t n;    /* samples */
-    double error; /* spread of the relative residuals: median of their size x 1.48 */
+    int32_t n;     /* samples */
+    double error;  /* spread of the relative residuals: median of their size x 1.48 */
+    double spread; /* relative standard deviation of one measurement about its median, the median
+                      over the samples; 0: nothing was measured often enough to tell */
     estimate c[PROFILE_TERMS];
 } profile_fit;
 
@@ -40,15 +50,30 @@ typedef struct contention {
     estimate compute, memory; /* passes; optimizer and norm (value 0: not known) */
 } contention;
 
-typedef struct profile {
-    char source[128], date[32], device[64];
-    model_desc model; /* that was measured; only its name and sizes are kept */
-    data_type dtype;
+/* The passes of one shard of so many. */
+typedef struct profile_shard {
     int64_t tp;
-    int32_t cores;                               /* of the machine; 0: unknown */
     profile_fit pass[3][PASS_COUNT][PART_COUNT]; /* by recompute_mode first */
     profile_context_fit context[3][PASS_COUNT];  /* of layers, by recompute_mode first */
-    profile_fit optimizer, norm, message, all_reduce;
+} profile_shard;
+
+/* One bench that the profile stands on. */
+typedef struct profile_source {
+    char source[128], date[32], device[64];
+    int32_t samples;
+} profile_source;
+
+typedef struct profile {
+    profile_source sources[PROFILE_SOURCES_MAX];
+    int32_t n_sources;
+    model_desc model; /* that was measured; only its name and sizes are kept */
+    data_type dtype;
+    int32_t cores;                       /* of the machine; 0: unknown */
+    profile_shard shard[PROFILE_TP_MAX]; /* ascending in tp */
+    int32_t n_shards;
+    profile_fit optimizer, norm, product, copy;
+    profile_fit message[LINK_COUNT], all_reduce[LINK_COUNT];
+    sample_link link;                  /* that prices are of, where it was measured; not written */
     contention busy[PROFILE_BUSY_MAX]; /* ascending; without busy = 1, which is 1 */
     int32_t n_busy;
 } profile;
@@ -67,10 +92,21 @@ TD_MUST_USE td_status profile_check(const profile *p, const model_desc *m, const
 /* Mean number of tokens that a slice's tokens attend to. */
 double profile_context(bool causal, int64_t slice_len, int64_t prefix);
 
-/* Relative standard deviation of a pass of this kind about its fit: of the parts that were measured
- * the largest; of kinds that were not, and of anything but a pass (PASS_COUNT), the largest of all.
- */
+/* Relative standard deviation of one pass of this kind about its median: of the parts that were
+ * measured the largest; of kinds that were not, and of anything but a pass (PASS_COUNT), the
+ * largest of all. 0: nothing was measured often enough to tell. */
 double profile_spread(const profile *p, pass_kind kind);
+
+/* The passes of shards of this degree, or NULL; the second makes room, NULL when there is none. */
+const profile_shard *profile_shard_of(const profile *p, int64_t tp);
+profile_shard *profile_shard_at(profile *p, int64_t tp);
+
+/* Of fits by link: of the profile's link, else of the first that was measured (n 0: of none). */
+const profile_fit *profile_between(const profile *p, const profile_fit by_link[LINK_COUNT]);
+
+/* Adds what `from` knows; what both know is taken from it. Appends a line to `report` for each such
+ * thing. TD_EUSAGE unless model, dtype and device are the same. */
+TD_MUST_USE td_status profile_merge(profile *to, const profile *from, td_text *report, td_err *err);
 
 /* What the terms of a context fit multiply. */
 void profile_context_terms(double batch, int64_t slice_len, int64_t prefix,

@@ -1,7 +1,6 @@
-/* Profiles as JSON text. */
-#include "costmodel/profile.h"
-
+/* Profiles out of JSON text. */
 #include "costmodel/json_read.h"
+#include "costmodel/profile.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -10,127 +9,6 @@
 static const char *const recompute_names[] = {"none", "selective", "full"};
 static const char *const dtype_names[] = {"fp32", "bf16", "fp16"};
 static const double big = 1e30;
-
-/* --- print --- */
-
-static void print_estimate(td_text *out, const estimate *e)
-{
-    td_text_addf(out, "[%.17g,", e->value);
-    if (isfinite(e->half))
-        td_text_addf(out, "%.17g]", e->half);
-    else
-        td_text_add(out, "null]");
-}
-
-static void print_fit(td_text *out, const profile_fit *f)
-{
-    td_text_addf(out, "\"samples\":%" PRId32 ",\"relative_error\":%.17g,\"ns\":[", f->n, f->error);
-    for (int i = 0; i < PROFILE_TERMS; i++) {
-        if (i > 0) td_text_add(out, ",");
-        print_estimate(out, &f->c[i]);
-    }
-    td_text_add(out, "]}");
-}
-
-static void print_head(const profile *p, td_text *out)
-{
-    const struct {
-        const char *key;
-        int64_t value;
-    } numbers[] = {
-        {"layers", p->model.n_layers},   {"hidden", p->model.hidden},
-        {"heads", p->model.n_heads},     {"kv_heads", p->model.n_kv_heads},
-        {"head_dim", p->model.head_dim}, {"ffn", p->model.ffn},
-        {"vocab", p->model.vocab},
-    };
-    td_text_add(out, "{\n\"tandem_profile\":1,\n\"source\":");
-    td_text_json(out, p->source);
-    td_text_add(out, ",\n\"date\":");
-    td_text_json(out, p->date);
-    td_text_add(out, ",\n\"device\":");
-    td_text_json(out, p->device);
-    td_text_addf(out, ",\n\"cores\":%" PRId32 ",\n\"dtype\":\"%s\",\n\"tp\":%" PRId64, p->cores,
-                 dtype_names[p->dtype], p->tp);
-    td_text_add(out, ",\n\"model\":{\"name\":");
-    td_text_json(out, p->model.name);
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        td_text_addf(out, ",\"%s\":%" PRId64, numbers[i].key, numbers[i].value);
-    td_text_addf(out, ",\"causal\":%s}", p->model.causal ? "true" : "false");
-}
-
-static void print_named(td_text *out, const char *name, const profile_fit *f)
-{
-    if (f->n == 0) return;
-    td_text_addf(out, ",\n\"%s\":{", name);
-    print_fit(out, f);
-}
-
-static void print_contexts(const profile *p, td_text *out)
-{
-    const char *comma = ",\n\"contexts\":[\n";
-    for (int r = 0; r < 3; r++)
-        for (int k = 0; k < PASS_COUNT; k++) {
-            const profile_context_fit *const f = &p->context[r][k];
-            if (f->n == 0) continue;
-            td_text_addf(out,
-                         "%s {\"pass\":\"%c\",\"recompute\":\"%s\",\"samples\":%" PRId32
-                         ",\"relative_error\":%.17g,\"ns\":[",
-                         comma, pass_letter((pass_kind)k), recompute_names[r], f->n, f->error);
-            for (int i = 0; i < CONTEXT_TERMS; i++) {
-                if (i > 0) td_text_add(out, ",");
-                print_estimate(out, &f->c[i]);
-            }
-            td_text_add(out, "]}");
-            comma = ",\n";
-        }
-    if (comma[2] == '\0') td_text_add(out, "\n]");
-}
-
-void profile_print(const profile *p, td_text *out)
-{
-    print_head(p, out);
-    td_text_add(out, ",\n\"passes\":[");
-    const char *comma = "\n";
-    for (int r = 0; r < 3; r++)
-        for (int k = 0; k < PASS_COUNT; k++)
-            for (int part = 0; part < PART_COUNT; part++) {
-                const profile_fit *const f = &p->pass[r][k][part];
-                if (f->n == 0) continue;
-                td_text_addf(out, "%s {\"pass\":\"%c\",\"part\":\"%s\",\"recompute\":\"%s\",",
-                             comma, pass_letter((pass_kind)k), stage_part_name((stage_part)part),
-                             recompute_names[r]);
-                print_fit(out, f);
-                comma = ",\n";
-            }
-    td_text_add(out, "\n]");
-    print_contexts(p, out);
-    print_named(out, "optimizer", &p->optimizer);
-    print_named(out, "norm", &p->norm);
-    print_named(out, "message", &p->message);
-    print_named(out, "all_reduce", &p->all_reduce);
-    td_text_add(out, ",\n\"contention\":[");
-    for (int32_t i = 0; i < p->n_busy; i++) {
-        td_text_addf(out, "%s {\"busy\":%" PRId32 ",\"compute\":", i > 0 ? ",\n" : "\n",
-                     p->busy[i].busy);
-        print_estimate(out, &p->busy[i].compute);
-        td_text_add(out, ",\"memory\":");
-        print_estimate(out, &p->busy[i].memory);
-        td_text_add(out, "}");
-    }
-    td_text_add(out, "\n]\n}\n");
-}
-
-td_status profile_write(const profile *p, const char *path, td_err *err)
-{
-    td_text t = {0};
-    profile_print(p, &t);
-    const td_status status = t.failed ? td_fail(err, TD_ENOMEM, "%s: out of memory", path)
-                                      : td_write_file(path, t.s, t.len, err);
-    td_text_free(&t);
-    return status;
-}
-
-/* --- parse --- */
 
 static td_status read_estimate(const json_view *v, const char *key, const json_t *pair,
                                estimate *out, td_err *err)
@@ -152,6 +30,7 @@ static td_status read_fit(const json_view *v, profile_fit *out, td_err *err)
     int64_t n = 0;
     TD_TRY(json_i64(v, "samples", true, 1, INT32_MAX, &n, err));
     TD_TRY(json_f64(v, "relative_error", false, 0, big, &out->error, err));
+    TD_TRY(json_f64(v, "spread", false, 0, big, &out->spread, err));
     if (json_array_size(list) != PROFILE_TERMS)
         return json_fail(v, "ns", err, "wants %d pairs", PROFILE_TERMS);
     for (int i = 0; i < PROFILE_TERMS; i++)
@@ -179,35 +58,49 @@ static td_status read_word(const json_view *v, const char *key, const char *cons
     return json_fail(v, key, err, "'%s' is not known; %s is", word, names[0]);
 }
 
+/* A pass and the shard that it is of; passes without a degree are those of version 1, which has
+ * one for all. */
+static td_status read_key(const json_view *v, profile *p, pass_kind *kind, int *recompute,
+                          profile_shard **shard, td_err *err)
+{
+    char letter[4] = "";
+    int64_t tp = p->n_shards > 0 ? p->shard[0].tp : 1;
+    TD_TRY(json_text(v, "pass", true, letter, sizeof letter, err));
+    *kind = pass_from_letter(letter[0]);
+    if (*kind == PASS_COUNT || letter[1] != '\0')
+        return json_fail(v, "pass", err, "'%s' is not the letter of a pass", letter);
+    TD_TRY(json_i64(v, "tp", false, 1, INT32_MAX, &tp, err));
+    TD_TRY(read_word(v, "recompute", recompute_names, 3, recompute, err));
+    *shard = profile_shard_at(p, tp);
+    return *shard != NULL
+               ? TD_OK
+               : json_fail(v, "tp", err, "at most %d degrees in one profile", (int)PROFILE_TP_MAX);
+}
+
 static td_status read_pass(const json_view *v, profile *p, td_err *err)
 {
-    static const char *const parts[] = {"layers", "embedding", "head"};
-    char letter[4] = "";
+    static const char *const parts[] = {"layers", "embedding", "head", "fused-head"};
     int part = 0, recompute = 0;
-    TD_TRY(json_text(v, "pass", true, letter, sizeof letter, err));
-    const pass_kind kind = pass_from_letter(letter[0]);
-    if (kind == PASS_COUNT || letter[1] != '\0')
-        return json_fail(v, "pass", err, "'%s' is not the letter of a pass", letter);
+    pass_kind kind;
+    profile_shard *shard = NULL;
+    TD_TRY(read_key(v, p, &kind, &recompute, &shard, err));
     TD_TRY(read_word(v, "part", parts, PART_COUNT, &part, err));
-    TD_TRY(read_word(v, "recompute", recompute_names, 3, &recompute, err));
-    profile_fit *const f = &p->pass[recompute][kind][part];
-    if (f->n > 0) return json_fail(v, "pass", err, "%s of %s twice", letter, parts[part]);
+    profile_fit *const f = &shard->pass[recompute][kind][part];
+    if (f->n > 0)
+        return json_fail(v, "pass", err, "%c of %s twice", pass_letter(kind), parts[part]);
     return read_fit(v, f, err);
 }
 
 static td_status read_context(const json_view *v, profile *p, td_err *err)
 {
-    char letter[4] = "";
     int recompute = 0;
     int64_t n = 0;
+    pass_kind kind;
+    profile_shard *shard = NULL;
     const json_t *const list = json_object_get(v->object, "ns");
-    TD_TRY(json_text(v, "pass", true, letter, sizeof letter, err));
-    const pass_kind kind = pass_from_letter(letter[0]);
-    if (kind == PASS_COUNT || letter[1] != '\0')
-        return json_fail(v, "pass", err, "'%s' is not the letter of a pass", letter);
-    TD_TRY(read_word(v, "recompute", recompute_names, 3, &recompute, err));
-    profile_context_fit *const f = &p->context[recompute][kind];
-    if (f->n > 0) return json_fail(v, "pass", err, "context of %s twice", letter);
+    TD_TRY(read_key(v, p, &kind, &recompute, &shard, err));
+    profile_context_fit *const f = &shard->context[recompute][kind];
+    if (f->n > 0) return json_fail(v, "pass", err, "context of %c twice", pass_letter(kind));
     TD_TRY(json_i64(v, "samples", true, 1, INT32_MAX, &n, err));
     TD_TRY(json_f64(v, "relative_error", false, 0, big, &f->error, err));
     if (json_array_size(list) != CONTEXT_TERMS)
@@ -216,6 +109,41 @@ static td_status read_context(const json_view *v, profile *p, td_err *err)
         TD_TRY(read_estimate(v, "ns", json_array_get(list, (size_t)i), &f->c[i], err));
     f->n = (int32_t)n;
     return TD_OK;
+}
+
+static td_status read_between(const json_view *v, profile_fit by_link[LINK_COUNT], td_err *err)
+{
+    static const char *const links[] = {"threads", "mpi", "tcp"};
+    int link = 0;
+    TD_TRY(read_word(v, "link", links, LINK_COUNT, &link, err));
+    if (by_link[link].n > 0) return json_fail(v, "link", err, "%s twice", links[link]);
+    return read_fit(v, &by_link[link], err);
+}
+
+static td_status read_message(const json_view *v, profile *p, td_err *err)
+{
+    return read_between(v, p->message, err);
+}
+
+static td_status read_all_reduce(const json_view *v, profile *p, td_err *err)
+{
+    return read_between(v, p->all_reduce, err);
+}
+
+static td_status read_texts(const json_view *v, profile_source *out, td_err *err)
+{
+    TD_TRY(json_text(v, "source", false, out->source, sizeof out->source, err));
+    TD_TRY(json_text(v, "date", false, out->date, sizeof out->date, err));
+    return json_text(v, "device", false, out->device, sizeof out->device, err);
+}
+
+static td_status read_source(const json_view *v, profile *p, td_err *err)
+{
+    int64_t n = 0;
+    profile_source *const s = &p->sources[p->n_sources++];
+    TD_TRY(json_i64(v, "samples", false, 0, INT32_MAX, &n, err));
+    s->samples = (int32_t)n;
+    return read_texts(v, s, err);
 }
 
 static td_status read_busy(const json_view *v, profile *p, td_err *err)
@@ -269,29 +197,48 @@ static td_status read_profile_model(const json_view *v, model_desc *m, td_err *e
     return json_bool(&in, "causal", &m->causal, err);
 }
 
+/* What version 1 has once and version 2 in lists. */
+static td_status read_version_1(const json_view *v, profile *p, td_err *err)
+{
+    int64_t tp = 1;
+    TD_TRY(json_i64(v, "tp", false, 1, INT32_MAX, &tp, err));
+    (void)profile_shard_at(p, tp);
+    p->n_sources = 1;
+    TD_TRY(read_texts(v, &p->sources[0], err));
+    TD_TRY(read_named(v, "message", &p->message[LINK_THREADS], err));
+    return read_named(v, "all_reduce", &p->all_reduce[LINK_THREADS], err);
+}
+
+static td_status read_version_2(const json_view *v, profile *p, td_err *err)
+{
+    TD_TRY(read_list(v, "sources", PROFILE_SOURCES_MAX, p, read_source, err));
+    TD_TRY(read_named(v, "product", &p->product, err));
+    TD_TRY(read_named(v, "copy", &p->copy, err));
+    TD_TRY(read_list(v, "messages", LINK_COUNT, p, read_message, err));
+    return read_list(v, "all_reduces", LINK_COUNT, p, read_all_reduce, err);
+}
+
 static td_status read_profile(const json_view *v, profile *p, td_err *err)
 {
     int64_t version = 0, cores = 0;
     int dtype = 0;
+    TD_TRY(json_i64(v, "tandem_profile", true, 1, 2, &version, err));
     TD_TRY(json_only(
         v,
-        "tandem_profile source date device cores dtype tp model passes contexts optimizer "
-        "norm message all_reduce contention",
+        version == 1 ? "tandem_profile source date device cores dtype tp model passes contexts "
+                       "optimizer norm message all_reduce contention"
+                     : "tandem_profile sources cores dtype model passes contexts optimizer norm "
+                       "product copy messages all_reduces contention",
         err));
-    TD_TRY(json_i64(v, "tandem_profile", true, 1, 1, &version, err));
-    TD_TRY(json_text(v, "source", false, p->source, sizeof p->source, err));
-    TD_TRY(json_text(v, "date", false, p->date, sizeof p->date, err));
-    TD_TRY(json_text(v, "device", false, p->device, sizeof p->device, err));
+    TD_TRY(version == 1 ? read_version_1(v, p, err) : read_version_2(v, p, err));
     TD_TRY(json_i64(v, "cores", false, 0, INT32_MAX, &cores, err));
     TD_TRY(read_word(v, "dtype", dtype_names, 3, &dtype, err));
-    TD_TRY(json_i64(v, "tp", false, 1, INT32_MAX, &p->tp, err));
     TD_TRY(read_profile_model(v, &p->model, err));
-    TD_TRY(read_list(v, "passes", (size_t)3 * PASS_COUNT * PART_COUNT, p, read_pass, err));
-    TD_TRY(read_list(v, "contexts", (size_t)3 * PASS_COUNT, p, read_context, err));
+    const size_t shards = PROFILE_TP_MAX;
+    TD_TRY(read_list(v, "passes", shards * PROFILE_PASSES_MAX, p, read_pass, err));
+    TD_TRY(read_list(v, "contexts", shards * 3 * PASS_COUNT, p, read_context, err));
     TD_TRY(read_named(v, "optimizer", &p->optimizer, err));
     TD_TRY(read_named(v, "norm", &p->norm, err));
-    TD_TRY(read_named(v, "message", &p->message, err));
-    TD_TRY(read_named(v, "all_reduce", &p->all_reduce, err));
     TD_TRY(read_list(v, "contention", PROFILE_BUSY_MAX, p, read_busy, err));
     p->cores = (int32_t)cores;
     p->dtype = (data_type)dtype;
@@ -302,7 +249,7 @@ td_status profile_parse(const char *text, size_t len, const char *file, profile 
 {
     json_view v;
     TD_TRY(json_open(text, len, file, &v, err));
-    *out = (profile){.tp = 1};
+    *out = (profile){0};
     const td_status status = read_profile(&v, out, err);
     json_close(&v);
     return status;

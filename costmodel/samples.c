@@ -1,26 +1,16 @@
-/* Bodies of samples.h: the text form of measurements. */
+/* Lists of measurements: what may be in one, how two become one, what repeats say. */
 #include "costmodel/samples.h"
 
 #include "base/text.h"
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
-static const char *const what_names[] = {"pass", "optimizer", "norm", "message", "all_reduce"};
-static const char *const part_names[] = {"layers", "embedding", "head"};
-static const char *const recompute_names[] = {"none", "selective", "full"};
-
-enum { COLUMNS = 12 };
-static const char *const column_names[COLUMNS] = {"what",        "pass",      "part",   "layers",
-                                                  "micro_batch", "slice_len", "prefix", "recompute",
-                                                  "amount",      "members",   "busy",   "ns"};
-
-static const int64_t amount_max = INT64_C(1) << 53;
-
-const char *stage_part_name(stage_part part) { return part_names[part]; }
-
 samples samples_new(td_arena *a) { return (samples){.arena = a}; }
+
+/* --- headers --- */
 
 td_status samples_header(samples *s, const char *key, const char *value, td_err *err)
 {
@@ -42,7 +32,7 @@ td_status samples_header_model(samples *s, const model_desc *m, const run_shape 
     } numbers[] = {
         {"layers", m->n_layers},     {"hidden", m->hidden},     {"heads", m->n_heads},
         {"kv_heads", m->n_kv_heads}, {"head_dim", m->head_dim}, {"ffn", m->ffn},
-        {"vocab", m->vocab},         {"causal", m->causal},     {"tp", run->tp > 0 ? run->tp : 1},
+        {"vocab", m->vocab},         {"causal", m->causal},
     };
     TD_TRY(samples_header(s, "model", m->name, err));
     TD_TRY(samples_header(s, "dtype", data_type_name(run->dtype), err));
@@ -54,43 +44,6 @@ td_status samples_header_model(samples *s, const model_desc *m, const run_shape 
     return TD_OK;
 }
 
-static const char *pass_flaw(const sample *x)
-{
-    if ((unsigned)x->pass >= PASS_COUNT) return "pass: not a pass";
-    if ((unsigned)x->part >= PART_COUNT) return "part: not a part of a stage";
-    if ((unsigned)x->recompute > RECOMPUTE_FULL) return "recompute: not a mode";
-    if (x->part == PART_LAYERS && x->layers < 1) return "layers: wants at least 1";
-    if (x->part != PART_LAYERS && x->layers != 0) return "layers: wants 0 for this part";
-    if (x->micro_batch < 1) return "micro_batch: wants at least 1";
-    if (x->slice_len < 1) return "slice_len: wants at least 1";
-    if (x->prefix < 0) return "prefix: wants at least 0";
-    if (x->layers > INT32_MAX || x->micro_batch > INT32_MAX || x->slice_len > INT32_MAX ||
-        x->prefix > INT32_MAX)
-        return "sizes: too large";
-    return NULL;
-}
-
-/* What is wrong with a sample, or NULL. */
-static const char *sample_flaw(const sample *x)
-{
-    if ((unsigned)x->what >= SAMPLE_WHAT_COUNT) return "what: not a kind of sample";
-    if (!isfinite(x->ns) || x->ns <= 0) return "ns: wants a number above 0";
-    if (x->busy < 1) return "busy: wants at least 1";
-    if (x->amount < 0 || x->amount > amount_max) return "amount: wants 0 to 2^53";
-    if (x->what == SAMPLE_PASS) return pass_flaw(x);
-    if (x->what == SAMPLE_ALL_REDUCE && x->members < 2) return "members: wants at least 2";
-    return NULL;
-}
-
-td_status samples_add(samples *s, const sample *one, td_err *err)
-{
-    const char *const flaw = sample_flaw(one);
-    if (flaw != NULL) return td_fail(err, TD_EUSAGE, "sample: %s", flaw);
-    TD_TRY(TD_GROW(s->arena, s->items, s->cap, s->n + 1, err));
-    s->items[s->n++] = *one;
-    return TD_OK;
-}
-
 const char *samples_header_value(const samples *s, const char *key)
 {
     for (size_t i = 0; i < s->n_headers; i++)
@@ -98,184 +51,169 @@ const char *samples_header_value(const samples *s, const char *key)
     return NULL;
 }
 
-/* --- print --- */
+/* --- samples --- */
 
-void samples_print(const samples *s, td_text *out)
+static bool is_shard_pass(pass_kind k)
 {
-    td_text_addf(out, "# tandem-samples 1\n# samples %zu\n", s->n);
-    for (size_t i = 0; i < s->n_headers; i++)
-        td_text_addf(out, "# %s %s\n", s->headers[i].key, s->headers[i].value);
-    for (int i = 0; i < COLUMNS; i++)
-        td_text_addf(out, "%s%c", column_names[i], i + 1 < COLUMNS ? '\t' : '\n');
-    for (size_t i = 0; i < s->n; i++) {
-        const sample *const x = &s->items[i];
-        const bool pass = x->what == SAMPLE_PASS;
-        td_text_addf(out, "%s\t%c\t%s\t%" PRId64 "\t%" PRId64 "\t%" PRId64 "\t%" PRId64,
-                     what_names[x->what], pass ? pass_letter(x->pass) : '-',
-                     pass ? part_names[x->part] : "-", x->layers, x->micro_batch, x->slice_len,
-                     x->prefix);
-        td_text_addf(out, "\t%s\t%" PRId64 "\t%" PRId32 "\t%" PRId32 "\t%.17g\n",
-                     pass ? recompute_names[x->recompute] : "-", x->amount, x->members, x->busy,
-                     x->ns);
-    }
+    return k == PASS_S || k == PASS_T || k == PASS_E || k == PASS_G;
 }
 
-td_status samples_write(const samples *s, const char *path, td_err *err)
+static const char *pass_flaw(const sample *x)
 {
-    td_text t = {0};
-    samples_print(s, &t);
-    const td_status status = t.failed ? td_fail(err, TD_ENOMEM, "%s: out of memory", path)
-                                      : td_write_file(path, t.s, t.len, err);
-    td_text_free(&t);
-    return status;
+    if ((unsigned)x->pass >= PASS_COUNT) return "pass: not a pass";
+    if ((unsigned)x->part >= PART_COUNT) return "part: not a part of a stage";
+    if ((unsigned)x->recompute > RECOMPUTE_FULL) return "recompute: not a mode";
+    if (is_shard_pass(x->pass) && x->words < 1) return "words: wants at least 1 for this pass";
+    if (!is_shard_pass(x->pass) && x->words != 0) return "words: wants 0 for this pass";
+    if (x->part == PART_LAYERS && x->layers < 1) return "layers: wants at least 1";
+    if (x->part != PART_LAYERS && x->layers != 0) return "layers: wants 0 for this part";
+    if (x->micro_batch < 1) return "micro_batch: wants at least 1";
+    if (x->slice_len < 1) return "slice_len: wants at least 1";
+    if (x->prefix < 0) return "prefix: wants at least 0";
+    if (x->layers > INT32_MAX || x->micro_batch > INT32_MAX || x->slice_len > INT32_MAX ||
+        x->prefix > INT32_MAX || x->words > INT32_MAX)
+        return "sizes: too large";
+    return NULL;
 }
 
-/* --- parse --- */
-
-typedef struct line_reader {
-    const char *name;
-    int64_t line;
-    const char *start; /* of the line */
-    int64_t declared;  /* samples by the headers; several files may stand one after another */
-    char *field[COLUMNS];
-} line_reader;
-
-static td_status field_fail(const line_reader *r, int column, td_err *err, const char *why)
+static const char *repeats_flaw(const sample *x)
 {
-    return td_fail(err, TD_EPARSE, "%s:%" PRId64 ":%td: %s: %s", r->name, r->line,
-                   r->field[column] - r->start + 1, column_names[column], why);
+    if (x->repeats < 0) return "repeats: wants at least 0";
+    if (!isfinite(x->half_ns) || x->half_ns < 0) return "half_ns: wants at least 0";
+    if (!isfinite(x->spread) || x->spread < 0) return "spread: wants at least 0";
+    if (x->outliers < 0 || x->outliers > x->repeats) return "outliers: wants 0 to the repeats";
+    if (!isfinite(x->worst_ns) || x->worst_ns < 0) return "worst_ns: wants at least 0";
+    return NULL;
 }
 
-static td_status field_i64(const line_reader *r, int column, int64_t max, int64_t *out, td_err *err)
+/* What is wrong with a sample, or NULL. */
+static const char *sample_flaw(const sample *x)
 {
-    if (td_parse_i64(r->field[column], 0, max, column_names[column], out, NULL) != TD_OK)
-        return field_fail(r, column, err, "wants a whole number");
+    const int64_t amount_max = INT64_C(1) << 53;
+    if ((unsigned)x->what >= SAMPLE_WHAT_COUNT) return "what: not a kind of sample";
+    if (!isfinite(x->ns) || x->ns <= 0) return "ns: wants a number above 0";
+    if (x->busy < 1) return "busy: wants at least 1";
+    if (x->tp < 0) return "tp: wants at least 1";
+    if (x->amount < 0 || x->amount > amount_max) return "amount: wants 0 to 2^53";
+    if ((unsigned)x->link >= LINK_COUNT) return "link: not a link";
+    if (x->what == SAMPLE_ALL_REDUCE && x->members < 2) return "members: wants at least 2";
+    for (int i = 0; i < 3 && x->what == SAMPLE_PRODUCT; i++)
+        if (x->shape[i] < 1 || x->shape[i] > INT32_MAX) return "m, n, k: want at least 1";
+    const char *const flaw = x->what == SAMPLE_PASS ? pass_flaw(x) : NULL;
+    return flaw != NULL ? flaw : repeats_flaw(x);
+}
+
+td_status samples_add(samples *s, const sample *one, td_err *err)
+{
+    const char *const flaw = sample_flaw(one);
+    if (flaw != NULL) return td_fail(err, TD_EUSAGE, "sample: %s", flaw);
+    TD_TRY(TD_GROW(s->arena, s->items, s->cap, s->n + 1, err));
+    s->items[s->n] = *one;
+    if (s->items[s->n].tp == 0) s->items[s->n].tp = 1;
+    s->n++;
     return TD_OK;
 }
 
-/* The index of a field's word among names; "-" gives 0 where that is fine. */
-static td_status field_word(const line_reader *r, int column, const char *const *names, int n,
-                            bool dash, int *out, td_err *err)
-{
-    *out = 0;
-    if (dash && strcmp(r->field[column], "-") == 0) return TD_OK;
-    for (int i = 0; i < n; i++) {
-        if (strcmp(r->field[column], names[i]) != 0) continue;
-        *out = i;
-        return TD_OK;
-    }
-    td_text t = {0};
-    for (int i = 0; i < n; i++) td_text_addf(&t, "%s%s", i == 0 ? "wants one of " : ", ", names[i]);
-    const td_status status = field_fail(r, column, err, t.s != NULL ? t.s : "unknown word");
-    td_text_free(&t);
-    return status;
-}
+/* --- two benches --- */
 
-static td_status split_fields(line_reader *r, char *line, td_err *err)
+/* Of two benches the doubts of the worse one count. */
+static td_status merge_load(samples *to, const samples *from, td_err *err)
 {
-    int n = 0;
-    char *save = NULL;
-    for (char *f = strtok_r(line, " \t\r", &save); f != NULL; f = strtok_r(NULL, " \t\r", &save)) {
-        if (n < COLUMNS) r->field[n] = f;
-        n++;
-    }
-    if (n != COLUMNS)
-        return td_fail(err, TD_EPARSE, "%s:%" PRId64 ":1: has %d columns, a sample has %d", r->name,
-                       r->line, n, COLUMNS);
+    static const char key[] = "other_load";
+    const char *const mine = samples_header_value(to, key);
+    const char *const theirs = samples_header_value(from, key);
+    double a = 0, b = 0;
+    if (mine == NULL || theirs == NULL) return TD_OK;
+    TD_TRY(td_parse_f64(mine, 0, 1e6, key, &a, err));
+    TD_TRY(td_parse_f64(theirs, 0, 1e6, key, &b, err));
+    for (size_t i = 0; b > a && i < to->n_headers; i++)
+        if (strcmp(to->headers[i].key, key) == 0)
+            to->headers[i].value = td_strdup(to->arena, theirs);
     return TD_OK;
 }
 
-static td_status parse_sample(line_reader *r, char *line, samples *out, td_err *err)
+td_status samples_merge(samples *to, const samples *from, td_err *err)
 {
-    TD_TRY(split_fields(r, line, err));
-    if (strcmp(r->field[0], column_names[0]) == 0) return TD_OK;
-    int what = 0, part = 0, recompute = 0;
-    TD_TRY(field_word(r, 0, what_names, SAMPLE_WHAT_COUNT, false, &what, err));
-    sample x = {.what = (sample_what)what};
-    const bool other = x.what != SAMPLE_PASS;
-    x.pass = other ? PASS_F : pass_from_letter(r->field[1][0]);
-    if (!other && (x.pass == PASS_COUNT || r->field[1][1] != '\0'))
-        return field_fail(r, 1, err, "wants the letter of a pass");
-    TD_TRY(field_word(r, 2, part_names, PART_COUNT, other, &part, err));
-    TD_TRY(field_word(r, 7, recompute_names, 3, other, &recompute, err));
-    x.part = (stage_part)part;
-    x.recompute = (recompute_mode)recompute;
-    int64_t members = 0, busy = 0;
-    TD_TRY(field_i64(r, 3, INT32_MAX, &x.layers, err));
-    TD_TRY(field_i64(r, 4, INT32_MAX, &x.micro_batch, err));
-    TD_TRY(field_i64(r, 5, INT32_MAX, &x.slice_len, err));
-    TD_TRY(field_i64(r, 6, INT32_MAX, &x.prefix, err));
-    TD_TRY(field_i64(r, 8, amount_max, &x.amount, err));
-    TD_TRY(field_i64(r, 9, INT32_MAX, &members, err));
-    TD_TRY(field_i64(r, 10, INT32_MAX, &busy, err));
-    if (td_parse_f64(r->field[11], 0, 1e18, "ns", &x.ns, NULL) != TD_OK)
-        return field_fail(r, 11, err, "wants a number above 0");
-    x.members = (int32_t)members;
-    x.busy = (int32_t)busy;
-    const char *const flaw = sample_flaw(&x);
-    if (flaw != NULL)
-        return td_fail(err, TD_EPARSE, "%s:%" PRId64 ":1: %s", r->name, r->line, flaw);
-    return samples_add(out, &x, err);
-}
-
-static td_status parse_header(line_reader *r, char *line, samples *out, td_err *err)
-{
-    char *key = line + 1;
-    key += strspn(key, " \t");
-    char *value = key + strcspn(key, " \t\r");
-    if (*value != '\0') *value++ = '\0';
-    value += strspn(value, " \t");
-    value[strcspn(value, "\r")] = '\0';
-    if (key[0] == '\0') return TD_OK;
-    if (strcmp(key, "samples") == 0) {
-        int64_t n = 0;
-        if (td_parse_i64(value, 0, INT32_MAX, key, &n, NULL) != TD_OK)
-            return td_fail(err, TD_EPARSE, "%s:%" PRId64 ":1: samples: wants their number", r->name,
-                           r->line);
-        r->declared += n;
-        return TD_OK;
+    static const char *const same[] = {"model", "dtype",    "hidden", "heads",  "kv_heads",
+                                       "ffn",   "head_dim", "vocab",  "causal", "device"};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        const char *const a = samples_header_value(to, same[i]);
+        const char *const b = samples_header_value(from, same[i]);
+        if (a != NULL && b != NULL && strcmp(a, b) != 0)
+            return td_fail(err, TD_EUSAGE,
+                           "samples of two benches: %s is '%s' in one and '%s' in the other; "
+                           "calibrate each by itself",
+                           same[i], a, b);
     }
-    if (strcmp(key, "tandem-samples") != 0) return samples_header(out, key, value, err);
-    if (strcmp(value, "1") == 0) return TD_OK;
-    return td_fail(err, TD_EPARSE, "%s:%" PRId64 ":1: version '%s': this program reads version 1",
-                   r->name, r->line, value);
-}
-
-td_status samples_parse(const char *text, size_t len, const char *name, td_arena *a, samples *out,
-                        td_err *err)
-{
-    *out = samples_new(a);
-    char *const copy = td_alloc(a, len + 1, 1);
-    if (copy == NULL) return td_fail(err, TD_ENOMEM, "%s: out of memory", name);
-    if (len > 0) memcpy(copy, text, len);
-    line_reader r = {.name = name};
-    for (char *at = copy; at < copy + len;) {
-        char *const end = memchr(at, '\n', (size_t)(copy + len - at));
-        if (end != NULL) *end = '\0';
-        r.line++;
-        r.start = at;
-        const char *const first = at + strspn(at, " \t\r");
-        if (at[0] == '#')
-            TD_TRY(parse_header(&r, at, out, err));
-        else if (*first != '\0')
-            TD_TRY(parse_sample(&r, at, out, err));
-        if (end == NULL) break;
-        at = end + 1;
-    }
-    if ((int64_t)out->n < r.declared)
-        return td_fail(err, TD_EPARSE,
-                       "%s:%" PRId64 ":1: ends after %zu of %" PRId64 " samples; was it cut?", name,
-                       r.line, out->n, r.declared);
-    if (r.declared > 0 && len > 0 && text[len - 1] != '\n')
-        return td_fail(err, TD_EPARSE, "%s:%" PRId64 ":1: the last line has no end; was it cut?",
-                       name, r.line);
+    TD_TRY(merge_load(to, from, err));
+    for (size_t i = 0; i < from->n_headers; i++)
+        if (samples_header_value(to, from->headers[i].key) == NULL)
+            TD_TRY(samples_header(to, from->headers[i].key, from->headers[i].value, err));
+    for (size_t i = 0; i < from->n; i++) TD_TRY(samples_add(to, &from->items[i], err));
     return TD_OK;
 }
 
-td_status samples_read(const char *path, td_arena *a, samples *out, td_err *err)
+/* --- repeats --- */
+
+static double middle(const int64_t *sorted, size_t n)
 {
-    char *text = NULL;
-    size_t len = 0;
-    TD_TRY(td_read_file(a, path, (size_t)64 << 20, &text, &len, err));
-    return samples_parse(text, len, path, a, out, err);
+    return n % 2 == 1 ? (double)sorted[n / 2]
+                      : ((double)sorted[n / 2 - 1] + (double)sorted[n / 2]) / 2;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The largest r such that the median lies between the r-th smallest and the r-th largest of n with
+ * a probability of 95 %: fewer than r of n fair coins show heads in 2.5 % of all cases at most. 0:
+ * there is none. */
+static size_t interval_rank(size_t n)
+{
+    double term = pow(0.5, (double)n), below = term;
+    size_t r = 0;
+    if (n > 1000) /* the binomial is a normal distribution by then, and its terms underflow */
+        return (size_t)floor((double)n / 2 - 0.98 * sqrt((double)n));
+    while (below <= 0.025 && r < n) {
+        r++;
+        term *= (double)(n - r + 1) / (double)r;
+        below += term;
+    }
+    return r;
+}
+
+/* Median distance from the median: the sorted list is walked outwards from its middle. */
+static double median_distance(const int64_t *sorted, size_t n, double median)
+{
+    size_t low = n / 2, high = n / 2;
+    double last = 0, before = 0;
+    for (size_t taken = 0; taken <= n / 2; taken++) {
+        const double down = low > 0 ? median - (double)sorted[low - 1] : 9.3e18;
+        const double up = high < n ? (double)sorted[high] - median : 9.3e18;
+        before = last;
+        last = down < up ? down : up;
+        if (down < up)
+            low--;
+        else
+            high++;
+    }
+    return n % 2 == 1 ? last : (last + before) / 2;
+}
+
+void samples_summarize(int64_t *ns, size_t n, sample *out)
+{
+    qsort(ns, n, sizeof *ns, by_size);
+    const double median = middle(ns, n);
+    const size_t r = interval_rank(n);
+    const double sigma = 1.4826 * median_distance(ns, n, median);
+    const double far = 5 * sigma > 0.05 * median ? 5 * sigma : 0.05 * median;
+    out->ns = median < 1 ? 1 : median;
+    out->repeats = (int32_t)n;
+    out->worst_ns = (double)ns[n - 1];
+    out->half_ns = r > 0 ? (double)(ns[n - r] - ns[r - 1]) / 2 : 0;
+    out->spread = n > 1 ? sigma / out->ns : 0;
+    out->outliers = 0;
+    for (size_t i = 0; i < n; i++) out->outliers += fabs((double)ns[i] - median) > far;
 }

@@ -1,6 +1,7 @@
 /* Measurements: what a bench writes and a calibration reads. The file is text, one sample a line in
  * the columns of `samples_write`, after header lines "# key value"; "# samples N" says how many
- * there are, so that a cut file is told from a whole one. */
+ * there are, so that a cut file is told from a whole one. Version 1, which had the first twelve
+ * columns of today's, is read too. */
 #ifndef COSTMODEL_SAMPLES_H
 #define COSTMODEL_SAMPLES_H
 
@@ -13,18 +14,26 @@ typedef enum sample_what {
     SAMPLE_NORM,       /* squared norm of `amount` parameters' gradients */
     SAMPLE_MESSAGE,    /* one message of `amount` bytes, from its post to its arrival */
     SAMPLE_ALL_REDUCE, /* one sum of `amount` bytes over `members` ranks */
+    SAMPLE_PRODUCT,    /* one matrix product, shape[0] x shape[2] times shape[2] x shape[1] */
+    SAMPLE_COPY,       /* `amount` bytes copied within memory */
     SAMPLE_WHAT_COUNT
 } sample_what;
 
-/* What a stage is made of; each part is measured and fitted by itself. */
+/* What a stage is made of; each part is measured and fitted by itself. S and T are passes of a
+ * head, E and G of an embedding, of which one rank has a shard of `words`. */
 typedef enum stage_part {
-    PART_LAYERS,    /* `layers` transformer layers */
-    PART_EMBEDDING, /* the input embedding */
-    PART_HEAD,      /* final norm, output head and loss */
+    PART_LAYERS,     /* `layers` transformer layers */
+    PART_EMBEDDING,  /* the input embedding */
+    PART_HEAD,       /* final norm, output head and loss */
+    PART_FUSED_HEAD, /* of S and T: S makes the input's gradient too (Vocab-2) */
     PART_COUNT
 } stage_part;
 
-const char *stage_part_name(stage_part part); /* "layers" */
+/* What lies between two ranks. */
+typedef enum sample_link { LINK_THREADS, LINK_MPI, LINK_TCP, LINK_COUNT } sample_link;
+
+const char *stage_part_name(stage_part part);   /* "layers" */
+const char *sample_link_name(sample_link link); /* "threads" */
 
 typedef struct sample {
     sample_what what;
@@ -35,8 +44,18 @@ typedef struct sample {
     int64_t micro_batch, slice_len, prefix; /* of SAMPLE_PASS: sequences, tokens of each, before */
     int64_t amount;                         /* parameters or bytes; 0 for a pass */
     int32_t members;                        /* ranks of a collective; else 0 */
-    int32_t busy; /* ranks of the machine at work at once, this one included; >= 1 */
-    double ns;    /* > 0; one measurement, or the median of some */
+    int32_t busy;     /* ranks of the machine at work at once, this one included; >= 1 */
+    double ns;        /* > 0; one measurement, or the median of some */
+    int32_t tp;       /* of SAMPLE_PASS: tensor-parallel degree, the pass being one shard's; 0: 1 */
+    int64_t words;    /* of S, T, E, G: rows of the rank's shard of the tables; else 0 */
+    int64_t shape[3]; /* of SAMPLE_PRODUCT */
+    sample_link link; /* of SAMPLE_MESSAGE and SAMPLE_ALL_REDUCE */
+    /* how sure ns is; all 0 where that is not known */
+    int32_t repeats;  /* measurements behind ns */
+    double half_ns;   /* half the width of the median's 95 % confidence interval */
+    double spread;    /* standard deviation of one measurement, relative, outliers apart */
+    int32_t outliers; /* measurements far from the others */
+    double worst_ns;  /* the longest */
 } sample;
 
 typedef struct sample_header {
@@ -44,8 +63,8 @@ typedef struct sample_header {
 } sample_header;
 
 /* Headers that a calibration uses: "model", "layers", "hidden", "heads", "kv_heads", "head_dim",
- * "ffn", "vocab", "causal" (0 or 1), "dtype", "tp", "cores" (of the machine), "device", "source",
- * "date" (YYYY-MM-DD). */
+ * "ffn", "vocab", "causal" (0 or 1), "dtype", "cores" (of the machine), "device", "source", "date"
+ * (YYYY-MM-DD), "other_load" (cores that were busy with other work). */
 typedef struct samples {
     sample_header *headers;
     size_t n_headers, headers_cap;
@@ -75,5 +94,15 @@ TD_MUST_USE td_status samples_write(const samples *s, const char *path, td_err *
 TD_MUST_USE td_status samples_parse(const char *text, size_t len, const char *name, td_arena *a,
                                     samples *out, td_err *err);
 TD_MUST_USE td_status samples_read(const char *path, td_arena *a, samples *out, td_err *err);
+
+/* Adds the samples of one bench to those of another; headers that only `from` has are added too.
+ * TD_EUSAGE unless model, dtype and device are the same. */
+TD_MUST_USE td_status samples_merge(samples *to, const samples *from, td_err *err);
+
+/* Fills ns, repeats, half_ns, spread, outliers and worst_ns of a sample out of its n >= 1
+ * measurements, which are sorted. The interval is between order statistics (David and Nagaraja
+ * 2003, Order Statistics, section 7.1) and takes 6 measurements; the spread is the median absolute
+ * deviation x 1.4826; outliers are further than 5 of those, and than 5 %, from the median. */
+void samples_summarize(int64_t *ns, size_t n, sample *out);
 
 #endif

@@ -190,6 +190,7 @@ static td_status add_sample(bench *b, const bench_case *k, work what, int64_t el
                                          : PASS_W,
                 .part = k->part,
                 .recompute = b->run.recompute,
+                .tp = (int32_t)b->run.tp,
                 .layers = k->stage.n_layers,
                 .micro_batch = b->run.micro_batch,
                 .slice_len = k->seq,

@@ -11,6 +11,7 @@
 typedef struct psim_options {
     request what;
     const char *cluster, *profile;
+    int link;         /* sample_link, of a profile */
     int protocol;     /* sim_protocol, -1: by kind of times */
     double pair_frac; /* of F + B, what an overlapped pair takes */
     int64_t seed;

@@ -83,6 +83,7 @@ static td_status load_machine(td_arena *a, const psim_options *o, psim_result *r
         profile *const fitted = TD_NEW(a, profile);
         if (fitted == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the profile");
         TD_TRY(profile_read(o->profile, fitted, err));
+        fitted->link = (sample_link)o->link;
         r->cost.profile = fitted;
         r->cost.busy = (int32_t)o->what.pp;
     }
@@ -137,6 +138,11 @@ static td_status spreads(td_arena *a, const psim_options *o, psim_result *r, dou
         return td_fail(err, TD_EUSAGE,
                        "--noise: how much do passes vary? give --spread 0.02, or a --profile that "
                        "measured it");
+    if (o->spread < 0 && profile_spread(r->cost.profile, PASS_COUNT) <= 0)
+        return td_fail(err, TD_EUSAGE,
+                       "--noise: %s does not say how much passes vary: nothing was measured often "
+                       "enough, or by an older bench; give --spread 0.02, or measure again",
+                       o->profile);
     *out = TD_NEW_N(a, double, p->n_classes);
     if (*out == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %u classes", p->n_classes);
     for (uint32_t i = 0; i < p->n_classes; i++)

@@ -104,15 +104,15 @@ static void recovers_speeds(void **state)
         td_text report = {0};
         T_OK(calibrate_fit(&s, &p, &report, &err), &err);
         td_text_free(&report);
-        const profile_fit *const layers = &p.pass[0][PASS_F][PART_LAYERS];
-        const profile_fit *const head = &p.pass[0][PASS_F][PART_HEAD];
+        const profile_fit *const layers = &p.shard[0].pass[0][PASS_F][PART_LAYERS];
+        const profile_fit *const head = &p.shard[0].pass[0][PASS_F][PART_HEAD];
         const struct {
             const estimate *got;
             double want;
         } terms[] = {
             {&layers->c[0], t.layer[0]},         {&layers->c[1], t.layer[1]},
             {&layers->c[2], t.layer[2]},         {&head->c[1], t.head[1]},
-            {&p.message.c[0], t.message[0]},     {&p.message.c[1], t.message[1]},
+            {&p.message[0].c[0], t.message[0]},  {&p.message[0].c[1], t.message[1]},
             {&p.optimizer.c[1], t.optimizer[1]},
         };
         for (size_t i = 0; i < sizeof terms / sizeof *terms; i++) {
@@ -124,7 +124,7 @@ static void recovers_speeds(void **state)
                          terms[i].got->half, terms[i].want);
         }
         T_CLOSE(layers->c[1].value, t.layer[1], 0.05, 0);
-        T_CLOSE(p.message.c[1].value, t.message[1], 0.02, 0);
+        T_CLOSE(p.message[0].c[1].value, t.message[1], 0.02, 0);
         assert_int_equal(p.n_busy, 1);
         T_CLOSE(p.busy[0].compute.value, t.slow, 0.02, 0);
         T_CLOSE(layers->error, 0.01, 0, 0.01); /* noise; outliers widen it a little */
@@ -154,7 +154,7 @@ static void says_what_is_open(void **state)
     for (int i = 0; i < 5; i++) add(&s, one);
     T_OK(calibrate_fit(&s, &p, &report, &err), &err);
     /* one length: its time is known, nothing else */
-    T_CLOSE(p.pass[0][PASS_B][PART_LAYERS].c[0].value, 1000, 1e-9, 0);
+    T_CLOSE(p.shard[0].pass[0][PASS_B][PART_LAYERS].c[0].value, 1000, 1e-9, 0);
     assert_non_null(strstr(report.s, "no change with tokens"));
     assert_non_null(strstr(report.s, "message: not measured"));
     assert_non_null(strstr(report.s, "contention: not determined"));
@@ -183,8 +183,8 @@ static void no_interval_is_read_back(void **state)
     profile_print(&p, &text);
     assert_null(strstr(text.s, "nan"));
     T_OK(profile_parse(text.s, text.len, "p.json", &back, &err), &err);
-    T_CLOSE(back.message.c[0].value, 5000, 1e-6, 0);
-    T_CLOSE(back.message.c[1].value, 2, 1e-6, 0);
+    T_CLOSE(back.message[0].c[0].value, 5000, 1e-6, 0);
+    T_CLOSE(back.message[0].c[1].value, 2, 1e-6, 0);
     td_text_free(&report);
     td_text_free(&text);
 }
@@ -201,7 +201,7 @@ static void refuses_nonsense(void **state)
         add(&s,
             (sample){.what = SAMPLE_MESSAGE, .amount = 1000 << i, .busy = 2, .ns = 1e6 / (1 + i)});
     T_OK(calibrate_fit(&s, &p, &report, &err), &err);
-    T_CLOSE(p.message.c[1].value, 0, 0, 0);
+    T_CLOSE(p.message[0].c[1].value, 0, 0, 0);
     assert_non_null(strstr(report.s, "could not be told apart"));
     td_text_free(&report);
     T_OK(samples_header(&s, "dtype", "fp8", &err), &err);
@@ -244,13 +244,13 @@ static void finds_contexts(void **state)
         profile p, back;
         td_text report = {0}, text = {0};
         T_OK(calibrate_fit(&s, &p, &report, &err), &err);
-        const profile_context_fit *const c = &p.context[0][PASS_F];
+        const profile_context_fit *const c = &p.shard[0].context[0][PASS_F];
         assert_true((strstr(report.s, "context of pass F") != NULL) == (few == 0));
         td_text_free(&report);
         assert_int_equal(c->n, few ? 0 : 24);
         profile_print(&p, &text);
         T_OK(profile_parse(text.s, text.len, "printed", &back, &err), &err);
-        assert_memory_equal(&p.context, &back.context, sizeof p.context);
+        assert_memory_equal(&p.shard[0].context, &back.shard[0].context, sizeof p.shard[0].context);
         td_text_free(&text);
         if (few) continue;
         T_CLOSE(c->c[2].value, added[2], 0.2, 0);
@@ -286,9 +286,9 @@ static void weights_see_no_others(void **state)
     profile p;
     td_text report = {0};
     T_OK(calibrate_fit(&s, &p, &report, &err), &err);
-    assert_true(p.pass[0][PASS_F][PART_LAYERS].c[2].value > 0);
-    assert_true(p.pass[0][PASS_W][PART_LAYERS].n > 0);
-    assert_true(p.pass[0][PASS_W][PART_LAYERS].c[2].value == 0);
+    assert_true(p.shard[0].pass[0][PASS_F][PART_LAYERS].c[2].value > 0);
+    assert_true(p.shard[0].pass[0][PASS_W][PART_LAYERS].n > 0);
+    assert_true(p.shard[0].pass[0][PASS_W][PART_LAYERS].c[2].value == 0);
     assert_null(strstr(report.s, "pass W of layers: attention"));
     td_text_free(&report);
 }

@@ -1,90 +1,10 @@
-/* Samples and profiles: what is printed is read back, broken files are refused with their place,
- * and a profile's prices follow its terms. */
+/* Profiles: what is printed is read back, those of version 1 are read, broken ones refused with
+ * their place, two become one, and prices follow the terms. */
 #include "t.h"
 
 #include "costmodel/profile.h"
-#include "costmodel/samples.h"
 
 #include <math.h>
-
-static sample random_sample(td_rng *r)
-{
-    sample x = {.what = (sample_what)td_rng_below(r, SAMPLE_WHAT_COUNT),
-                .busy = (int32_t)(1 + td_rng_below(r, 4)),
-                .ns = 1 + 1e9 * td_rng_unit(r)};
-    if (x.what == SAMPLE_PASS) {
-        x.pass = (pass_kind)td_rng_below(r, PASS_COUNT);
-        x.part = (stage_part)td_rng_below(r, PART_COUNT);
-        x.recompute = (recompute_mode)td_rng_below(r, 3);
-        x.layers = x.part == PART_LAYERS ? 1 + td_rng_below(r, 9) : 0;
-        x.micro_batch = 1 + td_rng_below(r, 9);
-        x.slice_len = 1 + td_rng_below(r, 4096);
-        x.prefix = td_rng_below(r, 4096);
-    } else {
-        x.amount = td_rng_below(r, 1 << 30);
-        x.members = x.what == SAMPLE_ALL_REDUCE ? (int32_t)(2 + td_rng_below(r, 9)) : 0;
-    }
-    return x;
-}
-
-static bool same_sample(const sample *a, const sample *b)
-{
-    return a->what == b->what && a->pass == b->pass && a->part == b->part &&
-           a->recompute == b->recompute && a->layers == b->layers &&
-           a->micro_batch == b->micro_batch && a->slice_len == b->slice_len &&
-           a->prefix == b->prefix && a->amount == b->amount && a->members == b->members &&
-           a->busy == b->busy && a->ns >= b->ns && a->ns <= b->ns;
-}
-
-static void samples_round_trip(void **state)
-{
-    td_arena *const a = *state;
-    td_err err = {0};
-    td_rng rng = td_rng_seed(3);
-    samples s = samples_new(a), back;
-    T_OK(samples_header(&s, "device", "some core, 2 of them", &err), &err);
-    for (int i = 0; i < 500; i++) {
-        const sample x = random_sample(&rng);
-        T_OK(samples_add(&s, &x, &err), &err);
-    }
-    td_text t = {0};
-    samples_print(&s, &t);
-    T_OK(samples_parse(t.s, t.len, "s", a, &back, &err), &err);
-    assert_true(back.n == s.n);
-    assert_string_equal(samples_header_value(&back, "device"), "some core, 2 of them");
-    for (size_t i = 0; i < s.n; i++) assert_true(same_sample(&s.items[i], &back.items[i]));
-    td_text_free(&t);
-}
-
-static void bad_samples(void **state)
-{
-    td_arena *const a = *state;
-    td_err err = {0};
-    samples s = samples_new(a);
-    static const struct {
-        const char *text, *why;
-    } bad[] = {
-        {"pass\tF\tlayers\n", "s:1:1: has 3 columns"},
-        {"# k v\npass F layers 1 1 x 0 none 0 0 1 5\n", "s:2:19: slice_len"},
-        {"pass Q layers 1 1 8 0 none 0 0 1 5\n", "s:1:6: pass"},
-        {"pass F wings 1 1 8 0 none 0 0 1 5\n", "layers, embedding, head"},
-        {"pass F layers 0 1 8 0 none 0 0 1 5\n", "layers: wants at least 1"},
-        {"message - - 0 0 0 0 - 9 0 1 -5\n", "ns"},
-        {"all_reduce - - 0 0 0 0 - 9 1 1 5\n", "members"},
-        {"# tandem-samples 9\n", "version"},
-        {"# samples 2\nmessage - - 0 0 0 0 - 9 0 1 5\n", "1 of 2 samples; was it cut?"},
-        {"# samples 1\nmessage - - 0 0 0 0 - 9 0 1 5", "no end; was it cut?"},
-        {"# samples many\n", "their number"},
-    };
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        T_FAILS(samples_parse(bad[i].text, strlen(bad[i].text), "s", a, &s, &err), TD_EPARSE, &err,
-                bad[i].why);
-    T_FAILS(samples_add(&s, &(sample){.what = SAMPLE_MESSAGE, .busy = 1}, &err), TD_EUSAGE, &err,
-            "ns");
-    T_FAILS(samples_header(&s, "two words", "v", &err), TD_EUSAGE, &err, "one word");
-}
-
-/* --- profiles --- */
 
 static profile_fit fit(double c0, double c1, double c2)
 {
@@ -93,8 +13,11 @@ static profile_fit fit(double c0, double c1, double c2)
 
 static profile sample_profile(void)
 {
-    profile p = {
-        .source = "a \"bench\"", .date = "2026-11-21", .device = "core", .tp = 1, .cores = 2};
+    profile p = {.sources = {{"a \"bench\"", "2026-11-21", "core", 12}},
+                 .n_sources = 1,
+                 .n_shards = 1,
+                 .shard = {{.tp = 1}},
+                 .cores = 2};
     td_err err = {0};
     model_desc m;
     T_OK(model_load("tiny-llama", &m, &err), &err);
@@ -107,13 +30,13 @@ static profile sample_profile(void)
     p.model.ffn = m.ffn;
     p.model.vocab = m.vocab;
     p.model.causal = true;
-    p.pass[0][PASS_F][PART_LAYERS] = fit(1000, 10, 0.25);
-    p.pass[0][PASS_B][PART_LAYERS] = fit(2000, 20, 0.5);
-    p.pass[0][PASS_F][PART_EMBEDDING] = fit(100, 1, 0);
-    p.pass[0][PASS_B][PART_EMBEDDING] = fit(200, 2, 0);
-    p.pass[0][PASS_F][PART_HEAD] = fit(300, 3, 0);
-    p.pass[0][PASS_B][PART_HEAD] = fit(600, 6, 0);
-    p.message = fit(5000, 0.125, 0);
+    p.shard[0].pass[0][PASS_F][PART_LAYERS] = fit(1000, 10, 0.25);
+    p.shard[0].pass[0][PASS_B][PART_LAYERS] = fit(2000, 20, 0.5);
+    p.shard[0].pass[0][PASS_F][PART_EMBEDDING] = fit(100, 1, 0);
+    p.shard[0].pass[0][PASS_B][PART_EMBEDDING] = fit(200, 2, 0);
+    p.shard[0].pass[0][PASS_F][PART_HEAD] = fit(300, 3, 0);
+    p.shard[0].pass[0][PASS_B][PART_HEAD] = fit(600, 6, 0);
+    p.message[0] = fit(5000, 0.125, 0);
     p.optimizer = fit(50, 1.0 / 3, 0);
     p.busy[0] = (contention){2, {1.25, 0.01}, {1.75, 0.02}};
     p.n_busy = 1;
@@ -124,7 +47,13 @@ static void profile_round_trip(void **state)
 {
     (void)state;
     td_err err = {0};
-    const profile p = sample_profile();
+    profile p = sample_profile();
+    p.product = fit(1, 2, 0.5);
+    p.copy = fit(3, 4, 0);
+    p.all_reduce[LINK_MPI] = fit(77, 0.5, 0);
+    profile_fit *const t = &profile_shard_at(&p, 4)->pass[2][PASS_T][PART_FUSED_HEAD];
+    *t = fit(8, 9, 10);
+    t->spread = 0.07;
     profile back;
     td_text first = {0}, second = {0};
     profile_print(&p, &first);
@@ -132,6 +61,10 @@ static void profile_round_trip(void **state)
     profile_print(&back, &second);
     assert_string_equal(first.s, second.s);
     T_CLOSE(back.optimizer.c[1].value, 1.0 / 3, 0, 0);
+    T_CLOSE(back.product.c[2].value, 0.5, 0, 0);
+    T_CLOSE(back.all_reduce[LINK_MPI].c[0].value, 77, 0, 0);
+    T_CLOSE(back.shard[1].pass[2][PASS_T][PART_FUSED_HEAD].spread, 0.07, 0, 0);
+    assert_int_equal(back.sources[0].samples, 12);
     T_CLOSE(back.busy[0].memory.value, 1.75, 0, 0);
     /* a fit without samples to spare has no interval */
     profile bare = p;
@@ -224,8 +157,8 @@ static void profile_sums(void **state)
     td_err err = {0};
     tiny_run r;
     tiny_start(&r);
-    r.z.run.tp = r.p.tp = 2;
-    r.p.all_reduce = (profile_fit){.n = 2, .c = {{.value = 1000}, {.value = 0.5}}};
+    r.z.run.tp = r.p.shard[0].tp = 2;
+    r.p.all_reduce[0] = (profile_fit){.n = 2, .c = {{.value = 1000}, {.value = 0.5}}};
     int64_t sum = 0;
     T_OK(cost_collective(&r.cost, COLL_ALL_REDUCE, NULL, 0, 2, 128 * 64 * 4, &sum, &err), &err);
     assert_true(sum > 0);
@@ -282,12 +215,118 @@ static void profile_refusals(void **state)
     assert_true(m.latency_ns == 5000 && m.transfer_ns == 1000);
 }
 
-#define WITH_ARENA(f) cmocka_unit_test_setup_teardown(f, t_arena_setup, t_arena_teardown)
+/* A file of the first version: one degree for all passes, one link, one source. */
+static void profile_version_1(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "{\"tandem_profile\":1,\"source\":\"old "
+        "bench\",\"date\":\"2026-01-02\",\"device\":\"core\","
+        "\"cores\":2,\"dtype\":\"fp32\",\"tp\":2,\"passes\":[{\"pass\":\"F\",\"part\":\"layers\","
+        "\"recompute\":\"none\",\"samples\":5,\"relative_error\":0.5,\"ns\":[[10,1],[2,null],[0,0]]"
+        "}],"
+        "\"message\":{\"samples\":4,\"ns\":[[500,1],[0.5,0],[0,0]]}}";
+    td_err err = {0};
+    profile p;
+    T_OK(profile_parse(text, sizeof text - 1, "old.json", &p, &err), &err);
+    assert_int_equal(p.n_shards, 1);
+    assert_true(p.shard[0].tp == 2 && p.shard[0].pass[0][PASS_F][PART_LAYERS].n == 5);
+    assert_int_equal(p.n_sources, 1);
+    assert_string_equal(p.sources[0].source, "old bench");
+    T_CLOSE(profile_between(&p, p.message)->c[0].value, 500, 0, 0);
+    /* how much passes vary is not what their fit is off by */
+    T_CLOSE(profile_spread(&p, PASS_F), 0, 0, 0);
+    static const char newer[] = "{\"tandem_profile\":3,\"dtype\":\"fp32\"}";
+    T_FAILS(profile_parse(newer, sizeof newer - 1, "p.json", &p, &err), TD_EPARSE, &err,
+            "tandem_profile");
+    static const char mixed[] = "{\"tandem_profile\":2,\"dtype\":\"fp32\",\"message\":{}}";
+    T_FAILS(profile_parse(mixed, sizeof mixed - 1, "p.json", &p, &err), TD_EPARSE, &err, "message");
+}
+
+static void profiles_merge(void **state)
+{
+    (void)state;
+    td_err err = {0};
+    profile a = sample_profile(), b = sample_profile();
+    td_text report = {0};
+    b.shard[0] = (profile_shard){.tp = 2};
+    b.shard[0].pass[0][PASS_F][PART_LAYERS] = fit(7, 8, 9);
+    b.message[0] = (profile_fit){0};
+    b.message[LINK_TCP] = fit(70, 80, 0);
+    b.optimizer = fit(60, 1, 0);
+    (void)snprintf(b.sources[0].source, sizeof b.sources[0].source, "second");
+    T_OK(profile_merge(&a, &b, &report, &err), &err);
+    assert_int_equal(a.n_shards, 2);
+    T_CLOSE(profile_shard_of(&a, 1)->pass[0][PASS_F][PART_LAYERS].c[0].value, 1000, 0, 0);
+    T_CLOSE(profile_shard_of(&a, 2)->pass[0][PASS_F][PART_LAYERS].c[0].value, 7, 0, 0);
+    T_CLOSE(a.message[LINK_THREADS].c[0].value, 5000, 0, 0);
+    T_CLOSE(a.message[LINK_TCP].c[0].value, 70, 0, 0);
+    T_CLOSE(a.optimizer.c[0].value, 60, 0, 0); /* of the later one, and it says so */
+    assert_non_null(strstr(report.s, "optimizer: both have it; that of second"));
+    assert_int_equal(a.n_sources, 2);
+    assert_string_equal(a.sources[0].source, "a \"bench\"");
+    assert_string_equal(a.sources[1].source, "second");
+    (void)snprintf(b.sources[0].device, sizeof b.sources[0].device, "another");
+    T_FAILS(profile_merge(&a, &b, &report, &err), TD_EUSAGE, &err, "two devices");
+    b = sample_profile();
+    b.model.hidden++;
+    T_FAILS(profile_merge(&a, &b, &report, &err), TD_EUSAGE, &err, "hidden size");
+    td_text_free(&report);
+}
+
+/* Shards of the vocabulary that were measured: by tokens and words, fused or not. */
+static void measured_shards(void **state)
+{
+    (void)state;
+    tiny_run r;
+    tiny_start(&r);
+    r.z.vocab_shards = 2;
+    const double tokens = 128, words = (double)sizes_vocab_rows(&r.z);
+    profile_shard *const s = &r.p.shard[0];
+    s->pass[0][PASS_S][PART_HEAD] = fit(11, 3, 0.125);
+    s->pass[0][PASS_S][PART_FUSED_HEAD] = fit(13, 3, 0.25);
+    s->pass[0][PASS_E][PART_EMBEDDING] = fit(17, 5, 0);
+    T_CLOSE(price(&r, PASS_S, 1), 11 + 3 * tokens + 0.125 * tokens * words, 0, 0.5);
+    T_CLOSE(price(&r, PASS_E, 0), 17 + 5 * tokens, 0, 0.5);
+    r.z.run.recompute = RECOMPUTE_FULL; /* not of the softmax */
+    r.z.vocab_fused = true;
+    T_CLOSE(price(&r, PASS_S, 1), 13 + 3 * tokens + 0.25 * tokens * words, 0, 0.5);
+}
+
+static void links_and_degrees(void **state)
+{
+    (void)state;
+    td_err err = {0};
+    tiny_run r;
+    tiny_start(&r);
+    message_cost m;
+    int64_t ns = 0;
+    r.p.message[LINK_TCP] = fit(9000, 1, 0);
+    T_OK(cost_message(&r.cost, 0, 1, 8, &m, &err), &err);
+    assert_int_equal(m.latency_ns, 5000);
+    r.p.link = LINK_TCP;
+    T_OK(cost_message(&r.cost, 0, 1, 8, &m, &err), &err);
+    assert_int_equal(m.latency_ns, 9000);
+    r.p.link = LINK_MPI; /* not measured: what was */
+    T_OK(cost_message(&r.cost, 0, 1, 8, &m, &err), &err);
+    assert_int_equal(m.latency_ns, 5000);
+    r.z.run.tp = 2;
+    T_FAILS(cost_pass(&r.cost, &(pass_query){PASS_F, 0, 64, 0, 64}, &ns, &err), TD_EUSAGE, &err,
+            "measured with tensor-parallel degree 1, this run has 2");
+    /* noise: of the kind, else the largest of all */
+    r.p.shard[0].pass[0][PASS_F][PART_LAYERS].spread = 0.02;
+    r.p.shard[0].pass[0][PASS_F][PART_HEAD].spread = 0.03;
+    r.p.shard[0].pass[0][PASS_B][PART_HEAD].spread = 0.05;
+    T_CLOSE(profile_spread(&r.p, PASS_F), 0.03, 0, 0);
+    T_CLOSE(profile_spread(&r.p, PASS_W), 0.05, 0, 0);
+    T_CLOSE(profile_spread(&r.p, PASS_COUNT), 0.05, 0, 0);
+}
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_ARENA(samples_round_trip),       WITH_ARENA(bad_samples),
+        cmocka_unit_test(profile_version_1),  cmocka_unit_test(profiles_merge),
+        cmocka_unit_test(measured_shards),    cmocka_unit_test(links_and_degrees),
         cmocka_unit_test(profile_round_trip), cmocka_unit_test(profile_prices),
         cmocka_unit_test(profile_refusals),   cmocka_unit_test(profile_sums),
         cmocka_unit_test(profile_shards),
