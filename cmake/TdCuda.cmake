@@ -1,8 +1,27 @@
 # CUDA is compiled where a GPU can run it (AUTO), or where it is asked for (ON). TD_HAVE_CUDA tells
-# the folders and the code.
+# the folders and the code. STANDIN builds the same sources as C++ for the host, which then stands in
+# for the GPU (tests/standin): slow, strict, for tests.
 set(TD_HAVE_CUDA 0)
-if(NOT TD_CUDA MATCHES "^(AUTO|ON|OFF)$")
-    message(FATAL_ERROR "tandem: TD_CUDA is '${TD_CUDA}'; it is AUTO, ON or OFF")
+set(TD_CUDA_STANDIN 0)
+if(NOT TD_CUDA MATCHES "^(AUTO|ON|OFF|STANDIN)$")
+    message(FATAL_ERROR "tandem: TD_CUDA is '${TD_CUDA}'; it is AUTO, ON, OFF or STANDIN")
+endif()
+if(TD_CUDA STREQUAL "STANDIN")
+    enable_language(CXX)
+    set(CMAKE_CXX_STANDARD 17)
+    set(CMAKE_CXX_STANDARD_REQUIRED ON)
+    set(CMAKE_CXX_EXTENSIONS OFF)
+    set(TD_HAVE_CUDA 1)
+    set(TD_CUDA_STANDIN 1)
+    set(td_standin_flags -O2 -g -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing
+        -ffp-contract=off)
+    if(TD_WERROR)
+        list(APPEND td_standin_flags -Werror)
+    endif()
+    if(TD_SANITIZE)
+        list(APPEND td_standin_flags -fsanitize=${TD_SANITIZE} -fno-omit-frame-pointer
+             -fno-sanitize-recover=all)
+    endif()
 endif()
 if(TD_CUDA STREQUAL "ON" OR (TD_CUDA STREQUAL "AUTO" AND EXISTS /proc/driver/nvidia/version))
     include(CheckLanguage)
@@ -17,7 +36,7 @@ if(TD_CUDA STREQUAL "ON" OR (TD_CUDA STREQUAL "AUTO" AND EXISTS /proc/driver/nvi
 endif()
 target_compile_definitions(td_options INTERFACE TD_HAVE_CUDA=${TD_HAVE_CUDA})
 
-if(TD_HAVE_CUDA)
+if(TD_HAVE_CUDA AND NOT TD_CUDA_STANDIN)
     set(TD_CUDA_ARCHS "80-real;90-real;100-real;100-virtual" CACHE STRING
         "GPU architectures to compile for, as CMAKE_CUDA_ARCHITECTURES")
     set(CMAKE_CUDA_ARCHITECTURES ${TD_CUDA_ARCHS})

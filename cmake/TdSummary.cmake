@@ -17,7 +17,7 @@ td_summary_line("OpenBLAS" ${TD_HAVE_OPENBLAS} "${OPENBLAS_VERSION}"
 td_summary_line("OpenMPI" ${TD_HAVE_MPI} "ranks as processes (mpirun)"
                 "not found: no ranks under mpirun")
 td_summary_line("cmocka" ${TD_HAVE_CMOCKA} "unit tests" "not found: no unit tests")
-td_summary_line("CUDA" ${TD_HAVE_CUDA} "compiler found; this version has no CUDA kernels yet"
+td_summary_line("CUDA" ${TD_HAVE_CUDA} "--backend cuda (TD_CUDA=${TD_CUDA})"
                 "none (TD_CUDA=${TD_CUDA})")
 if(TD_SANITIZE)
     message(STATUS "tandem:   sanitizers: ${TD_SANITIZE}")

@@ -68,7 +68,10 @@ static __device__ __forceinline__ float cu_float(float x) { return x; }
 static __device__ __forceinline__ float cu_float(bf16 x) { return __bfloat162float(x); }
 template <typename T> static __device__ __forceinline__ T cu_elem(float x);
 template <> __device__ __forceinline__ float cu_elem<float>(float x) { return x; }
-template <> __device__ __forceinline__ bf16 cu_elem<bf16>(float x) { return __float2bfloat16_rn(x); }
+template <> __device__ __forceinline__ bf16 cu_elem<bf16>(float x)
+{
+    return __float2bfloat16_rn(x);
+}
 
 /* V elements between memory and registers: V = 1, or as many as 16 bytes hold. */
 template <typename T, int V> static __device__ __forceinline__ void cu_load(const T *p, float *x)

@@ -7,7 +7,8 @@ for tool in clang-format-14 clang-format; do
     *"version 14."*) ;;
     *) continue ;;
     esac
-    find base costmodel schedules kernels sim exec viz tests -name '*.[ch]' -print0 |
+    find base costmodel schedules kernels sim exec viz tests \( -name '*.[ch]' -o -name '*.cc' \) \
+        -print0 |
         xargs -0 "$tool" --dry-run -Werror
     exit $?
 done

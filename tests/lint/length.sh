@@ -2,7 +2,8 @@
 # At most 500 lines a file and 100 columns a line; file names are unique in the tree.
 set -u
 bad=0
-sources=$(find base costmodel schedules kernels sim exec viz tests -name '*.[ch]' -o -name '*.cu' | sort)
+sources=$(find base costmodel schedules kernels sim exec viz tests -name '*.[ch]' -o -name '*.cu' \
+    -o -name '*.cuh' -o -name '*.cc' | sort)
 for file in $sources; do
     lines=$(wc -l <"$file")
     [ "$lines" -le 500 ] || { echo "$file: $lines lines, over 500"; bad=1; }
