@@ -51,7 +51,8 @@ static td_status run_period(void *self, int64_t *step_ns, td_err *err)
     emulator *const e = self;
     sim_stats stats = {0};
     emulation_begin(e->m);
-    const td_status st = sim_run(e->x->p, e->class_ns, &e->sim, e->a, &e->x->times, &stats, err);
+    const td_status st =
+        sim_run(e->x->p, e->class_ns, &e->sim, e->a, &e->x->now->times, &stats, err);
     *step_ns = stats.end_ns;
     return st;
 }

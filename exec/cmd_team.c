@@ -169,7 +169,7 @@ td_status pexec_join(const pexec_options *o, td_arena *a, launch *who, team **ou
 
 void pexec_report(const executor *x, td_status st)
 {
-    if (x == NULL || x->start_ns == 0 || (st != TD_EDEVICE && st != TD_EPLAN)) return;
+    if (x == NULL || x->now == NULL || (st != TD_EDEVICE && st != TD_EPLAN)) return;
     td_text t = {0};
     exec_report(x, &t);
     (void)fputs(t.s == NULL ? "" : t.s, stderr);

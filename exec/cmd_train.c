@@ -33,28 +33,37 @@ typedef struct training {
     eval_room eval;
     device *device;         /* NULL: the cores */
     int32_t *ids, *targets; /* one microbatch */
+    exec_feed feed;
     cli_progress progress;
     int64_t began_ns, done;
     checkpoint_state state;
     int64_t first; /* the step before the first one: 0, or the checkpoint's */
+    int64_t begun; /* the first of the steps at hand */
     double loss, val_loss, tokens_per_s;
     int64_t best_ns;             /* the fastest step */
-    task_times kept[KEPT_STEPS]; /* of the last steps, in a ring; NULL without --trace */
-    int64_t kept_ns[KEPT_STEPS];
-    int64_t traced;  /* of the kept ones */
-    int64_t settled; /* steps whose norm is known */
+    int64_t kept_ns[KEPT_STEPS]; /* of the last steps, in a ring */
+    int64_t traced;              /* of the kept ones */
+    int64_t settled;             /* steps whose norm is known */
+    int64_t skipped;             /* state.skipped when the steps at hand began */
+    int64_t too_many;            /* the step whose numbers --skip-limit does not allow; 0: none */
 } training;
 
 /* Steps are counted as skipped once their norm is known. */
-static td_status note_norm(training *t, td_err *err)
+static void note_norm(void *self, double norm)
 {
-    const bool news = t->x->n_settled > t->settled;
-    t->settled = t->x->n_settled;
-    if (!news || isfinite(t->x->grad_norm) || ++t->state.skipped <= t->o->skip_limit) return TD_OK;
+    training *const t = self;
+    t->settled++;
+    if (!isfinite(norm) && ++t->state.skipped > t->o->skip_limit && t->too_many == 0)
+        t->too_many = t->first + t->settled;
+}
+
+static td_status check_skipped(const training *t, td_err *err)
+{
+    if (t->too_many == 0) return TD_OK;
     return td_fail(err, TD_EMISMATCH,
                    "step %lld: loss or gradient is not finite, as in %lld steps before; "
                    "--skip-limit is %lld; a lower --lr or --clip may help",
-                   (long long)(t->first + t->settled), (long long)t->state.skipped - 1,
+                   (long long)t->too_many, (long long)t->o->skip_limit,
                    (long long)t->o->skip_limit);
 }
 
@@ -62,7 +71,7 @@ static td_status note_norm(training *t, td_err *err)
 static td_status settle(training *t, td_err *err)
 {
     TD_TRY(exec_settle(t->x, err));
-    return note_norm(t, err);
+    return check_skipped(t, err);
 }
 
 static td_status validate(training *t, td_err *err)
@@ -80,58 +89,51 @@ static td_status validate(training *t, td_err *err)
     return TD_OK;
 }
 
-/* The n-th step of this run. */
-static void keep_times(training *t, int64_t n, int64_t ns)
-{
-    task_times *const k = &t->kept[n % KEPT_STEPS];
-    const size_t bytes = t->x->p->n_tasks * sizeof *k->begin_ns;
-    t->kept_ns[n % KEPT_STEPS] = ns;
-    if (k->begin_ns == NULL) return;
-    memcpy(k->begin_ns, t->x->times.begin_ns, bytes);
-    memcpy(k->end_ns, t->x->times.end_ns, bytes);
-}
-
-/* The trace is of the median of the last steps: warm, and not the one that something disturbed. */
+/* The trace is of the median of the last steps: warm, and not the one that something disturbed.
+ * Returns the number of its period. */
 static int64_t median_step(const training *t)
 {
-    const int64_t ran = t->done - t->first, n = ran < KEPT_STEPS ? ran : KEPT_STEPS;
-    for (int64_t i = 1; i <= n; i++) {
+    const int64_t ran = t->x->n_begun, n = ran < KEPT_STEPS ? ran : KEPT_STEPS;
+    for (int64_t i = ran - n; i < ran; i++) {
         const int64_t mine = t->kept_ns[i % KEPT_STEPS];
         int64_t before = 0, equal = 0;
-        for (int64_t k = 1; k <= n; k++) {
-            before += t->kept_ns[k % KEPT_STEPS] < mine;
-            equal += t->kept_ns[k % KEPT_STEPS] == mine;
+        for (int64_t k = 0; k < n; k++) {
+            before += t->kept_ns[k] < mine;
+            equal += t->kept_ns[k] == mine;
         }
-        if (before <= n / 2 && n / 2 < before + equal) return i % KEPT_STEPS;
+        if (before <= n / 2 && n / 2 < before + equal) return i;
     }
-    return ran % KEPT_STEPS;
+    return ran - 1;
 }
 
-static td_status train_step(training *t, int64_t step, td_err *err)
+/* --- what the executor asks for --- */
+
+static void step_numbers(void *self, int64_t i, exec_step *out)
 {
-    const plan *const p = t->x->p;
+    const training *const t = self;
+    const int64_t step = t->begun + i;
+    *out = (exec_step){.lr = (float)optimizer_rate(t->o->lr, step, t->o->warmup, t->o->steps),
+                       .beta1 = 0.9f,
+                       .beta2 = 0.95f,
+                       .eps = 1e-8f,
+                       .weight_decay = (float)t->o->weight_decay,
+                       .clip = t->o->clip,
+                       .number = step - t->skipped,
+                       .skip = t->o->skip_limit > 0};
+}
+
+static void step_tokens(void *self, int64_t i, int32_t index, int32_t *ids, int32_t *targets)
+{
+    const training *const t = self;
     const run_shape *const r = &t->x->z->run;
-    for (int32_t i = 0; i < p->n_microbatches * p->dp; i++) {
-        corpus_batch(&t->text, t->state.seed, step, i, false, r->micro_batch, r->seq_len, t->ids,
-                     t->targets);
-        exec_tokens(t->x, i / p->n_microbatches, i % p->n_microbatches, t->ids, t->targets);
-    }
-    const exec_step s = {.lr = (float)optimizer_rate(t->o->lr, step, t->o->warmup, t->o->steps),
-                         .beta1 = 0.9f,
-                         .beta2 = 0.95f,
-                         .eps = 1e-8f,
-                         .weight_decay = (float)t->o->weight_decay,
-                         .clip = t->o->clip,
-                         .number = step - t->state.skipped,
-                         .skip = t->o->skip_limit > 0,
-                         .stop = interrupted != 0};
-    double loss = 0;
-    TD_TRY(exec_run_step(t->x, &s, &loss, err));
-    TD_TRY(note_norm(t, err));
-    if (isfinite(loss) && (t->x->validates || isfinite(t->x->grad_norm))) t->loss = loss;
-    if (t->best_ns == 0 || t->x->step_ns < t->best_ns) t->best_ns = t->x->step_ns;
-    keep_times(t, step - t->first, t->x->step_ns);
-    return TD_OK;
+    corpus_batch(&t->text, t->state.seed, t->begun + i, index, false, r->micro_batch, r->seq_len,
+                 ids, targets);
+}
+
+static bool is_stopped(void *self)
+{
+    const training *const t = self;
+    return interrupted != 0 || t->too_many > 0;
 }
 
 static void report(training *t, int64_t step)
@@ -150,6 +152,17 @@ static void report(training *t, int64_t step)
                             (long long)step, (long long)t->o->steps, t->loss, t->x->grad_norm,
                             t->tokens_per_s,
                             seconds / (double)(step - t->first) * (double)(t->o->steps - step));
+}
+
+static void end_step(void *self, int64_t i, const exec_period *p)
+{
+    training *const t = self;
+    const double loss = exec_loss(t->x, p);
+    const int64_t step = t->begun + i;
+    if (isfinite(loss) && (t->x->validates || isfinite(t->x->grad_norm))) t->loss = loss;
+    if (t->best_ns == 0 || p->step_ns < t->best_ns) t->best_ns = p->step_ns;
+    t->kept_ns[p->number % KEPT_STEPS] = p->step_ns;
+    report(t, step);
 }
 
 /* A checkpoint of the step just done. */
@@ -182,14 +195,33 @@ static td_status after_step(training *t, int64_t step, td_err *err)
     return TD_OK;
 }
 
+/* Steps until weights are looked at. */
+static int64_t steps_ahead(const training *t)
+{
+    const int64_t every[] = {t->o->val_every, t->o->save_every};
+    int64_t n = t->o->steps - t->done;
+    for (int k = 0; k < 2; k++)
+        if (every[k] > 0 && every[k] - t->done % every[k] < n) n = every[k] - t->done % every[k];
+    return n;
+}
+
+static td_status train_steps(training *t, td_err *err)
+{
+    int64_t done = 0;
+    t->begun = t->done + 1;
+    t->skipped = t->state.skipped;
+    TD_TRY(exec_run_steps(t->x, &t->feed, steps_ahead(t), &done, err));
+    t->done += done;
+    return check_skipped(t, err);
+}
+
 static td_status loop(training *t, td_err *err)
 {
     const int64_t every = t->o->val_every;
     t->began_ns = td_now_ns();
-    for (int64_t step = t->first + 1; step <= t->o->steps; step++) {
-        TD_TRY(train_step(t, step, err));
-        t->done = step;
-        report(t, step);
+    while (t->done < t->o->steps) {
+        TD_TRY(train_steps(t, err));
+        const int64_t step = t->done;
         if (every > 0 && step % every == 0 && step != t->o->steps) {
             TD_TRY(validate(t, err));
             cli_progress_end(&t->progress);
@@ -207,8 +239,10 @@ static td_status write_trace(training *t, const cli_args *args, td_arena *a, td_
     const plan *const p = t->x->p;
     t->traced = median_step(t);
     TD_TRY(team_broadcast(t->team, 0, &t->traced, sizeof t->traced, err));
-    task_times *const times = &t->kept[t->traced];
-    TD_TRY(exec_gather_times(t->x, times, &t->x->times, err));
+    task_times *const times = &exec_period_at(t->x, t->traced)->times;
+    /* the others are not looked at any more */
+    const task_times *const room = &exec_period_at(t->x, t->traced + 1)->times;
+    TD_TRY(exec_gather_times(t->x, times, room, err));
     if (!t->speaks) return TD_OK;
     const trace_meta meta[] = {
         {"producer", t->engine == NULL ? "pexec train" : t->engine->producer},
@@ -234,14 +268,14 @@ static void print_result(const training *t)
                      "\"emulated\": %s, \"rss_bytes\": %lld}\n",
                      (long long)t->done, (long long)t->state.skipped, t->loss, t->val_loss, bits,
                      t->tokens_per_s, (double)(td_now_ns() - t->began_ns) / 1e9,
-                     (double)t->best_ns / 1e9, (long long)t->kept_ns[median_step(t)],
+                     (double)t->best_ns / 1e9, (long long)t->kept_ns[median_step(t) % KEPT_STEPS],
                      t->engine == NULL ? "false" : "true", (long long)process_rss_bytes());
         return;
     }
     if (t->engine != NULL) {
         char step[40];
         (void)printf("emulated step %s (median of the last %d), %u ranks\n",
-                     td_print_ns(step, sizeof step, t->kept_ns[median_step(t)]),
+                     td_print_ns(step, sizeof step, t->kept_ns[median_step(t) % KEPT_STEPS]),
                      t->done - t->first < KEPT_STEPS ? (int)(t->done - t->first) : KEPT_STEPS,
                      t->x->p->n_ranks);
     }
@@ -258,6 +292,7 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
                               .threads_per_rank = (int)o->threads_per_rank,
                               .blas = pexec_blas(o),
                               .deadline_ns = o->timeout * 1000000000,
+                              .kept_periods = o->trace != NULL ? KEPT_STEPS : 0,
                               .team = t->team};
     TD_TRY(exec_open(&s->plan, &s->sizes, &run, a, &t->x, err));
     t->ids = TD_NEW_N(a, int32_t, tokens);
@@ -265,17 +300,17 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
     TD_TRY(exec_eval_room(t->x, a, &t->eval, err));
     if (t->ids == NULL || t->targets == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for batches");
-    for (int i = 0; i < KEPT_STEPS && o->trace != NULL; i++) {
-        t->kept[i].begin_ns = TD_NEW_N(a, int64_t, s->plan.n_tasks);
-        t->kept[i].end_ns = TD_NEW_N(a, int64_t, s->plan.n_tasks);
-        if (t->kept[i].begin_ns == NULL || t->kept[i].end_ns == NULL)
-            return td_fail(err, TD_ENOMEM, "out of memory for the trace");
-    }
     t->state = (checkpoint_state){.seed = (uint64_t)o->seed,
                                   .text = corpus_hash(&t->text),
                                   .microbatches = s->plan.n_microbatches * s->plan.dp,
                                   .micro_batch = r->micro_batch,
                                   .seq_len = r->seq_len};
+    t->feed = (exec_feed){.self = t,
+                          .begin = step_numbers,
+                          .tokens = step_tokens,
+                          .settled = note_norm,
+                          .ended = end_step,
+                          .stops = is_stopped};
     exec_init(t->x, t->state.seed);
     return TD_OK;
 }

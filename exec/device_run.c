@@ -260,19 +260,19 @@ static td_status take_losses(executor *x, td_err *err)
         if (v->loss_rank[i] == PLAN_NONE) continue;
         const double *const from =
             v->seen + v->losses[v->loss_rank[i]] + (int64_t)(i % p->n_microbatches) * p->n_slices;
-        x->losses[i] = 0;
-        for (int32_t s = 0; s < p->n_slices; s++) x->losses[i] += from[s];
-        if (!isfinite(x->losses[i]) && !x->step.skip)
+        x->now->losses[i] = 0;
+        for (int32_t s = 0; s < p->n_slices; s++) x->now->losses[i] += from[s];
+        if (!isfinite(x->now->losses[i]) && !x->now->step.skip)
             return td_fail(err, TD_EMISMATCH,
                            "step %ld: the loss of microbatch %d is not finite; a lower --lr or "
                            "--clip may help",
-                           x->step.number, i);
+                           x->now->step.number, i);
     }
     x->grad_norm = v->seen[2 * exec_rank_of(x, 0, 0)];
-    if (isfinite(x->grad_norm) || x->step.skip) return TD_OK;
+    if (isfinite(x->grad_norm) || x->now->step.skip) return TD_OK;
     return td_fail(err, TD_EMISMATCH,
                    "step %ld: the gradient is not finite; a lower --lr or --clip may help",
-                   x->step.number);
+                   x->now->step.number);
 }
 
 /* The results are copied behind all ranks' work, and then waited for: once a step. */
@@ -295,7 +295,7 @@ void device_run_times(executor *x)
 {
     const device_run *const v = x->device;
     for (uint32_t i = 0; v != NULL && i < x->p->n_tasks; i++) {
-        x->times.begin_ns[i] = v->d->methods->elapsed_ns(v->d, v->start, v->begins[i]);
-        x->times.end_ns[i] = v->d->methods->elapsed_ns(v->d, v->start, v->ends[i]);
+        x->now->times.begin_ns[i] = v->d->methods->elapsed_ns(v->d, v->start, v->begins[i]);
+        x->now->times.end_ns[i] = v->d->methods->elapsed_ns(v->d, v->start, v->ends[i]);
     }
 }

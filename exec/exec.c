@@ -1,7 +1,6 @@
 /* Opening a plan for execution, and running its periods. */
 #include "exec/device_run.h"
 
-#include <pthread.h>
 #include <string.h>
 
 /* --- what can be executed --- */
@@ -52,7 +51,7 @@ static uint32_t position_after(const plan_stream *compute, uint32_t gate)
 
 static uint32_t position_of_join(const plan_stream *compute, const plan_task *t)
 {
-    if (t->join == PLAN_NONE || (t->flags & TASK_FLAG_JOIN_NEXT) != 0) return compute->n_tasks;
+    if (t->join == PLAN_NONE) return compute->n_tasks;
     return t->join - compute->first_task;
 }
 
@@ -124,7 +123,9 @@ static td_status open_tokens(const plan *p, exec_rank *r, td_arena *a, td_err *e
 {
     const plan_stream *const s = plan_compute(p, r->index);
     r->tokens = TD_NEW_N(a, uint32_t, p->n_microbatches);
-    if (r->tokens == NULL) return td_fail(err, TD_ENOMEM, "out of memory for rank %u", r->index);
+    r->row_weights = TD_NEW_N(a, double, p->n_microbatches);
+    if (r->tokens == NULL || r->row_weights == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for rank %u", r->index);
     for (int32_t m = 0; m < p->n_microbatches; m++) r->tokens[m] = PLAN_NONE;
     for (uint32_t i = s->first_task; i < s->first_task + s->n_tasks; i++) {
         const plan_task *const t = &p->tasks[i];
@@ -255,15 +256,10 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
     *x = (executor){.p = p, .z = z, .options = *o};
     if (x->options.threads_per_rank < 1) x->options.threads_per_rank = 1;
     x->ranks = TD_NEW_N(a, exec_rank, p->n_ranks);
-    x->times.begin_ns = TD_NEW_N(a, int64_t, p->n_tasks);
-    x->times.end_ns = TD_NEW_N(a, int64_t, p->n_tasks);
-    x->losses = TD_NEW_N(a, double, p->n_microbatches * p->dp + EXEC_STEP_WORDS);
-    x->row_weights = TD_NEW_N(a, double, p->n_microbatches * p->dp);
     x->n_tensors = model_tensor_count(z->model);
     x->validates = plan_validates(p);
-    if (x->ranks == NULL || x->times.begin_ns == NULL || x->times.end_ns == NULL ||
-        x->losses == NULL || x->row_weights == NULL)
-        return td_fail(err, TD_ENOMEM, "out of memory for the executor");
+    if (x->ranks == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the executor");
+    TD_TRY(exec_periods_open(x, a, err));
     if (!k_blas_open(&x->blas, x->options.blas)) {
         k_blas_close(&x->blas);
         return td_fail(err, TD_EDEVICE, "blas %s: this machine has no such library",
@@ -289,6 +285,7 @@ void exec_close(executor *x)
     }
     k_ctx_stop(x->ctx);
     k_blas_close(&x->blas);
+    (void)pthread_mutex_destroy(&x->lock);
 }
 
 /* --- buffers --- */
@@ -321,134 +318,17 @@ uint32_t exec_rank_of(const executor *x, uint32_t inst, int32_t replica)
     return PLAN_NONE;
 }
 
-void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t *ids,
-                 const int32_t *targets)
+static td_status init_here(executor *x, exec_rank *r, void *seed, td_err *err)
 {
-    const plan *const p = x->p;
-    const size_t n = (size_t)(x->z->run.micro_batch * x->z->run.seq_len);
-    long counted = 0;
-    for (size_t i = 0; i < n; i++) counted += targets[i] >= 0;
-    x->row_weights[replica * p->n_microbatches + microbatch] =
-        1.0 / (double)(counted > 0 ? counted : 1);
-    for (uint32_t r = 0; r < p->n_ranks; r++) {
-        const uint32_t b = x->ranks[r].tokens[microbatch];
-        if (p->ranks[r].replica != replica || b == PLAN_NONE || !exec_is_here(x, r)) continue;
-        int32_t *const at = x->device == NULL ? (int32_t *)(void *)exec_place(x, r, b)
-                                              : x->device->tokens[r] + 2 * n * (size_t)microbatch;
-        memcpy(at, ids, n * sizeof *ids);
-        memcpy(at + n, targets, n * sizeof *targets);
-    }
-}
-
-/* --- threads --- */
-
-typedef enum rank_work { RANK_INIT, RANK_PERIOD, RANK_SETTLE } rank_work;
-
-typedef struct rank_thread {
-    executor *x;
-    uint32_t rank;
-    rank_work work;
-    uint64_t seed;
-    pthread_t thread;
-    bool started;
-} rank_thread;
-
-static void *rank_main(void *arg)
-{
-    rank_thread *const t = arg;
-    if (t->work == RANK_INIT) {
-        if (t->x->ranks[t->rank].arena.base != NULL) exec_init_rank(t->x, t->rank, t->seed);
-        return NULL;
-    }
-    td_err err = {0};
-    exec_rank *const r = &t->x->ranks[t->rank];
-    const td_status st =
-        t->work == RANK_PERIOD ? worker_run(t->x, r, &err) : worker_settle(t->x, r, &err);
-    if (st != TD_OK) wire_abort(t->x->wire, &err);
-    return NULL;
-}
-
-enum { MAX_RANKS_IN_PROCESS = 1024 };
-
-static td_status all_ranks(executor *x, rank_work work, uint64_t seed, td_err *err)
-{
-    const uint32_t n = x->p->n_ranks;
-    if (n > MAX_RANKS_IN_PROCESS)
-        return td_fail(err, TD_EUSAGE, "%u ranks: one process runs at most %d", n,
-                       (int)MAX_RANKS_IN_PROCESS);
-    rank_thread threads[MAX_RANKS_IN_PROCESS];
-    bool failed = false;
-    for (uint32_t i = 0; i < n; i++) {
-        threads[i] = (rank_thread){.x = x, .rank = i, .work = work, .seed = seed};
-        if (work != RANK_INIT && !exec_is_here(x, i)) continue;
-        threads[i].started =
-            !failed && pthread_create(&threads[i].thread, NULL, rank_main, &threads[i]) == 0;
-        failed = failed || !threads[i].started;
-    }
-    td_err why = {0};
-    if (failed) {
-        (void)td_fail(&why, TD_EDEVICE, "a thread for each of %u ranks could not be started", n);
-        wire_abort(x->wire, &why);
-    }
-    for (uint32_t i = 0; i < n; i++)
-        if (threads[i].started) (void)pthread_join(threads[i].thread, NULL);
-    why = wire_error(x->wire);
-    return why.code == TD_OK ? TD_OK : td_fail(err, why.code, "%s", why.msg);
+    (void)err; /* the wire's */
+    if (r->arena.base != NULL) exec_init_rank(x, r->index, *(const uint64_t *)seed);
+    return TD_OK;
 }
 
 void exec_init(executor *x, uint64_t seed)
 {
     td_err err = {0};
     /* without threads of their own the ranks are filled in turn: the weights are the same */
-    if (all_ranks(x, RANK_INIT, seed, &err) != TD_OK)
-        for (uint32_t i = 0; i < x->p->n_ranks; i++)
-            if (x->ranks[i].arena.base != NULL) exec_init_rank(x, i, seed);
-}
-
-double exec_loss(const executor *x)
-{
-    const int32_t n = x->p->n_microbatches * x->p->dp;
-    double sum = 0;
-    for (int32_t i = 0; i < n; i++) sum += x->losses[i];
-    return sum / n;
-}
-
-td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *err)
-{
-    x->step = *s;
-    x->start_ns = td_now_ns();
-    wire_next_step(x->wire);
-    memset(x->losses, 0, (size_t)(x->p->n_microbatches * x->p->dp) * sizeof *x->losses);
-    for (uint32_t i = 0; i < x->p->n_ranks; i++) {
-        exec_rank *const r = &x->ranks[i];
-        r->spoilt = r->skipped = false;
-        r->ahead = x->unsettled;
-    }
-    device_run_begin(x);
-    if (x->period != NULL) {
-        TD_TRY(x->period(x->period_self, &x->step_ns, err));
-        TD_TRY(device_run_end(x, err));
-    } else {
-        TD_TRY(all_ranks(x, RANK_PERIOD, 0, err));
-        TD_TRY(device_run_end(x, err));
-        x->step_ns = td_now_ns() - x->start_ns;
-        device_run_times(x);
-    }
-    TD_TRY(exec_team_step(x, err));
-    *loss = exec_loss(x);
-    x->n_settled += !x->validates || x->unsettled;
-    x->last = *s;
-    x->unsettled = x->validates;
-    /* an emulated period has nobody who could go back in time */
-    return x->period != NULL ? exec_settle(x, err) : TD_OK;
-}
-
-td_status exec_settle(executor *x, td_err *err)
-{
-    if (!x->unsettled) return TD_OK;
-    wire_next_step(x->wire);
-    TD_TRY(all_ranks(x, RANK_SETTLE, 0, err));
-    x->unsettled = false;
-    x->n_settled++;
-    return exec_team_norm(x, err);
+    if (exec_each_rank(x, false, init_here, &seed, &err) != TD_OK)
+        for (uint32_t i = 0; i < x->p->n_ranks; i++) (void)init_here(x, &x->ranks[i], &seed, &err);
 }

@@ -14,12 +14,18 @@
 #include "schedules/plan.h"
 #include "schedules/trace.h"
 
+#include <pthread.h>
+
 typedef struct exec_options {
     int threads_per_rank;
     const char *blas;    /* which matrix library, as for k_blas_open; NULL: by CPU */
     int64_t deadline_ns; /* of one wait for another rank; 0: two minutes */
     int64_t jitter_ns;   /* tests: each task is preceded by a random delay of up to this */
     uint64_t jitter_seed;
+    /* tests: called by the rank's thread before each task of its compute stream; or NULL */
+    void (*before)(void *self, uint32_t rank, int64_t period, uint32_t task);
+    void *before_self;
+    uint32_t kept_periods; /* the last ones, whose times are kept; 0: as few as it takes */
     team *team;            /* the processes, one a rank; NULL: all ranks are threads of this one */
     struct device *device; /* what computes; NULL: the cores of this machine */
     bool room_for_all;     /* with a team: room for the memory of all ranks, see exec_mirror */
@@ -48,6 +54,8 @@ typedef struct exec_rank {
     stage_kv *kv;         /* [n_slices] of the pass at hand */
     k_keys *keys;         /* [n_slices] workspace of it */
     td_rng jitter;
+    double *row_weights;              /* [n_microbatches] 1 / counted targets */
+    struct exec_period *now, *before; /* at hand; the one to be verified in it, or NULL */
     /* of the step at hand; for others to read when the rank's thread has ended */
     uint32_t at, n_posted; /* compute position, and posts behind it */
     bool computes;         /* the task at that position has begun */
@@ -56,7 +64,8 @@ typedef struct exec_rank {
     /* of the step to be verified */
     bool stepped; /* the rank did it */
     long number;  /* its number, without steps that turned out to be skipped */
-    bool skipped; /* so did the step before the one at hand */
+    long skipped; /* so many did, of those before the step at hand, since the run began */
+    bool carries; /* messages of the period before are still to be joined */
 } exec_rank;
 
 /* The numbers of one optimizer step. */
@@ -65,12 +74,44 @@ typedef struct exec_step {
     double clip;             /* largest norm of the whole gradient; 0: no clipping */
     long number;             /* 1 for the first */
     float *const *grads_out; /* [n_insts of replica 0] copies of the summed gradients, or NULL */
-    bool stop;               /* this process was asked to stop after the step */
     bool skip;               /* numbers that are not finite are no error: the weights stay as they
                                 are, the gradients are cleared, and grad_norm is not finite */
 } exec_step;
 
-enum { EXEC_STEP_WORDS = 5 }; /* behind the losses, for exec_team_step */
+/* EXEC_STEP_WORDS: behind the losses, for exec_team_steps. EXEC_STRIDE: periods that processes run
+ * between two meetings, at most. */
+enum { EXEC_STEP_WORDS = 6, EXEC_STRIDE = 32 };
+
+/* One period of the plan, which is a step. Where a step is validated in the next one, they overlap:
+ * a rank goes on into the next period while others are in this one. */
+typedef struct exec_period {
+    int64_t number; /* of all since the executor was opened, from 0; -1: none yet */
+    exec_step step;
+    double *losses;   /* [dp * n_microbatches] mean loss of each microbatch */
+    task_times times; /* from start_ns; of the last kept_periods */
+    int64_t start_ns; /* of the first rank of this process */
+    int64_t end_ns;   /* of the last one */
+    int64_t step_ns;  /* what it took; where periods overlap, from the end of the one before */
+    uint32_t n_ended; /* ranks of this process */
+} exec_period;
+
+/* What a run of several steps asks for. i counts the steps of one exec_run_steps. */
+typedef struct exec_feed {
+    void *self;
+    /* The numbers of step i, before the first rank of the process begins it; those of step.number
+     * count without what was skipped before the run. */
+    void (*begin)(void *self, int64_t i, exec_step *out);
+    /* ids and targets [micro_batch * seq_len] of microbatch `index` of all replicas; called by
+     * threads of several ranks at once. NULL: exec_tokens gave those of the one step. */
+    void (*tokens)(void *self, int64_t i, int32_t index, int32_t *ids, int32_t *targets);
+    /* The following are called in the order of steps, one call at a time, and may be NULL. */
+    /* The norm of one more step is known. */
+    void (*settled)(void *self, double norm);
+    /* All ranks have ended step i: its losses are complete. */
+    void (*ended)(void *self, int64_t i, const exec_period *p);
+    /* Whether this process was asked to stop: no more steps are begun; processes meet first. */
+    bool (*stops)(void *self);
+} exec_feed;
 
 typedef struct device_run device_run;
 
@@ -82,27 +123,27 @@ typedef struct executor {
     const stage_code *(*code)[2]; /* [n_classes] of the passes: whole and split backwards */
     exec_rank *ranks;             /* [n_ranks] */
     wire *wire;
-    device_run *device;  /* NULL: the cores of this machine */
-    double *row_weights; /* [dp * n_microbatches] 1 / counted targets */
+    device_run *device; /* NULL: the cores of this machine */
     k_blas blas;
     k_ctx *ctx; /* of the calling thread */
     exec_options options;
-    exec_step step; /* at hand */
-    bool validates; /* the plan verifies a step in the next period: until then it is unsettled */
-    bool unsettled; /* the last step, which is `last` */
-    exec_step last;
+    exec_period *periods;               /* [n_periods] a ring */
+    uint32_t n_periods, n_kept, n_here; /* n_here: ranks in this process */
+    exec_period *now;                   /* the last one that was begun */
+    int64_t n_begun;                    /* periods */
+    pthread_mutex_t lock; /* around what ranks of one process tell the run: the three above and */
     int64_t n_settled; /* steps whose norm has been seen: with validation one less, until settled */
     int64_t n_undone;  /* of them those that were taken back, or never taken at once */
-    task_times times;  /* of the last step, from its start */
-    int64_t start_ns;
-    int64_t step_ns; /* what the last period took */
+    double grad_norm;  /* of the last step that is settled */
+    const exec_feed *feed; /* of the run at hand, or of the last one; NULL: of exec_run_step */
+    bool validates; /* the plan verifies a step in the next period: until then it is unsettled */
+    bool unsettled; /* the last step */
+    int64_t stride; /* steps until processes meet again */
     /* Runs a period in place of the ranks' threads and fills times; NULL: the threads do. */
     td_status (*period)(void *self, int64_t *step_ns, td_err *err);
     void *period_self;
-    double *losses;    /* [dp * n_microbatches] mean loss of each microbatch of the last step */
     bool stop;         /* after the last step: some process was asked to */
     int64_t clock_ns;  /* this process's clock less that of rank 0 */
-    double grad_norm;  /* of the last step that is settled */
     int64_t n_tensors; /* entries of the norm table */
 } executor;
 
@@ -127,13 +168,23 @@ void exec_tokens(executor *x, int32_t replica, int32_t microbatch, const int32_t
  * microbatch, stage and rank where a number stopped being finite. */
 TD_MUST_USE td_status exec_run_step(executor *x, const exec_step *s, double *loss, td_err *err);
 
+/* At most n steps, at least one: *done. They are as many calls of exec_run_step, but where the plan
+ * validates steps later the ranks do not meet between them. The feed is to live until exec_settle
+ * has been called, or another run. Errors: as exec_run_step. */
+TD_MUST_USE td_status exec_run_steps(executor *x, const exec_feed *feed, int64_t n, int64_t *done,
+                                     td_err *err);
+
 /* Verifies the last step where the plan leaves that to the next period: weights, moments and
  * grad_norm are then those of the step. To be called before they are looked at or changed; nothing
  * to do otherwise. */
 TD_MUST_USE td_status exec_settle(executor *x, td_err *err);
 
-/* Mean loss over the microbatches of the last period, summed in index order. */
-double exec_loss(const executor *x);
+/* Mean loss over the microbatches of a period, summed in index order. */
+double exec_loss(const executor *x, const exec_period *p);
+/* The period of that number; one of the last kept_periods. */
+exec_period *exec_period_at(const executor *x, int64_t number);
+/* Of a step, by the rank that found it. again: it was not as the rank had taken it. */
+void exec_note_norm(executor *x, const exec_rank *r, double norm, bool again);
 
 /* Where a rank's buffer lies: in memory of the device where there is one. */
 char *exec_place(const executor *x, uint32_t rank, uint32_t buffer);
@@ -150,6 +201,14 @@ void exec_init_rank(const executor *x, uint32_t rank, uint64_t seed);
  * floats from room. *out is NULL where the rank has none. */
 TD_MUST_USE td_status exec_weights(const executor *x, uint32_t rank, uint32_t inst, td_arena *room,
                                    const float **out, td_err *err);
+
+/* --- periods.c --- */
+
+TD_MUST_USE td_status exec_periods_open(executor *x, td_arena *a, td_err *err);
+/* A job of each rank in a thread of its own, of those in this process where `here`. The first error
+ * ends the others' waits. */
+typedef td_status exec_job(executor *x, exec_rank *r, void *arg, td_err *err);
+TD_MUST_USE td_status exec_each_rank(executor *x, bool here, exec_job *job, void *arg, td_err *err);
 
 /* --- exec_shards.c: tensor-parallel shards --- */
 
@@ -183,9 +242,9 @@ TD_MUST_USE td_status exec_eval(const executor *x, const eval_room *room, const 
 
 /* After opening: how far the clocks are apart. */
 TD_MUST_USE td_status exec_team_open(executor *x, td_err *err);
-/* After a step: losses, gradients that were asked for, wishes to stop; and the times of this
- * process's tasks from the start of rank 0's step. */
-TD_MUST_USE td_status exec_team_step(executor *x, td_err *err);
+/* After the last n steps: losses, gradients that were asked for, wishes to stop, how many steps
+ * come next; and the times of this process's tasks from the start of rank 0's step. */
+TD_MUST_USE td_status exec_team_steps(executor *x, int64_t n, td_err *err);
 /* After settling: grad_norm and n_undone, which one process has. */
 TD_MUST_USE td_status exec_team_norm(executor *x, td_err *err);
 /* Brings the memory of all ranks here (whole), or of it the weights. Needs options.room_for_all. */
@@ -202,8 +261,10 @@ void exec_report(const executor *x, td_text *out);
 
 /* --- worker.c --- */
 
-/* One rank's period of the plan. */
+/* One rank's period of the plan, r->now. */
 TD_MUST_USE td_status worker_run(executor *x, exec_rank *r, td_err *err);
+/* After the last period of a run: joins what it left for the next one. */
+TD_MUST_USE td_status worker_leave(executor *x, exec_rank *r, td_err *err);
 /* One rank's part of exec_settle. */
 TD_MUST_USE td_status worker_settle(executor *x, exec_rank *r, td_err *err);
 
@@ -257,10 +318,10 @@ typedef struct optimizer_share {
 } optimizer_share;
 
 optimizer_share optimizer_share_of(const executor *x, uint32_t rank, uint32_t inst);
-/* Whether the sums of an instance on a rank, which it has this share of, are what step.grads_out
+/* Whether the sums of an instance on a rank, which it has this share of, are what step->grads_out
  * shows for the instance `to`: replica 0 shows its own, pieces are shown for all copies. */
-bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t rank, uint32_t inst,
-                         uint32_t to);
+bool optimizer_hands_out(const executor *x, const exec_step *step, const optimizer_share *s,
+                         uint32_t rank, uint32_t inst, uint32_t to);
 
 /* Partial sums of squares of the rank's gradients, each weight counted once in the whole run;
  * before that a rank that holds both uses of a tied table adds their gradients. */

@@ -63,9 +63,10 @@ void exec_report(const executor *x, td_text *out)
     const int64_t now = td_now_ns();
     for (uint32_t k = 0; k < p->n_ranks; k++) {
         const plan_rank *const r = &p->ranks[k];
-        if (!exec_is_here(x, k)) continue;
-        td_text_addf(out, "rank %u, step %ld, %.3g s after its start:\n", k, x->step.number,
-                     (double)(now - x->start_ns) / 1e9);
+        const exec_period *const here = x->ranks[k].now;
+        if (!exec_is_here(x, k) || here == NULL) continue;
+        td_text_addf(out, "rank %u, step %ld, %.3g s after its start:\n", k, here->step.number,
+                     (double)(now - here->start_ns) / 1e9);
         for (uint32_t s = r->first_stream; s < r->first_stream + r->n_streams; s++)
             add_stream(x, &x->ranks[k], &p->streams[s], now, out);
     }

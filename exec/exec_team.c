@@ -36,7 +36,8 @@ td_status exec_team_open(executor *x, td_err *err)
 {
     team *const t = x->options.team;
     for (uint32_t i = 1; i < team_size(t); i++)
-        if (team_index(t) == 0 || team_index(t) == i) TD_TRY(compare_clocks(x, i, x->losses, err));
+        if (team_index(t) == 0 || team_index(t) == i)
+            TD_TRY(compare_clocks(x, i, x->periods[0].losses, err));
     return TD_OK;
 }
 
@@ -46,15 +47,15 @@ static td_status share_part(executor *x, uint32_t rank, uint32_t inst, td_err *e
     const int32_t stage = x->p->insts[inst].stage, shard = x->p->ranks[rank].shard;
     const stage_code *const whole = &x->whole[stage], *const part = &x->stages[stage];
     const optimizer_share s = {.whole = true};
-    if (!optimizer_hands_out(x, &s, rank, inst, inst)) return TD_OK;
+    if (!optimizer_hands_out(x, &x->now->step, &s, rank, inst, inst)) return TD_OK;
     td_arena *const a = td_arena_new();
     float *const room = a == NULL ? NULL : td_alloc(a, (size_t)part->elements, sizeof *room);
     td_status st = room != NULL ? TD_OK : td_fail(err, TD_ENOMEM, "out of memory for gradients");
-    if (st == TD_OK) shard_take(whole, part, shard, x->step.grads_out[inst], room);
+    if (st == TD_OK) shard_take(whole, part, shard, x->now->step.grads_out[inst], room);
     if (st == TD_OK)
         st = team_broadcast(x->options.team, rank, room, part->elements * (int64_t)sizeof *room,
                             err);
-    if (st == TD_OK) shard_give(whole, part, shard, room, x->step.grads_out[inst]);
+    if (st == TD_OK) shard_give(whole, part, shard, room, x->now->step.grads_out[inst]);
     td_arena_free(a);
     return st;
 }
@@ -74,9 +75,10 @@ static td_status share_gradients(executor *x, uint32_t rank, td_err *err)
         if (!plan_trains(&p->insts[i], p->ranks[rank].row)) continue;
         const optimizer_share s = optimizer_share_of(x, rank, i);
         for (uint32_t to = 0; to < p->n_insts; to++)
-            for (int32_t k = 0; optimizer_hands_out(x, &s, rank, i, to) && k < s.n; k++)
+            for (int32_t k = 0; optimizer_hands_out(x, &x->now->step, &s, rank, i, to) && k < s.n;
+                 k++)
                 TD_TRY(team_broadcast(x->options.team, rank,
-                                      x->step.grads_out[to] + s.pieces[k].first,
+                                      x->now->step.grads_out[to] + s.pieces[k].first,
                                       s.pieces[k].count * (int64_t)sizeof(float), err));
     }
     return TD_OK;
@@ -106,32 +108,55 @@ td_status exec_team_norm(executor *x, td_err *err)
     return TD_OK;
 }
 
-td_status exec_team_step(executor *x, td_err *err)
+/* Times of this process's tasks from the start of rank 0's step, which began at `origin`. */
+static void shift_times(const executor *x, const exec_period *at, int64_t origin)
 {
-    team *const t = x->options.team;
     const plan *const p = x->p;
-    x->stop = x->step.stop;
-    if (t == NULL) return TD_OK;
-    const int32_t n = p->n_microbatches * p->dp;
-    /* of every loss one process has the value and the others zero: sums are exact */
-    double *const words = x->losses + n;
-    const bool first = team_index(t) == 0;
-    words[0] = first ? (double)(x->start_ns / 1000000000) : 0.0;
-    words[1] = first ? (double)(x->start_ns % 1000000000) : 0.0;
-    words[2] = x->step.stop ? 1.0 : 0.0;
-    norm_words(x, words + 3);
-    TD_TRY(team_fold(t, TEAM_SUM, x->losses, n + EXEC_STEP_WORDS, err));
-    x->stop = words[2] > 0.0;
-    take_norm(x, words + 3);
-    const int64_t origin = (int64_t)words[0] * 1000000000 + (int64_t)words[1];
-    const int64_t late = x->start_ns - x->clock_ns - origin;
-    const plan_rank *const r = &p->ranks[team_index(t)];
+    const int64_t late = at->start_ns - x->clock_ns - origin;
+    const plan_rank *const r = &p->ranks[team_index(x->options.team)];
     for (uint32_t s = r->first_stream; s < r->first_stream + r->n_streams; s++)
         for (uint32_t i = 0; i < p->streams[s].n_tasks; i++) {
-            x->times.begin_ns[p->streams[s].first_task + i] += late;
-            x->times.end_ns[p->streams[s].first_task + i] += late;
+            at->times.begin_ns[p->streams[s].first_task + i] += late;
+            at->times.end_ns[p->streams[s].first_task + i] += late;
         }
-    for (uint32_t k = 0; x->step.grads_out != NULL && k < p->n_ranks; k++)
+}
+
+/* As many as take ten seconds, so that a wish to stop is heard in time. */
+static int64_t next_stride(double step_ns)
+{
+    const double n = step_ns > 0 ? 10e9 / step_ns : EXEC_STRIDE;
+    return n < 4 ? 4 : n > EXEC_STRIDE ? EXEC_STRIDE : (int64_t)n;
+}
+
+static td_status fold_period(executor *x, exec_period *at, double wish, td_err *err)
+{
+    team *const t = x->options.team;
+    const int32_t n = x->p->n_microbatches * x->p->dp;
+    /* of every loss one process has the value and the others zero: sums are exact */
+    double *const words = at->losses + n;
+    const bool first = team_index(t) == 0;
+    words[0] = first ? (double)(at->start_ns / 1000000000) : 0.0;
+    words[1] = first ? (double)(at->start_ns % 1000000000) : 0.0;
+    words[2] = wish;
+    words[3] = first ? (double)at->step_ns : 0.0;
+    norm_words(x, words + 4);
+    TD_TRY(team_fold(t, TEAM_SUM, at->losses, n + EXEC_STEP_WORDS, err));
+    x->stop = words[2] > 0.0;
+    x->stride = next_stride(words[3]);
+    take_norm(x, words + 4);
+    if (at->number + x->n_kept >= x->n_begun)
+        shift_times(x, at, (int64_t)words[0] * 1000000000 + (int64_t)words[1]);
+    return TD_OK;
+}
+
+td_status exec_team_steps(executor *x, int64_t n, td_err *err)
+{
+    const bool stops = x->feed != NULL && x->feed->stops != NULL && x->feed->stops(x->feed->self);
+    x->stop = stops;
+    if (x->options.team == NULL) return TD_OK;
+    for (int64_t i = x->n_begun - n; i < x->n_begun; i++)
+        TD_TRY(fold_period(x, exec_period_at(x, i), stops ? 1.0 : 0.0, err));
+    for (uint32_t k = 0; x->now->step.grads_out != NULL && k < x->p->n_ranks; k++)
         TD_TRY(share_gradients(x, k, err));
     return TD_OK;
 }

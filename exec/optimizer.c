@@ -246,11 +246,11 @@ td_status optimizer_refuses(const executor *x, const exec_rank *r, const double 
     return td_fail(err, TD_EMISMATCH, "step %ld: the gradient is not finite", number);
 }
 
-bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t rank, uint32_t inst,
-                         uint32_t to)
+bool optimizer_hands_out(const executor *x, const exec_step *step, const optimizer_share *s,
+                         uint32_t rank, uint32_t inst, uint32_t to)
 {
     const plan *const p = x->p;
-    if (x->step.grads_out == NULL || x->step.grads_out[to] == NULL) return false;
+    if (step->grads_out == NULL || step->grads_out[to] == NULL) return false;
     if (s->whole)
         return to == inst && p->ranks[rank].replica == 0 &&
                p->insts[inst].backward_row == p->ranks[rank].row;
@@ -259,29 +259,30 @@ bool optimizer_hands_out(const executor *x, const optimizer_share *s, uint32_t r
            (p->insts[to].stage == p->insts[inst].stage && p->insts[to].stage < p->n_stages);
 }
 
-static void hand_out(const executor *x, const exec_rank *r, uint32_t inst,
+static void hand_out(const executor *x, const exec_rank *r, const exec_step *step, uint32_t inst,
                      const optimizer_share *share, const float *g)
 {
     const int32_t stage = x->p->insts[inst].stage;
     for (uint32_t to = 0; to < x->p->n_insts; to++)
-        for (int32_t k = 0; optimizer_hands_out(x, share, r->index, inst, to) && k < share->n; k++)
+        for (int32_t k = 0; optimizer_hands_out(x, step, share, r->index, inst, to) && k < share->n;
+             k++)
             if (x->whole != x->stages)
                 shard_give_piece(&x->whole[stage], &x->stages[stage], x->p->ranks[r->index].shard,
                                  g, share->pieces[k].first,
                                  share->pieces[k].first + share->pieces[k].count,
-                                 x->step.grads_out[to]);
+                                 step->grads_out[to]);
             else
-                memcpy(x->step.grads_out[to] + share->pieces[k].first, g + share->pieces[k].first,
+                memcpy(step->grads_out[to] + share->pieces[k].first, g + share->pieces[k].first,
                        (size_t)share->pieces[k].count * sizeof *g);
 }
 
 /* hand_out of what the device has summed; a check's business, so it may wait. */
-static td_status show(const executor *x, const exec_rank *r, uint32_t inst,
+static td_status show(const executor *x, const exec_rank *r, const exec_step *step, uint32_t inst,
                       const optimizer_share *share, const float *g, td_err *err)
 {
     const int64_t n = x->stages[x->p->insts[inst].stage].elements;
     if (x->device == NULL) {
-        hand_out(x, r, inst, share, g);
+        hand_out(x, r, step, inst, share, g);
         return TD_OK;
     }
     TD_TRY(device_run_wait(x, r, err));
@@ -289,7 +290,7 @@ static td_status show(const executor *x, const exec_rank *r, uint32_t inst,
     float *const room = a == NULL ? NULL : td_alloc(a, (size_t)n, sizeof *room);
     td_status st = room == NULL ? td_fail(err, TD_ENOMEM, "out of memory for gradients")
                                 : device_run_read(x, room, g, n * (int64_t)sizeof *g, err);
-    if (st == TD_OK) hand_out(x, r, inst, share, room);
+    if (st == TD_OK) hand_out(x, r, step, inst, share, room);
     td_arena_free(a);
     return st;
 }
@@ -322,7 +323,7 @@ static td_status apply(executor *x, exec_rank *r, uint32_t inst, const exec_step
                        .step = s->number,
                        .clear_grad = clear};
     if ((what & OPTIMIZER_SHOW) != 0 && s->grads_out != NULL)
-        TD_TRY(show(x, r, inst, &share, u->grads, err));
+        TD_TRY(show(x, r, s, inst, &share, u->grads, err));
     if ((what & OPTIMIZER_RESTORE) != 0) copy_state(x, r, inst, true);
     if ((what & OPTIMIZER_KEEP) != 0) copy_state(x, r, inst, false);
     if ((what & OPTIMIZER_UPDATE) != 0) ops->adamw(r->ctx, &a, u, scale);
@@ -351,12 +352,13 @@ td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
     const double *const table = optimizer_table(x, r, task, ROLE_NORM);
     double here[2] = {0, 1};
     double *const scale = x->device == NULL ? here : &x->device->found[2 * r->index];
-    if (table != NULL) k_ops_of(r->ctx)->clip(r->ctx, x->n_tensors, table, x->step.clip, scale);
+    if (table != NULL)
+        k_ops_of(r->ctx)->clip(r->ctx, x->n_tensors, table, r->now->step.clip, scale);
     if (x->device == NULL) {
-        if (!isfinite(scale[0]) && !x->step.skip)
-            return optimizer_refuses(x, r, table, x->step.number, err);
+        if (!isfinite(scale[0]) && !r->now->step.skip)
+            return optimizer_refuses(x, r, table, r->now->step.number, err);
         if (exec_rank_of(x, 0, 0) == r->index) x->grad_norm = scale[0]; /* everywhere the same */
     }
-    return optimizer_apply(x, r, task, &x->step,
+    return optimizer_apply(x, r, task, &r->now->step,
                            OPTIMIZER_SHOW | OPTIMIZER_UPDATE | OPTIMIZER_CLEAR, scale, err);
 }

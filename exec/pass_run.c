@@ -154,23 +154,23 @@ static td_status spoil(exec_rank *r)
     return TD_OK;
 }
 
-static td_status check_finite(executor *x, exec_rank *r, const stage_code *c, int32_t stage,
-                              uint32_t m, const stage_args *a, td_err *err)
+static td_status check_finite(exec_rank *r, const stage_code *c, int32_t stage, uint32_t m,
+                              const stage_args *a, td_err *err)
 {
     if (c->at.head && c->at.vocab_rows == 0) {
         if (isfinite(a->loss)) return TD_OK;
-        if (x->step.skip || r->ahead) return spoil(r);
+        if (r->now->step.skip || r->ahead) return spoil(r);
         return td_fail(err, TD_EMISMATCH,
                        "step %ld: the loss of microbatch %u is not finite (stage "
                        "%d, rank %u); a lower --lr or --clip may help",
-                       x->step.number, m, stage, r->index);
+                       r->now->step.number, m, stage, r->index);
     }
     if (isfinite(k_sumsq_cpu(r->ctx, c->rows * c->m->hidden, a->output))) return TD_OK;
-    if (x->step.skip || r->ahead) return spoil(r);
+    if (r->now->step.skip || r->ahead) return spoil(r);
     return td_fail(err, TD_EMISMATCH,
                    "step %ld: the output of stage %d for microbatch %u is not "
                    "finite (rank %u); a lower --lr or --clip may help",
-                   x->step.number, stage, m, r->index);
+                   r->now->step.number, stage, m, r->index);
 }
 
 /* The cores do this in a device's place, when it has done what comes before. */
@@ -198,8 +198,7 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
                      .prefix = k->prefix,
                      .kv = r->kv,
                      .keys = r->keys,
-                     .row_weight = x->row_weights[p->ranks[r->index].replica * p->n_microbatches +
-                                                  (int32_t)m->microbatch],
+                     .row_weight = r->row_weights[m->microbatch],
                      .loss_at = device_run_loss(x, r, m)}};
     stage_args *const a = &b.a;
     bind(x, r, m, &b);
@@ -226,8 +225,8 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
     if (m->kind == PASS_R || !ends) return TD_OK; /* a recompute's forward was looked at */
     if (x->device != NULL) return TD_OK;          /* nobody knows yet */
     double *const loss =
-        &x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch];
+        &r->now->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch];
     if (c->at.head && c->at.vocab_rows == 0 && p->ranks[r->index].shard == 0)
         *loss = m->slice == 0 ? a->loss : *loss + a->loss;
-    return check_finite(x, r, c, p->insts[k->inst].stage, m->microbatch, a, err);
+    return check_finite(r, c, p->insts[k->inst].stage, m->microbatch, a, err);
 }

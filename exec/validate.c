@@ -29,7 +29,7 @@ static bool stands(const executor *x, exec_rank *r, const double *table, double 
 td_status validate_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
 {
     const double *const table = optimizer_table(x, r, task, ROLE_NORM);
-    exec_step s = x->step;
+    exec_step s = r->now->step;
     double scale[2];
     s.number -= r->skipped;
     r->number = s.number;
@@ -41,19 +41,16 @@ td_status validate_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
 td_status validate_last(executor *x, exec_rank *r, uint32_t task, bool *again, td_err *err)
 {
     const double *const table = optimizer_table(x, r, task, ROLE_NORM);
-    exec_step s = x->last;
     double scale[2];
     *again = false;
-    r->skipped = false;
-    if (!x->unsettled) return TD_OK;
+    if (r->before == NULL) return TD_OK;
+    exec_step s = r->before->step;
     s.number = r->number;
     *again = !stands(x, r, table, s.clip, scale);
-    r->skipped = !isfinite(scale[0]);
-    if (r->skipped && !s.skip) return optimizer_refuses(x, r, table, s.number, err);
-    if (exec_rank_of(x, 0, 0) == r->index) {
-        x->grad_norm = scale[0];
-        x->n_undone += *again;
-    }
+    const bool skipped = !isfinite(scale[0]);
+    if (skipped && !s.skip) return optimizer_refuses(x, r, table, s.number, err);
+    r->skipped += skipped;
+    exec_note_norm(x, r, scale[0], *again);
     assert(*again || r->stepped);
     unsigned does = OPTIMIZER_CLEAR;
     if (*again) does |= OPTIMIZER_UPDATE | (r->stepped ? OPTIMIZER_RESTORE : 0);

@@ -176,13 +176,14 @@ td_status vocab_pass_run(executor *x, exec_rank *r, const plan_member *m, const 
     double loss = 0;
     run_t(&v, &loss);
     if (last->backward_row == row)
-        x->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch] = loss;
+        r->now->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch] =
+            loss;
     if (a->loss_at != NULL) TD_TRY(device_run_write(x, a->loss_at, &loss, sizeof loss, err));
     if (isfinite(loss)) return TD_OK;
-    r->spoilt = x->step.skip;
+    r->spoilt = r->now->step.skip;
     if (r->spoilt) return TD_OK;
     return td_fail(err, TD_EMISMATCH,
                    "step %ld: the loss of microbatch %u is not finite (rank %u); a lower --lr or "
                    "--clip may help",
-                   x->step.number, m->microbatch, r->index);
+                   r->now->step.number, m->microbatch, r->index);
 }

@@ -102,8 +102,8 @@ void wire_collective(wire *w, uint32_t coll, uint32_t member, wire_op *op);
  * TD_EDEVICE after the deadline. */
 TD_MUST_USE td_status wire_wait(wire *w, wire_op *op, td_err *err);
 
-/* The rank posts and waits no more in this step. With threads, a step in which every rank waits or
- * has left is stuck and ends at once, with each rank's task. */
+/* The rank posts and waits no more until wire_next_step. With threads, a run in which every rank
+ * waits or has left is stuck and ends at once, with each rank's task. */
 void wire_leave(wire *w, uint32_t rank);
 
 /* Gives up: all waits end, in all processes. The first reason is kept. */
@@ -112,7 +112,7 @@ bool wire_aborted(wire *w);
 /* The reason; TD_OK inside when nobody gave up. */
 td_err wire_error(wire *w);
 
-/* Makes every collective ready for a new step; nobody may be inside the wire. */
+/* Makes ready for ranks that have left; nobody may be inside the wire. */
 void wire_next_step(wire *w);
 
 /* --- wire_combine.c: the arithmetic of collectives, for all wires --- */

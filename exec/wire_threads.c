@@ -32,7 +32,7 @@ typedef struct threads_wire {
     wire_rank *ranks;
     channel_queue *channels;
     coll_slot *colls;
-    uint32_t n_ranks, n_channels, n_colls;
+    uint32_t n_ranks, n_channels;
     uint32_t n_at_work; /* ranks that neither wait nor have left */
     int64_t deadline_ns;
     const wire_mover *mover;
@@ -51,7 +51,6 @@ static void close_threads(wire *base)
 static void next_step(wire *base)
 {
     threads_wire *const w = threads_of(base);
-    for (uint32_t i = 0; i < w->n_colls; i++) w->colls[i].arrived = 0;
     for (uint32_t i = 0; i < w->n_ranks; i++) w->ranks[i].left = false;
     w->n_at_work = w->n_ranks;
 }
@@ -217,6 +216,7 @@ static void collective(wire *base, uint32_t coll, uint32_t member, wire_op *op)
     (void)pthread_mutex_lock(&w->lock);
     c->ops[member] = op;
     const bool all = ++c->arrived == c->members;
+    if (all) c->arrived = 0; /* nobody posts it again before it is done */
     (void)pthread_mutex_unlock(&w->lock);
     if (!all) return;
     const int64_t begin = td_now_ns();
@@ -336,7 +336,6 @@ td_status wire_open_threads(const wire_shape *s, td_arena *a, wire **out, td_err
     w->base.methods = &methods;
     w->n_ranks = s->n_ranks;
     w->n_channels = s->n_channels;
-    w->n_colls = s->n_colls;
     w->deadline_ns = s->deadline_ns;
     w->mover = s->mover;
     w->ranks = TD_NEW_N(a, wire_rank, s->n_ranks);

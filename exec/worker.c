@@ -93,7 +93,7 @@ static void delay(executor *x, exec_rank *r)
     (void)nanosleep(&ts, NULL);
 }
 
-static td_status name_wait(const executor *x, uint32_t task, td_err *err)
+static td_status name_wait(const executor *x, const exec_rank *r, uint32_t task, td_err *err)
 {
     const plan *const p = x->p;
     const plan_task *const t = &p->tasks[task];
@@ -102,7 +102,8 @@ static td_status name_wait(const executor *x, uint32_t task, td_err *err)
     if (t->kind == TASK_SEND || t->kind == TASK_RECV)
         td_text_addf(&name, " %s rank %u", t->kind == TASK_SEND ? "to" : "from",
                      plan_task_rank(p, t->link));
-    const td_status st = td_wrap(err, "step %ld: %s", x->step.number, name.s == NULL ? "" : name.s);
+    const td_status st =
+        td_wrap(err, "step %ld: %s", r->now->step.number, name.s == NULL ? "" : name.s);
     td_text_free(&name);
     return st;
 }
@@ -112,19 +113,36 @@ static bool is_repeated(const executor *x, uint32_t task)
     return (x->p->tasks[task].flags & TASK_FLAG_PREFIX) != 0;
 }
 
+/* Whether a message of a period is joined in the next one. */
+static bool is_carried(const executor *x, uint32_t task)
+{
+    return (x->p->tasks[task].flags & TASK_FLAG_JOIN_NEXT) != 0;
+}
+
+static td_status wait_for(executor *x, const exec_rank *r, exec_post *o, td_err *err)
+{
+    const td_status st = wire_wait(x->wire, &o->op, err);
+    /* when others gave up, the reason is the wire's */
+    return st == TD_OK || st == TD_EINTR ? st : name_wait(x, r, o->task, err);
+}
+
+static void note_times(const exec_period *of, const exec_post *o)
+{
+    of->times.begin_ns[o->task] = o->op.begin_ns - of->start_ns;
+    of->times.end_ns[o->task] = o->op.end_ns - of->start_ns;
+}
+
 /* again: of a prefix that is repeated, which leaves the times of its first run alone. */
 static td_status join_at(executor *x, exec_rank *r, uint32_t position, bool again, td_err *err)
 {
     for (uint32_t j = r->first_join[position]; j < r->first_join[position + 1]; j++) {
         exec_post *const o = &r->posts[r->joins[j]];
-        if (again && !is_repeated(x, o->task)) continue;
-        const td_status st = wire_wait(x->wire, &o->op, err);
-        if (st == TD_EINTR) return st; /* the reason is the wire's */
-        if (st != TD_OK) return name_wait(x, o->task, err);
+        const bool carried = is_carried(x, o->task);
+        if ((again && !is_repeated(x, o->task)) || (carried && !r->carries)) continue;
+        TD_TRY(wait_for(x, r, o, err));
         if (again) continue;
         device_run_join(x, r, o->task);
-        x->times.begin_ns[o->task] = o->op.begin_ns - x->start_ns;
-        x->times.end_ns[o->task] = o->op.end_ns - x->start_ns;
+        note_times(carried ? r->before : r->now, o);
     }
     return TD_OK;
 }
@@ -153,7 +171,7 @@ static td_status verify(executor *x, exec_rank *r, uint32_t at, td_err *err)
 {
     bool again = false;
     TD_TRY(validate_last(x, r, plan_compute(x->p, r->index)->first_task + at, &again, err));
-    const bool spoilt = r->ahead && r->spoilt && !x->step.skip;
+    const bool spoilt = r->ahead && r->spoilt && !r->now->step.skip;
     r->ahead = false;
     if (again) {
         r->spoilt = false;
@@ -163,7 +181,7 @@ static td_status verify(executor *x, exec_rank *r, uint32_t at, td_err *err)
     return td_fail(err, TD_EMISMATCH,
                    "step %ld: the output of a forward is not finite (rank %u); a lower --lr or "
                    "--clip may help",
-                   x->step.number, r->index);
+                   r->now->step.number, r->index);
 }
 
 td_status worker_settle(executor *x, exec_rank *r, td_err *err)
@@ -193,8 +211,10 @@ td_status worker_settle(executor *x, exec_rank *r, td_err *err)
 td_status worker_run(executor *x, exec_rank *r, td_err *err)
 {
     const plan_stream *const s = plan_compute(x->p, r->index);
+    exec_period *const now = r->now;
     r->n_posted = 0;
-    for (uint32_t i = 0; i < r->n_posts; i++) r->posts[i].op.done = false;
+    for (uint32_t i = 0; i < r->n_posts; i++)
+        if (!is_carried(x, r->posts[i].task)) r->posts[i].op.done = false;
     for (uint32_t at = 0; at <= s->n_tasks; at++) {
         r->at = at;
         r->computes = false;
@@ -207,7 +227,9 @@ td_status worker_run(executor *x, exec_rank *r, td_err *err)
         if (wire_aborted(x->wire)) return td_fail(err, TD_EINTR, "another rank gave up");
         delay(x, r);
         const uint32_t task = s->first_task + at;
-        x->times.begin_ns[task] = td_now_ns() - x->start_ns;
+        if (x->options.before != NULL)
+            x->options.before(x->options.before_self, r->index, now->number, task);
+        now->times.begin_ns[task] = td_now_ns() - now->start_ns;
         r->computes = true;
         device_run_task(x, r, task, true);
         if (x->p->tasks[task].kind == TASK_VERIFY)
@@ -215,8 +237,20 @@ td_status worker_run(executor *x, exec_rank *r, td_err *err)
         else
             TD_TRY(worker_compute(x, r, task, err));
         device_run_task(x, r, task, false);
-        x->times.end_ns[task] = td_now_ns() - x->start_ns;
+        now->times.end_ns[task] = td_now_ns() - now->start_ns;
     }
+    r->carries = true;
+    return TD_OK;
+}
+
+td_status worker_leave(executor *x, exec_rank *r, td_err *err)
+{
+    for (uint32_t i = 0; i < r->n_posts && r->carries; i++) {
+        if (!is_carried(x, r->posts[i].task)) continue;
+        TD_TRY(wait_for(x, r, &r->posts[i], err));
+        note_times(r->now, &r->posts[i]);
+    }
+    r->carries = false;
     wire_leave(x->wire, r->index);
     return TD_OK;
 }

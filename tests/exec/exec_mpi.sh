@@ -39,6 +39,7 @@ same 4 --schedule bitpipe --pp 4 --microbatches 8
 same 4 --schedule vocab-2 --pp 4 --microbatches 8 --vocab-size 250
 same 2 --schedule v-half-vocab --pp 2 --microbatches 4 --vocab-size 250 --model tiny-llama
 same 4 --schedule bitpipe --pp 2 --dp 2 --microbatches 4 --zero1 --model tiny-bert
+same 4 --schedule zb-h2 --pp 4 --microbatches 8 --post-validation --clip 0.01
 
 # curve FILE: what a training leaves that does not depend on speed.
 curve() { sed 's/, "tokens_per_s".*//' "$1"; }
@@ -63,6 +64,25 @@ processes 4 pexec $shards >"$work/mpi.json" || complain "train of shards with pr
 curve "$work/threads.json" >"$work/a"
 curve "$work/mpi.json" >"$work/b"
 diff "$work/a" "$work/b" || complain "shards as threads and as processes learn differently"
+
+# later ARGS...: steps that overlap, between processes, leave the weights of those that wait.
+later() {
+    rm -f "$work/plain.w" "$work/late.w"
+    late="train --steps 12 --val-every 7 --quiet --json --clip 0.9 --data $work/text.txt $run $*"
+    # shellcheck disable=SC2086
+    {
+    pexec $late --wire threads --out "$work/plain.w" >"$work/threads.json" ||
+        complain "$*: threads failed"
+    processes 4 pexec $late --post-validation --out "$work/late.w" >"$work/mpi.json" ||
+        complain "$*: processes with post-validation failed"
+    }
+    cmp "$work/plain.w" "$work/late.w" || complain "$*: the weights differ"
+    curve "$work/threads.json" >"$work/a"
+    curve "$work/mpi.json" >"$work/b"
+    diff "$work/a" "$work/b" || complain "$*: steps that overlap learn differently"
+}
+later --schedule zb-h2 --pp 4 --microbatches 8
+later --schedule zb-v --pp 2 --dp 2 --microbatches 4
 
 # refuse PATTERN COMMAND...: fails, and exactly one line of pexec's says why.
 refuse() {

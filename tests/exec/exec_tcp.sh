@@ -65,6 +65,7 @@ same 4 --schedule 1f1b --pp 4 --microbatches 8
 same 2 --schedule interleaved-1f1b --pp 2 --chunks 2 --microbatches 4 --model tiny-llama
 same 4 --schedule 1f1b --pp 2 --dp 2 --microbatches 4 --zero1
 same 4 --schedule bitpipe --pp 4 --microbatches 8
+same 4 --schedule zb-h2 --pp 4 --microbatches 8 --post-validation --clip 0.01
 
 check="pexec check $run --schedule 1f1b --pp 2 --microbatches 4"
 # processes that pexec starts itself, and processes that are told by flags who they are

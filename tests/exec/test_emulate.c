@@ -102,7 +102,7 @@ static void emulate(const run_setup *s, const emulate_case *k, td_arena *a, doub
         const exec_step step = step_of(i);
         fill(*x, i);
         if (exec_run_step(*x, &step, &loss[i - 1], &err) != TD_OK) fail_msg("%s", err.msg);
-        assert_true((*x)->step_ns > 0);
+        assert_true((*x)->now->step_ns > 0);
     }
     for (uint32_t i = 0; i < s->plan.n_tasks; i++)
         if (s->plan.tasks[i].kind < PASS_COUNT) assert_true(e->t.end_ns[i] > e->t.begin_ns[i]);
