@@ -118,6 +118,12 @@ int64_t td_rng_below(td_rng *r, int64_t n); /* uniform in [0, n), n > 0 */
 double td_rng_unit(td_rng *r);              /* uniform in [0, 1) */
 double td_rng_normal(td_rng *r);            /* mean 0, variance 1 */
 
+/* --- bf16: the upper half of a float --- */
+
+/* To the nearest, halves to even; of a number. */
+uint16_t td_bf16_of_float(float x);
+float td_float_of_bf16(uint16_t x);
+
 /* --- clock and files --- */
 
 int64_t td_now_ns(void); /* monotonic */

@@ -1,5 +1,6 @@
 /* Writing and reading the state of a training. */
 #include "exec/checkpoint.h"
+#include "exec/device_run.h"
 #include "exec/safetensors.h"
 #include "exec/shard.h"
 
@@ -17,6 +18,7 @@ enum { KIND_WEIGHT, KIND_FIRST, KIND_SECOND, KIND_COUNT };
 static const char *const kind_prefix[KIND_COUNT] = {"", "exp_avg.", "exp_avg_sq."};
 
 enum { SUM_DIGITS = 16 }; /* of a checksum, in the header */
+enum { PIECE = 1 << 20 }; /* elements that are written at a time */
 #define SUMS_KEY "checksums"
 
 typedef struct store {
@@ -28,7 +30,7 @@ typedef struct store {
     int64_t table;   /* entry of the token embedding, which a tied head's copy is */
     uint64_t *sums;  /* [kinds * n_tensors] of the elements written or read here */
     uint64_t *whole; /* reading: [kinds * n_tensors] as the header has them */
-    char *room;      /* reading: the tensor at hand */
+    char *room;      /* reading: the tensor at hand; writing from a device: a piece of one */
     int64_t in_room; /* its entry, or -1 */
     int fd;
 } store;
@@ -89,9 +91,13 @@ typedef struct held_run {
     int64_t entry; /* of its kind's */
     int kind;
     int64_t first, count; /* elements of the tensor */
-    float *at;
-    bool writer; /* of all copies this one is written */
+    float *at;            /* on the device, where there is one */
+    bool elements;        /* at: of the run's dtype, which is not fp32 */
+    bool writer;          /* of all copies this one is written */
 } held_run;
+
+/* Whether weights are kept as floats beside the moments, which are what a file holds. */
+static bool has_masters(const store *s) { return s->x->z->run.dtype != TYPE_FP32; }
 
 /* The n-th run of a tensor of the file that a rank holds of tensor i of an instance; false behind
  * the last. */
@@ -126,6 +132,7 @@ static td_status each_moment(store *s, uint32_t rank, uint32_t inst, bool first_
     const stage_code *const c = &s->x->stages[s->x->p->insts[inst].stage];
     const optimizer_share share = optimizer_share_of(s->x, rank, inst);
     float *const moments = exec_buffer(s->x, rank, SIZE_OPTIMIZER, inst);
+    static const int in_order[] = {KIND_FIRST, KIND_SECOND, KIND_WEIGHT};
     if (moments == NULL) return TD_OK;
     shard_run run;
     for (int64_t i = 0; i < c->n_params; i++)
@@ -140,8 +147,10 @@ static td_status each_moment(store *s, uint32_t rank, uint32_t inst, bool first_
                               .count = to - from,
                               .at = moments + share.pieces[k].moment + from - begin,
                               .writer = may_write(s, c, rank, i) && (first_copy || !share.whole)};
-                for (r.kind = KIND_FIRST; r.kind <= KIND_SECOND; r.kind++, r.at += share.moments)
-                    TD_TRY(use(s, &r, err));
+                for (int part = 0; part < (has_masters(s) ? 3 : 2); part++, r.at += share.moments) {
+                    r.kind = in_order[part];
+                    if (r.kind < s->kinds) TD_TRY(use(s, &r, err));
+                }
             }
     return TD_OK;
 }
@@ -151,16 +160,19 @@ static td_status each_weight(store *s, uint32_t rank, uint32_t inst, bool first_
                              td_err *err)
 {
     const stage_code *const c = &s->x->stages[s->x->p->insts[inst].stage];
-    float *const weights = exec_buffer(s->x, rank, SIZE_WEIGHTS, inst);
+    char *const weights = (char *)exec_buffer(s->x, rank, SIZE_WEIGHTS, inst);
     shard_run run;
     for (int64_t i = 0; weights != NULL && i < c->n_params; i++)
         for (int64_t n = 0; run_of(s, rank, inst, i, n, &run); n++) {
+            const int64_t at = (c->params[i].offset + run.part) * c->element_bytes;
             const held_run r = {.entry = entry_of(s, c, i),
                                 .kind = KIND_WEIGHT,
                                 .first = run.whole,
                                 .count = run.count,
-                                .at = weights + c->params[i].offset + run.part,
-                                .writer = first_copy && may_write(s, c, rank, i)};
+                                .at = (float *)(void *)(weights + at),
+                                .elements = has_masters(s),
+                                .writer =
+                                    first_copy && !has_masters(s) && may_write(s, c, rank, i)};
             TD_TRY(use(s, &r, err));
         }
     return TD_OK;
@@ -176,7 +188,7 @@ static td_status each_run(store *s, use_run use, td_err *err)
             const uint32_t trains = exec_rank_of(s->x, inst, 0) + (uint32_t)p->ranks[rank].shard;
             const bool first = p->insts[inst].pipe == 0 && trains == rank;
             TD_TRY(each_weight(s, rank, inst, first, use, err));
-            if (s->kinds > 1) TD_TRY(each_moment(s, rank, inst, first, use, err));
+            if (s->kinds > 1 || has_masters(s)) TD_TRY(each_moment(s, rank, inst, first, use, err));
         }
     }
     return TD_OK;
@@ -187,10 +199,20 @@ static td_status each_run(store *s, use_run use, td_err *err)
 static td_status write_run(store *s, const held_run *r, td_err *err)
 {
     if (!r->writer) return TD_OK;
-    const int64_t i = r->kind * s->x->n_tensors + r->entry;
-    s->sums[i] += checksum(r->at, r->first, r->count);
-    return file_write_at(s->fd, s->path, r->at, r->count * (int64_t)sizeof(float),
-                         s->file.tensors[i].begin + r->first * (int64_t)sizeof(float), err);
+    const int64_t i = r->kind * s->x->n_tensors + r->entry, word = (int64_t)sizeof(float);
+    const int64_t begin = s->file.tensors[i].begin;
+    for (int64_t first = 0; first < r->count; first += PIECE) {
+        const int64_t n = r->count - first < PIECE ? r->count - first : PIECE;
+        const float *from = r->at + first;
+        if (s->room != NULL) {
+            TD_TRY(device_run_read(s->x, s->room, from, n * word, err));
+            from = (const float *)(const void *)s->room;
+        }
+        s->sums[i] += checksum(from, r->first + first, n);
+        TD_TRY(
+            file_write_at(s->fd, s->path, from, n * word, begin + (r->first + first) * word, err));
+    }
+    return TD_OK;
 }
 
 static td_status note(store *s, const char *key, const char *value, td_err *err)
@@ -292,6 +314,9 @@ static td_status write_all(store *s, const checkpoint_state *state, const char *
     team *const t = s->x->options.team;
     const bool first = team_index(t) == 0;
     td_status st = list_tensors(s, err);
+    if (st == TD_OK && s->x->device != NULL) s->room = td_alloc(s->a, PIECE, sizeof(float));
+    if (st == TD_OK && s->x->device != NULL && s->room == NULL)
+        st = td_fail(err, TD_ENOMEM, "%s: out of memory", s->path);
     if (st == TD_OK) st = write_header(s, state, false, err);
     if (st == TD_OK && first) st = make_file(s, beside, err);
     TD_TRY(team_agree(t, st, err));
@@ -419,8 +444,8 @@ static td_status read_run(store *s, const held_run *r, td_err *err)
                            s->path, t->name);
         s->in_room = i;
     }
-    memcpy(r->at, room + r->first, (size_t)r->count * sizeof *room);
-    return TD_OK;
+    if (r->elements) return device_run_narrow(s->x, r->at, room + r->first, r->count, err);
+    return device_run_write(s->x, r->at, room + r->first, r->count * (int64_t)sizeof *room, err);
 }
 
 static td_status read_all(store *s, checkpoint_state *out, td_err *err)

@@ -164,6 +164,12 @@ static void copy_cuda(device *d, void *stream, void *to, const void *from, int64
     if (!k_cuda_copy(stream, to, from, bytes)) s->failed = true;
 }
 
+static k_cuda_number number_of(wire_kind kind)
+{
+    if (kind == WIRE_SUM_DOUBLE) return K_CUDA_DOUBLE;
+    return kind == WIRE_SUM_BF16 || kind == WIRE_SUM_ROOT_BF16 ? K_CUDA_BF16 : K_CUDA_FLOAT;
+}
+
 static void combine_cuda(device *d, void *stream, wire_kind kind, void *const *data, uint32_t n,
                          int64_t bytes, uint32_t only)
 {
@@ -172,7 +178,7 @@ static void combine_cuda(device *d, void *stream, wire_kind kind, void *const *d
     if (kind == WIRE_VOCAB) { /* the softmax of shards is joined by the host */
         if (!k_cuda_stream_synchronize(stream, why)) s->failed = true;
         wire_combine(kind, data, n, bytes, only);
-    } else if (!k_cuda_sum(stream, kind == WIRE_SUM_DOUBLE, data, n, bytes, only)) {
+    } else if (!k_cuda_sum(stream, number_of(kind), data, n, bytes, only)) {
         s->failed = true;
     }
 }

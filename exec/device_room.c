@@ -85,22 +85,6 @@ td_status device_run_clear(const executor *x, char *at, int64_t bytes, td_err *e
 
 /* --- elements --- */
 
-/* To the nearest, halves to even; weights are finite. */
-static uint16_t bf16_of(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
-static float float_of(uint16_t x)
-{
-    const uint32_t bits = (uint32_t)x << 16;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
 static bool is_narrow(const executor *x)
 {
     return x->device != NULL && x->device->d->element_bytes != (int64_t)sizeof(float);
@@ -115,7 +99,7 @@ td_status device_run_narrow(const executor *x, void *at, const float *from, int6
     td_status st = room == NULL ? td_fail(err, TD_ENOMEM, "out of memory for weights") : TD_OK;
     for (int64_t first = 0; st == TD_OK && first < n; first += PIECE) {
         const int64_t count = n - first < PIECE ? n - first : PIECE;
-        for (int64_t i = 0; i < count; i++) room[i] = bf16_of(from[first + i]);
+        for (int64_t i = 0; i < count; i++) room[i] = td_bf16_of_float(from[first + i]);
         st = device_run_write(x, (uint16_t *)at + first, room, count * (int64_t)sizeof *room, err);
     }
     td_arena_free(a);
@@ -131,7 +115,7 @@ td_status device_run_widen(const executor *x, float *to, const void *at, int64_t
     for (int64_t i = 0; i < n; i++) {
         uint16_t word;
         memcpy(&word, narrow + i, sizeof word);
-        to[i] = float_of(word);
+        to[i] = td_float_of_bf16(word);
     }
     return TD_OK;
 }

@@ -149,8 +149,16 @@ static td_status open_ctx(const k_blas *blas, int threads, td_arena *a, k_ctx **
 }
 
 /* The wire's word for a collective of the plan; exec_open refused what has none. */
-static wire_kind kind_of(const plan_class *c)
+static wire_kind kind_of(const executor *x, const plan_class *c)
 {
+    /* activations and weights are elements, gradients of weights floats */
+    const bool elements = c->purpose == PURPOSE_WEIGHTS || c->purpose == PURPOSE_EMBED_SUM ||
+                          c->purpose == PURPOSE_SHARDS;
+    if (elements && x->z->run.dtype == TYPE_BF16) {
+        if (c->detail == COLL_ALL_GATHER) return WIRE_GATHER_BF16;
+        if (c->detail == COLL_REDUCE) return WIRE_SUM_ROOT_BF16;
+        if (c->detail == COLL_ALL_REDUCE) return WIRE_SUM_BF16;
+    }
     switch (c->detail) {
     case COLL_REDUCE_SCATTER: return WIRE_SUM_PIECES_FLOAT;
     case COLL_ALL_GATHER: return WIRE_GATHER_FLOAT;
@@ -179,7 +187,7 @@ static td_status open_wire(executor *x, td_arena *a, td_err *err)
         const plan_class *const c = &p->classes[p->tasks[first].cls];
         colls[i] = (wire_coll){.group = p->colls[i].group,
                                .root = p->colls[i].root,
-                               .kind = kind_of(c),
+                               .kind = kind_of(x, c),
                                .bytes = worker_bytes(x, first)};
     }
     const int64_t deadline = x->options.deadline_ns > 0 ? x->options.deadline_ns : 120000000000;

@@ -51,8 +51,8 @@ static void add_piece(const plan *p, uint32_t rank, const plan_task *t, int64_t 
     uint32_t member = 0;
     while (p->group_members[g->first_member + member] != rank) member++;
     int64_t first = 0, count = 0, most = 0;
-    wire_piece(c->bytes, g->n_members, 0, &first, &most);
-    wire_piece(c->bytes, g->n_members, member, &first, &count);
+    wire_piece(WIRE_SUM_PIECES_FLOAT, c->bytes, g->n_members, 0, &first, &most);
+    wire_piece(WIRE_SUM_PIECES_FLOAT, c->bytes, g->n_members, member, &first, &count);
     s->pieces[s->n].first = begin + first / word;
     s->pieces[s->n].count = count / word;
     s->pieces[s->n++].moment = s->moments;

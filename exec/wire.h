@@ -37,7 +37,10 @@ typedef enum wire_kind {
     WIRE_SUM_ROOT_FLOAT,   /* the sum, in the root; the others' data is left alone */
     WIRE_GATHER_FLOAT,     /* all-gather: piece i of all members is member i's */
     WIRE_BROADCAST,        /* the root's data, in all members */
-    WIRE_VOCAB,            /* statistics and input gradients of vocabulary shards: see wire_vocab */
+    WIRE_SUM_BF16,         /* as above of bf16 elements, added as floats and rounded once */
+    WIRE_SUM_ROOT_BF16,
+    WIRE_GATHER_BF16,
+    WIRE_VOCAB, /* statistics and input gradients of vocabulary shards: see wire_vocab */
     WIRE_KIND_COUNT
 } wire_kind;
 
@@ -118,8 +121,10 @@ void wire_next_step(wire *w);
 /* --- wire_combine.c: the arithmetic of collectives, for all wires --- */
 
 /* The elements of `bytes` (a multiple of the kind's element) that belong to member i of n: [*first,
- * *first + *count) in bytes. Pieces are consecutive and differ by one element at most. */
-void wire_piece(int64_t bytes, uint32_t n, uint32_t i, int64_t *first, int64_t *count);
+ * *first + *count) in bytes. Pieces are consecutive and differ by one element at most; how many
+ * elements there are decides where they begin, whatever their size. */
+void wire_piece(wire_kind kind, int64_t bytes, uint32_t n, uint32_t i, int64_t *first,
+                int64_t *count);
 /* Whether a kind works on pieces, each at its own member, or on the whole at the root. */
 bool wire_kind_in_pieces(wire_kind kind);
 /* Whether the members' data is combined first; whether the outcome then goes to all members. */

@@ -85,7 +85,7 @@ static void owned(const wire_coll *c, const remote_group *g, int64_t bytes, uint
                   int64_t *first, int64_t *count)
 {
     if (wire_kind_in_pieces(c->kind)) {
-        wire_piece(bytes, g->n, m, first, count);
+        wire_piece(c->kind, bytes, g->n, m, first, count);
         return;
     }
     *first = 0;

@@ -196,7 +196,7 @@ static void do_parts(const wire_mover *v, const coll_slot *c)
     }
     for (uint32_t m = 0; m < c->members; m++) {
         int64_t first = 0, count = 0;
-        wire_piece(bytes, c->members, m, &first, &count);
+        wire_piece(c->kind, bytes, c->members, m, &first, &count);
         do_part(v, c, m, first, count);
     }
 }

@@ -80,7 +80,9 @@ void worker_post(executor *x, const exec_rank *r, exec_post *o)
     const int64_t first = c->purpose == PURPOSE_TIED
                               ? stage_tied_offset(&x->stages[p->insts[c->inst].stage])
                               : (int64_t)c->prefix * SYNC_ALIGN;
-    if (at != NULL) o->op.data = at + first * (int64_t)sizeof(float);
+    const int64_t size =
+        c->purpose == PURPOSE_WEIGHTS ? data_type_bytes(x->z->run.dtype) : (int64_t)sizeof(float);
+    if (at != NULL) o->op.data = at + first * size;
     wire_collective(x->wire, t->link, o->channel, &o->op);
 }
 

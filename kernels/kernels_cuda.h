@@ -57,9 +57,11 @@ int64_t k_cuda_elapsed_ns(k_cuda_event *from, k_cuda_event *to);
 bool k_cuda_synchronize(int device, char *why);
 bool k_cuda_stream_synchronize(k_cuda_stream *s, char *why);
 
+typedef enum k_cuda_number { K_CUDA_FLOAT, K_CUDA_DOUBLE, K_CUDA_BF16 } k_cuda_number;
+
 /* data[m] of n members, `bytes` each: their sum in member order, in all of them or in data[only]
- * (UINT32_MAX: all). Floats, or doubles. n <= K_CUDA_MEMBERS_MAX. */
-bool k_cuda_sum(k_cuda_stream *s, bool doubles, void *const *data, uint32_t n, int64_t bytes,
+ * (UINT32_MAX: all). bf16 is added as floats and rounded once. n <= K_CUDA_MEMBERS_MAX. */
+bool k_cuda_sum(k_cuda_stream *s, k_cuda_number of, void *const *data, uint32_t n, int64_t bytes,
                 uint32_t only);
 bool k_cuda_copy(k_cuda_stream *s, void *to, const void *from, int64_t bytes);
 

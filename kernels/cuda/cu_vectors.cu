@@ -163,32 +163,46 @@ struct members {
     unsigned n, only;
 };
 
-template <typename F> __global__ void sum_kernel(members m, long n)
+static __device__ __forceinline__ double widen(double x) { return x; }
+static __device__ __forceinline__ float widen(float x) { return x; }
+static __device__ __forceinline__ float widen(bf16 x) { return cu_float(x); }
+static __device__ __forceinline__ void put(double *to, double x) { *to = x; }
+static __device__ __forceinline__ void put(float *to, float x) { *to = x; }
+static __device__ __forceinline__ void put(bf16 *to, float x) { *to = cu_elem<bf16>(x); }
+
+template <typename T> __global__ void sum_kernel(members m, long n)
 {
     FOR_ALL(i, n)
     {
-        F sum = ((const F *)m.at[0])[i];
-        for (unsigned k = 1; k < m.n; k++) sum += ((const F *)m.at[k])[i];
+        auto sum = widen(((const T *)m.at[0])[i]);
+        for (unsigned k = 1; k < m.n; k++) sum += widen(((const T *)m.at[k])[i]);
         for (unsigned k = 0; k < m.n; k++)
-            if (m.only == UINT32_MAX || m.only == k) ((F *)m.at[k])[i] = sum;
+            if (m.only == UINT32_MAX || m.only == k) put((T *)m.at[k] + i, sum);
     }
 }
 
-bool k_cuda_sum(k_cuda_stream *s, bool doubles, void *const *data, uint32_t n, int64_t bytes,
+template <typename T> static void sum_of(cudaStream_t s, const members &m, int64_t bytes)
+{
+    const long n = (long)bytes / (long)sizeof(T);
+    cu_launch(sum_kernel<T>, blocks_for(n), THREADS, 0, s, m, n);
+}
+
+bool k_cuda_sum(k_cuda_stream *s, k_cuda_number of, void *const *data, uint32_t n, int64_t bytes,
                 uint32_t only)
 {
     members m;
     const cudaStream_t stream = reinterpret_cast<cudaStream_t>(s);
-    const long count = (long)bytes / (doubles ? 8 : 4);
     if (n > K_CUDA_MEMBERS_MAX) return false;
-    if (count == 0) return true;
+    if (bytes == 0) return true;
     for (uint32_t i = 0; i < n; i++) m.at[i] = data[i];
     m.n = n;
     m.only = only;
-    if (doubles)
-        cu_launch(sum_kernel<double>, blocks_for(count), THREADS, 0, stream, m, count);
+    if (of == K_CUDA_DOUBLE)
+        sum_of<double>(stream, m, bytes);
+    else if (of == K_CUDA_BF16)
+        sum_of<bf16>(stream, m, bytes);
     else
-        cu_launch(sum_kernel<float>, blocks_for(count), THREADS, 0, stream, m, count);
+        sum_of<float>(stream, m, bytes);
     return cudaGetLastError() == cudaSuccess;
 }
 

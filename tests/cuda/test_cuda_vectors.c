@@ -57,11 +57,32 @@ static void members(cuda_pair *p, long n)
         t[i] = cuda_random(p, n, true);
         data[i] = t[i].gpu;
     }
-    const bool given = k_cuda_sum(p->stream, false, data, 3, n * 4, UINT32_MAX);
+    const bool given = k_cuda_sum(p->stream, K_CUDA_FLOAT, data, 3, n * 4, UINT32_MAX);
     for (long i = 0; i < n; i++) t[0].cpu[i] = (t[0].cpu[i] + t[1].cpu[i]) + t[2].cpu[i];
     const double e = cuda_error(p, &t[0]);
     cuda_report(p, "sum of members", e, given && memcmp(t[0].cpu, t[0].gpu, (size_t)n * 4) == 0);
     cuda_report(p, "  in all", 0, cuda_bits(p, &t[0]) == cuda_bits(p, &t[2]));
+    cuda_pair_clear(p);
+}
+
+/* bf16 is added as floats. */
+static void short_members(cuda_pair *p, long n)
+{
+    cuda_tensor t[3];
+    void *data[3];
+    if (!p->bf16) return;
+    for (int i = 0; i < 3; i++) {
+        t[i] = cuda_random(p, n, false);
+        data[i] = t[i].gpu;
+    }
+    uint16_t *const want = td_alloc(p->arena, (size_t)n, sizeof *want);
+    for (long i = 0; i < n; i++)
+        want[i] = td_bf16_of_float((t[0].cpu[i] + t[1].cpu[i]) + t[2].cpu[i]);
+    const bool given = k_cuda_sum(p->stream, K_CUDA_BF16, data, 3, n * 2, 1);
+    const uint64_t before = cuda_bits(p, &t[0]);
+    cuda_report(p, "sum of bf16 members in one", 0,
+                given && before != cuda_bits(p, &t[1]) &&
+                    memcmp(want, t[1].gpu, (size_t)n * sizeof *want) == 0);
     cuda_pair_clear(p);
 }
 
@@ -124,6 +145,7 @@ static void test(cuda_pair *p)
     for (long n = 1; n < 100000; n = n * 7 + 3) {
         vectors(p, n);
         members(p, n);
+        short_members(p, n);
         optimizer(p, n + 1);
     }
 }

@@ -223,14 +223,28 @@ typedef struct member {
     wire *w;
     uint32_t rank;
     float data[8];
+    int64_t size; /* of an element: 4, or 2 of a bf16 */
     td_status status;
 } member;
+
+static void put(member *m, uint32_t i, float x)
+{
+    const uint16_t half = td_bf16_of_float(x);
+    memcpy((char *)m->data + i * m->size, m->size == 4 ? (const void *)&x : &half, (size_t)m->size);
+}
+
+static float get(const member *m, uint32_t i)
+{
+    uint16_t half;
+    memcpy(&half, (const char *)m->data + 2 * i, sizeof half);
+    return m->size == 4 ? m->data[i] : td_float_of_bf16(half);
+}
 
 static void *join_collective(void *arg)
 {
     member *const m = arg;
     td_err err;
-    wire_op op = {.data = m->data, .bytes = 7 * sizeof(float), .rank = m->rank};
+    wire_op op = {.data = m->data, .bytes = 7 * m->size, .rank = m->rank};
     wire_collective(m->w, 0, m->rank, &op);
     m->status = wire_wait(m->w, &op, &err);
     return NULL;
@@ -259,11 +273,17 @@ static void test_wire_collectives(void **state)
                             {10, 11, 12, 13, 14, 15, 16},
                             {10, 11, 12, 13, 14, 15, 16}},
     };
+    static const wire_kind like[WIRE_KIND_COUNT] = {[WIRE_SUM_BF16] = WIRE_SUM_FLOAT,
+                                                    [WIRE_SUM_ROOT_BF16] = WIRE_SUM_ROOT_FLOAT,
+                                                    [WIRE_GATHER_BF16] = WIRE_GATHER_FLOAT};
     for (int kind = 0; kind < WIRE_KIND_COUNT; kind++) {
         if (kind == WIRE_SUM_DOUBLE || kind == WIRE_VOCAB) continue; /* not of any floats */
+        const bool halves = kind >= WIRE_SUM_BF16 && kind <= WIRE_GATHER_BF16;
+        const int floats = halves ? (int)like[kind] : kind;
+        const int64_t size = halves ? 2 : 4;
         td_arena *const a = td_arena_new();
         td_err err;
-        const wire_coll coll = {.root = 1, .kind = (wire_kind)kind, .bytes = 7 * sizeof(float)};
+        const wire_coll coll = {.root = 1, .kind = (wire_kind)kind, .bytes = 7 * size};
         const wire_shape shape = {.n_ranks = 3,
                                   .n_groups = 1,
                                   .n_colls = 1,
@@ -275,16 +295,16 @@ static void test_wire_collectives(void **state)
         member m[3];
         pthread_t t[3];
         for (uint32_t r = 0; r < 3; r++) {
-            m[r] = (member){.w = w, .rank = r};
-            for (uint32_t i = 0; i < 8; i++) m[r].data[i] = (float)(10 * r + i);
+            m[r] = (member){.w = w, .rank = r, .size = size};
+            for (uint32_t i = 0; i < 8; i++) put(&m[r], i, (float)(10 * r + i));
             assert_int_equal(pthread_create(&t[r], NULL, join_collective, &m[r]), 0);
         }
         for (uint32_t r = 0; r < 3; r++) (void)pthread_join(t[r], NULL);
         for (uint32_t r = 0; r < 3; r++) {
             assert_int_equal(m[r].status, TD_OK);
             for (uint32_t i = 0; i < 7; i++)
-                assert_int_equal((int)m[r].data[i], (int)left[kind][r][i]);
-            assert_int_equal((int)m[r].data[7], (int)(10 * r + 7));
+                assert_int_equal((int)get(&m[r], i), (int)left[floats][r][i]);
+            assert_int_equal((int)get(&m[r], 7), (int)(10 * r + 7));
         }
         wire_close(w);
         td_arena_free(a);
