@@ -245,6 +245,20 @@ td_status cost_snapshot(const cost_model *c, int32_t stage, int64_t *ns, td_err 
     return round_ns((double)step * 2 * (12 + low) / step_bytes(run), "snapshot", ns, err);
 }
 
+td_status cost_join(const cost_model *c, int32_t stage, bool weights, int64_t *ns, td_err *err)
+{
+    int64_t step = 0;
+    *ns = 0;
+    if (c->units != NULL) return TD_OK;
+    const run_shape *const run = &c->sizes->run;
+    double params = 0;
+    TD_TRY(stage_shard_params(c, stage, &params, err));
+    const double bytes = 2 * (double)data_type_bytes(weights ? run->dtype : run->grad_dtype);
+    if (c->profile == NULL) return sweep_ns(c, NULL, params, bytes, ns, err);
+    TD_TRY(sweep_ns(c, &c->profile->optimizer, params, step_bytes(run), &step, err));
+    return round_ns((double)step * bytes / step_bytes(run), "shards", ns, err);
+}
+
 td_status cost_norm(const cost_model *c, int32_t stage, int64_t *ns, td_err *err)
 {
     *ns = 0;

@@ -71,6 +71,9 @@ TD_MUST_USE td_status cost_optimizer(const cost_model *c, int32_t stage, int64_t
 /* A copy of its weights and optimizer state: as much longer or shorter than the step as it moves
  * more or fewer bytes, each read once and written once. */
 TD_MUST_USE td_status cost_snapshot(const cost_model *c, int32_t stage, int64_t *ns, td_err *err);
+/* Its weights or gradients, whole at the degree of the sizes, put together out of shards. */
+TD_MUST_USE td_status cost_join(const cost_model *c, int32_t stage, bool weights, int64_t *ns,
+                                td_err *err);
 TD_MUST_USE td_status cost_norm(const cost_model *c, int32_t stage, int64_t *ns, td_err *err);
 
 /* A message splits into a latency, which holds no link, and a transfer at the link's bandwidth. */

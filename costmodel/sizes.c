@@ -148,10 +148,17 @@ td_status sizes_bytes(const sizes *z, size_kind kind, int32_t stage, int64_t sli
     if (stage < 0 || stage >= z->n_stages + (z->vocab_shards > 0 ? 1 : 0))
         return td_fail(err, TD_EUSAGE, "stage %d: there are %d stages", stage, z->n_stages);
     const stage_desc desc = sizes_stage(z, stage), *const s = &desc;
+    const int64_t shards = z->run.tp < 1 ? 1 : z->run.tp;
     int64_t n = 0;
     switch (kind) {
     case SIZE_WEIGHTS: n = mul(shard_elements(z, s, false), data_type_bytes(z->run.dtype)); break;
     case SIZE_GRADS: n = mul(shard_elements(z, s, true), data_type_bytes(z->run.grad_dtype)); break;
+    case SIZE_WEIGHT_PARTS:
+        n = mul(shard_elements(z, s, false), mul(shards, data_type_bytes(z->run.dtype)));
+        break;
+    case SIZE_GRAD_PARTS:
+        n = mul(shard_elements(z, s, true), mul(shards, data_type_bytes(z->run.grad_dtype)));
+        break;
     case SIZE_OPTIMIZER: n = optimizer_bytes(z, stage); break;
     case SIZE_SNAPSHOT:
         n = plus(mul(shard_elements(z, s, false), data_type_bytes(z->run.dtype)),

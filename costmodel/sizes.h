@@ -26,7 +26,9 @@
     X(SIZE_TIED_GRADS,                                                                             \
       "tied gradients") /* gradient of the tied table, exchanged by the end stages */              \
     X(SIZE_NORM_BEFORE, "norm partials before") /* the same table, as the ranks before know it */  \
-    X(SIZE_SNAPSHOT, "snapshot") /* weights, then optimizer, as they were before a step */
+    X(SIZE_SNAPSHOT, "snapshot") /* weights, then optimizer, as they were before a step */         \
+    X(SIZE_WEIGHT_PARTS, "shards of weights") /* of all tensor-parallel shards of a stage, one */  \
+    X(SIZE_GRAD_PARTS, "shards of gradients") /* behind the other, for who holds it whole */
 
 #define X(kind, name) kind,
 typedef enum size_kind { SIZE_KINDS(X) SIZE_KIND_COUNT } size_kind;

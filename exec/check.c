@@ -80,6 +80,21 @@ static bool whole_tensors_are_equal(const stage_code *c, const float *a, const f
     return true;
 }
 
+/* Whether a rank that holds a stage whole has what the shards that train it hold together. */
+static td_status compare_joined(const executor *x, uint32_t inst, const float *copy, td_arena *room,
+                                bool *equal, td_err *err)
+{
+    const stage_code *const c = &x->whole[x->p->insts[inst].stage];
+    const float *whole = NULL;
+    TD_TRY(exec_whole_weights(x, inst, 0, room, &whole, err));
+    for (int64_t i = 0; i < c->n_params; i++) {
+        const param_tensor *const t = &c->params[i];
+        const size_t bytes = (size_t)(t->rows * t->cols) * sizeof *copy;
+        *equal = *equal && memcmp(whole + t->offset, copy + t->offset, bytes) == 0;
+    }
+    return TD_OK;
+}
+
 /* Whether all copies of a stage, those of forward rows included, hold the same bits. room is
  * scratch.
  */
@@ -100,7 +115,9 @@ static td_status compare_copies(const executor *x, uint32_t inst, td_arena *room
         td_arena *const a = td_arena_new();
         td_status st = a == NULL ? td_fail(err, TD_ENOMEM, "out of memory for the check")
                                  : exec_weights(x, r, inst, a, &copy, err);
-        if (st == TD_OK && copy != NULL)
+        if (st == TD_OK && copy != NULL && p->ranks[r].tp != p->tp)
+            st = compare_joined(x, inst, copy, a, equal, err);
+        else if (st == TD_OK && copy != NULL)
             *equal =
                 *equal &&
                 memcmp(first[p->ranks[r].shard], copy, (size_t)c->elements * sizeof *copy) == 0 &&

@@ -106,7 +106,7 @@ static bool run_of(const store *s, uint32_t rank, uint32_t inst, int64_t i, int6
 {
     const plan *const p = s->x->p;
     const int32_t stage = p->insts[inst].stage;
-    const stage_code *const c = &s->x->stages[stage];
+    const stage_code *const c = exec_code(s->x, rank, stage);
     if (!c->at.shard) return shard_run_at(&s->x->whole[stage], c, p->ranks[rank].shard, i, n, out);
     int64_t first = 0;
     const int64_t words = vocab_words(c, p->insts[inst].backward_row, &first);
@@ -129,7 +129,7 @@ typedef td_status (*use_run)(store *s, const held_run *r, td_err *err);
 static td_status each_moment(store *s, uint32_t rank, uint32_t inst, bool first_copy, use_run use,
                              td_err *err)
 {
-    const stage_code *const c = &s->x->stages[s->x->p->insts[inst].stage];
+    const stage_code *const c = exec_code(s->x, rank, s->x->p->insts[inst].stage);
     const optimizer_share share = optimizer_share_of(s->x, rank, inst);
     float *const moments = exec_buffer(s->x, rank, SIZE_OPTIMIZER, inst);
     static const int in_order[] = {KIND_FIRST, KIND_SECOND, KIND_WEIGHT};
@@ -159,7 +159,7 @@ static td_status each_moment(store *s, uint32_t rank, uint32_t inst, bool first_
 static td_status each_weight(store *s, uint32_t rank, uint32_t inst, bool first_copy, use_run use,
                              td_err *err)
 {
-    const stage_code *const c = &s->x->stages[s->x->p->insts[inst].stage];
+    const stage_code *const c = exec_code(s->x, rank, s->x->p->insts[inst].stage);
     char *const weights = (char *)exec_buffer(s->x, rank, SIZE_WEIGHTS, inst);
     shard_run run;
     for (int64_t i = 0; weights != NULL && i < c->n_params; i++)

@@ -188,6 +188,13 @@ void exec_note_norm(executor *x, const exec_rank *r, double norm, bool again);
 
 /* Where a rank's buffer lies: in memory of the device where there is one. */
 char *exec_place(const executor *x, uint32_t rank, uint32_t buffer);
+
+/* A stage as a rank has it: a shard, or all of it where the rank's row is not divided. */
+static inline const stage_code *exec_code(const executor *x, uint32_t rank, int32_t stage)
+{
+    return x->p->ranks[rank].tp == x->p->tp ? &x->stages[stage] : &x->whole[stage];
+}
+
 /* The buffer of the whole run that holds `what` of a stage instance on a rank, or NULL. */
 float *exec_buffer(const executor *x, uint32_t rank, size_kind what, uint32_t inst);
 /* The rank that trains an instance, in a replica. */
@@ -222,6 +229,10 @@ TD_MUST_USE td_status exec_bring_weights(const executor *x, uint32_t inst, float
                                          const float **out, td_err *err);
 TD_MUST_USE td_status exec_shards_init(const executor *x, uint32_t rank, int32_t stage,
                                        uint64_t seed, float *weights, td_err *err);
+
+/* What shards have sent a rank that holds their stages whole, in one of the buffers that the task
+ * reads: puts it together, weights or gradients. */
+void exec_join_shards(const executor *x, const exec_rank *r, uint32_t task);
 
 /* --- eval.c --- */
 

@@ -6,7 +6,7 @@ static td_status init_weights(const executor *x, uint32_t rank, uint32_t inst, u
                               void *at, td_err *err)
 {
     const plan_inst *const i = &x->p->insts[inst];
-    const stage_code *const c = &x->stages[i->stage];
+    const stage_code *const c = exec_code(x, rank, i->stage);
     td_arena *const a = td_arena_new();
     float *const to = x->device == NULL ? at
                       : a == NULL       ? NULL

@@ -10,7 +10,7 @@ td_status exec_weights(const executor *x, uint32_t rank, uint32_t inst, td_arena
     const float *const at = exec_buffer(x, rank, SIZE_WEIGHTS, inst);
     *out = at;
     if (x->device == NULL || at == NULL) return TD_OK;
-    const int64_t n = x->stages[x->p->insts[inst].stage].elements;
+    const int64_t n = exec_code(x, rank, x->p->insts[inst].stage)->elements;
     float *const to = td_alloc(room, (size_t)n, sizeof *to);
     *out = to;
     if (to == NULL && n > 0) return td_fail(err, TD_ENOMEM, "out of memory for weights");
@@ -74,11 +74,28 @@ td_status exec_bring_weights(const executor *x, uint32_t inst, float *room, cons
     return TD_OK;
 }
 
+void exec_join_shards(const executor *x, const exec_rank *r, uint32_t task)
+{
+    const plan *const p = x->p;
+    for (uint32_t i = p->tasks[task].first_use; i < p->tasks[task + 1].first_use; i++) {
+        if (use_role_of(p->uses[i]) != ROLE_PARTS) continue;
+        const uint32_t b = p->ranks[r->index].first_buffer + use_buffer_of(p->uses[i]);
+        const plan_bclass *const c = &p->bclasses[p->buffers[b].bclass];
+        const bool weights = c->what == SIZE_WEIGHT_PARTS;
+        const stage_code *const part = &x->stages[p->insts[c->inst].stage];
+        const int64_t each = weights ? part->elements : part->grad_elements;
+        const float *const from = (const float *)(const void *)pass_buffer(x, r, p->uses[i]);
+        float *const to = exec_buffer(x, r->index, weights ? SIZE_WEIGHTS : SIZE_GRADS, c->inst);
+        for (int32_t k = 0; k < p->tp; k++)
+            shard_give(&x->whole[p->insts[c->inst].stage], part, k, from + k * each, to);
+    }
+}
+
 td_status exec_shards_init(const executor *x, uint32_t rank, int32_t stage, uint64_t seed,
                            float *weights, td_err *err)
 {
-    const stage_code *const whole = &x->whole[stage], *const part = &x->stages[stage];
-    if (shards_of(x->p) == 1) {
+    const stage_code *const whole = &x->whole[stage], *const part = exec_code(x, rank, stage);
+    if (part->shards == 1) {
         params_init(part->m, part->params, part->n_params, seed, weights);
         return TD_OK;
     }

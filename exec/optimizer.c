@@ -63,7 +63,7 @@ optimizer_share optimizer_share_of(const executor *x, uint32_t rank, uint32_t in
 {
     const plan *const p = x->p;
     const plan_rank *const r = &p->ranks[rank];
-    const int64_t elements = x->stages[p->insts[inst].stage].elements;
+    const int64_t elements = exec_code(x, rank, p->insts[inst].stage)->elements;
     optimizer_share s = {.whole = true};
     for (uint32_t i = r->first_stream; i < r->first_stream + r->n_streams; i++)
         for (uint32_t k = 0; p->streams[i].kind == STREAM_COLL && k < p->streams[i].n_tasks; k++) {
@@ -110,7 +110,7 @@ static void add_tied(const executor *x, const exec_rank *r, uint32_t task)
     for (uint32_t i = p->tasks[task].first_use; i < end; i++) {
         const held first = held_at(x, r, i);
         if (first.role != ROLE_GRADS) continue;
-        const stage_code *const c = &x->stages[p->insts[first.inst].stage];
+        const stage_code *const c = exec_code(x, r->index, p->insts[first.inst].stage);
         if (!c->at.embedding || c->own[PARAM_TOKEN_EMBEDDING] < 0 ||
             tied_by_message(x, r, first.inst))
             continue;
@@ -126,7 +126,7 @@ static void add_tied(const executor *x, const exec_rank *r, uint32_t task)
             const held last = held_at(x, r, j);
             if (last.role != ROLE_GRADS || p->insts[last.inst].stage != p->n_stages - 1) continue;
             float *const head =
-                (float *)(void *)last.at + stage_head_grad(&x->stages[p->n_stages - 1]);
+                (float *)(void *)last.at + stage_head_grad(exec_code(x, r->index, p->n_stages - 1));
             ops->axpy(r->ctx, n, 1.0f, head, table);
             ops->copy(r->ctx, head, table, (size_t)n * sizeof *head);
         }
@@ -139,7 +139,7 @@ static long list_pieces(const executor *x, const exec_rank *r, uint32_t inst, k_
 {
     const plan *const p = x->p;
     const plan_rank *const rank = &p->ranks[r->index];
-    const stage_code *const c = &x->stages[p->insts[inst].stage];
+    const stage_code *const c = exec_code(x, r->index, p->insts[inst].stage);
     const optimizer_share share = optimizer_share_of(x, r->index, inst);
     /* without a norm for all, each replica finds its own */
     const bool counts =
@@ -280,7 +280,7 @@ static void hand_out(const executor *x, const exec_rank *r, const exec_step *ste
 static td_status show(const executor *x, const exec_rank *r, const exec_step *step, uint32_t inst,
                       const optimizer_share *share, const float *g, td_err *err)
 {
-    const int64_t n = x->stages[x->p->insts[inst].stage].elements;
+    const int64_t n = exec_code(x, r->index, x->p->insts[inst].stage)->elements;
     if (x->device == NULL) {
         hand_out(x, r, step, inst, share, g);
         return TD_OK;
@@ -300,7 +300,8 @@ static void copy_state(const executor *x, const exec_rank *r, uint32_t inst, boo
 {
     const k_ops *const ops = k_ops_of(r->ctx);
     const k_adamw_stage *const u = &r->updates[inst];
-    const size_t n = (size_t)x->stages[x->p->insts[inst].stage].elements * sizeof(float);
+    const size_t n =
+        (size_t)exec_code(x, r->index, x->p->insts[inst].stage)->elements * sizeof(float);
     char *const kept = (char *)(void *)exec_buffer(x, r->index, SIZE_SNAPSHOT, inst);
     ops->copy(r->ctx, back ? (char *)(void *)u->weights : kept,
               back ? kept : (char *)(void *)u->weights, n);
@@ -330,7 +331,8 @@ static td_status apply(executor *x, exec_rank *r, uint32_t inst, const exec_step
     /* what other members own still holds this rank's own sums */
     if (clear && (!share.whole || (what & OPTIMIZER_UPDATE) == 0))
         ops->zero(r->ctx, u->grads,
-                  (size_t)x->stages[x->p->insts[inst].stage].grad_elements * sizeof *u->grads);
+                  (size_t)exec_code(x, r->index, x->p->insts[inst].stage)->grad_elements *
+                      sizeof *u->grads);
     return TD_OK;
 }
 
@@ -359,6 +361,7 @@ td_status optimizer_step(executor *x, exec_rank *r, uint32_t task, td_err *err)
             return optimizer_refuses(x, r, table, r->now->step.number, err);
         if (exec_rank_of(x, 0, 0) == r->index) x->grad_norm = scale[0]; /* everywhere the same */
     }
+    exec_join_shards(x, r, task);
     return optimizer_apply(x, r, task, &r->now->step,
                            OPTIMIZER_SHOW | OPTIMIZER_UPDATE | OPTIMIZER_CLEAR, scale, err);
 }

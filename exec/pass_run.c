@@ -17,16 +17,21 @@ static td_status open_code(executor *x, const plan_class *k, td_arena *a, const 
                            td_err *err)
 {
     const int32_t stage = x->p->insts[k->inst].stage;
-    const stage_code *const whole = &x->stages[stage];
+    const int32_t row = plan_home(&x->p->insts[k->inst], k->kind);
+    uint32_t rank = 0;
+    while (x->p->ranks[rank].row != row) rank++;
+    const stage_code *const whole = exec_code(x, rank, stage);
+    sizes z = *x->z;
+    z.run.tp = whole->shards;
     stage_code *const c = TD_NEW_N(a, stage_code, 2);
     if (c == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the passes");
     for (int split = 0; split < 2; split++) {
         if (keeps_nothing(x->p, k)) {
-            TD_TRY(stage_open_forward(x->z, stage, whole, k->slice_len, &c[0], err));
+            TD_TRY(stage_open_forward(&z, stage, whole, k->slice_len, &c[0], err));
             out[split] = &c[0];
             continue;
         }
-        TD_TRY(stage_open_as(x->z, stage, whole, k->slice_len, split == 1, &c[split], err));
+        TD_TRY(stage_open_as(&z, stage, whole, k->slice_len, split == 1, &c[split], err));
         out[split] = &c[split];
     }
     return TD_OK;

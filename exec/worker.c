@@ -43,7 +43,9 @@ td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err)
 char *worker_payload(const executor *x, const exec_rank *r, uint32_t task)
 {
     const plan_task *const t = &x->p->tasks[task];
-    return t->first_use < t[1].first_use ? pass_buffer(x, r, x->p->uses[t->first_use]) : NULL;
+    const plan_class *const c = &x->p->classes[t->cls];
+    if (t->first_use == t[1].first_use) return NULL;
+    return pass_buffer(x, r, x->p->uses[t->first_use]) + c->segment * c->bytes;
 }
 
 int64_t worker_bytes(const executor *x, uint32_t task)
@@ -78,7 +80,7 @@ void worker_post(executor *x, const exec_rank *r, exec_post *o)
         return;
     }
     const int64_t first = c->purpose == PURPOSE_TIED
-                              ? stage_tied_offset(&x->stages[p->insts[c->inst].stage])
+                              ? stage_tied_offset(exec_code(x, r->index, p->insts[c->inst].stage))
                               : (int64_t)c->prefix * SYNC_ALIGN;
     const int64_t size =
         c->purpose == PURPOSE_WEIGHTS ? data_type_bytes(x->z->run.dtype) : (int64_t)sizeof(float);

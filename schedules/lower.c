@@ -387,6 +387,22 @@ static td_status check_copies(const schedule *s, const lower_options *o, td_err 
     return TD_OK;
 }
 
+/* Shards of a backward row and a whole forward row have no pieces of an optimizer in common. */
+static td_status check_degrees(const schedule *s, const lower_options *o, const int32_t *row_tp,
+                               td_err *err)
+{
+    if (!o->zero1 || s->weights != WEIGHTS_ALL_STEP) return TD_OK;
+    for (int32_t p = 0; p < s->n_pipes; p++)
+        for (int32_t i = 0; i < s->n_stages; i++)
+            if (row_tp[s->pipes[p].forward_row[i]] != row_tp[s->pipes[p].backward_row[i]])
+                return td_fail(err, TD_EUSAGE,
+                               "--zero1: stage %d steps on a row of tensor-parallel degree %d and "
+                               "on one of %d; leave it out or refresh the weights",
+                               i, row_tp[s->pipes[p].forward_row[i]],
+                               row_tp[s->pipes[p].backward_row[i]]);
+    return TD_OK;
+}
+
 static td_status check_options(const schedule *s, const lower_options *o, td_err *err)
 {
     if (o->sizes == NULL || o->dp < 1 || o->tp < 1 || o->lookahead < 0 || o->send_window < 0)
@@ -440,6 +456,7 @@ static td_status lower_with(const schedule *s, const lower_options *o, td_arena 
     int32_t *row_tp = NULL, tp = 1;
     TD_TRY(sched_check_index(s, a, &ix, err));
     TD_TRY(lower_roles(s, o->tp, a, &row_tp, &tp, err));
+    TD_TRY(check_degrees(s, o, row_tp, err));
     TD_TRY(check_vocab(&ix, o, err));
     sizes z = *o->sizes; /* what the plan is of rules, so that sizes cannot contradict it */
     z.twins = sched_copies(s);

@@ -84,6 +84,10 @@ TD_MUST_USE td_status lower_roles(const schedule *s, int32_t tp, td_arena *a, in
 TD_MUST_USE td_status lower_bytes(const lowering *l, size_kind kind, int32_t stage, int32_t row,
                                   int32_t slice_len, int32_t prefix, int64_t *bytes, td_err *err);
 
+/* Whether the forward row of an instance is of another degree than its backward row, so that it
+ * puts together what the backward row's shards send. */
+bool lower_joins_shards(const lowering *l, const plan_inst *i);
+
 /* Bytes of the tensor at the border before `stage` as a message between two rows. */
 TD_MUST_USE td_status lower_message_bytes(const lowering *l, int32_t src_row, int32_t dst_row,
                                           int32_t stage, int32_t slice_len, int32_t prefix,

@@ -51,8 +51,8 @@ typedef struct stage_holder {
 } stage_holder;
 
 /* The copies of `stage` that step, among its twins, its replicas and, where all rows step, its
- * forward and backward rows; by rank: the members of its gradient sync. out: [2 * n_pipes *
- * replicas]; returns how many (lower_gradients.c). */
+ * forward and backward rows of one tensor-parallel degree; by rank: the members of its gradient
+ * sync. out: [2 * n_pipes * replicas]; returns how many (lower_gradients.c). */
 uint32_t collect_holders(const collect *c, int32_t stage, stage_holder *out);
 /* A collective like `item` for each part of the stage's gradients (or weights) among these holders,
  * each behind its gate; element_bytes: of what is moved (lower_gradients.c). */
@@ -61,7 +61,8 @@ TD_MUST_USE td_status collect_parts(collect *c, collective item, int32_t stage,
                                     td_err *err);
 /* Gradients of a stage among its twins and replicas (lower_gradients.c). */
 TD_MUST_USE td_status collect_gradients(collect *c, td_err *err);
-/* Weights from backward to forward rows, behind the step (lower_refresh.c). */
+/* Weights from backward to forward rows, behind the step, or sums of gradients before it
+ * (lower_refresh.c). */
 TD_MUST_USE td_status lower_refresh(const lowering *l, const plan *in, plan *out, td_err *err);
 /* One message after the other where calls block (lower_block.c). */
 TD_MUST_USE td_status lower_block(const lowering *l, const plan *in, plan *out, td_err *err);

@@ -68,7 +68,10 @@ uint32_t collect_holders(const collect *c, int32_t stage, stage_holder *out)
         const uint32_t inst = (uint32_t)(pipe * l->s->n_stages + stage);
         const int32_t rows[2] = {l->s->pipes[pipe].backward_row[stage],
                                  l->s->pipes[pipe].forward_row[stage]};
-        for (int role = 0; role < (c->in->insts[inst].all_step ? 2 : 1); role++)
+        /* a forward row of another degree gets the sums in messages */
+        const bool both =
+            c->in->insts[inst].all_step && !lower_joins_shards(l, &c->in->insts[inst]);
+        for (int role = 0; role < (both ? 2 : 1); role++)
             for (int32_t d = 0; d < l->replicas; d++) {
                 const int32_t row = rows[role];
                 /* a forward row makes no gradients: its zeros are ready behind its passes */
@@ -108,10 +111,7 @@ td_status collect_parts(collect *c, collective item, int32_t stage, const stage_
     const lowering *const l = c->l;
     const bool shard = stage >= l->s->n_stages;
     const int32_t copies = (int32_t)n / l->replicas * l->o->dp;
-    sizes z = *l->o->sizes;
-    /* the copy with the fewest shards moves them all over its links */
-    for (uint32_t i = 0; i < n; i++)
-        if (c->in->ranks[h[i].rank].tp < z.run.tp) z.run.tp = c->in->ranks[h[i].rank].tp;
+    const sizes z = *l->o->sizes;
     sync_part parts[SYNC_PARTS_MAX] = {{0}};
     const int32_t n_parts =
         z.model == NULL ? 1 : stage_sync_parts(&z, shard ? l->s->n_stages : stage, parts);

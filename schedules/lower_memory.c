@@ -93,8 +93,9 @@ td_status memory_of_run(memory *mem, size_kind what, int32_t inst, uint32_t *out
             return TD_OK;
         }
     uint32_t bclass = 0;
+    const bool passes = what == SIZE_WEIGHT_PARTS || what == SIZE_GRAD_PARTS;
     TD_TRY(memory_class(mem, what, inst, -1, -1, &bclass, err));
-    TD_TRY(memory_new(mem, bclass, true, out, err));
+    TD_TRY(memory_new(mem, bclass, !passes, out, err));
     TD_TRY(TD_GROW(mem->l->a, mem->run, mem->cap_run, mem->n_run + 1, err));
     mem->run[mem->n_run++] = (run_buffer){.what = what, .inst = inst, .buffer = *out};
     mem->run_end[mem->row] = mem->n_run;
@@ -154,7 +155,7 @@ static size_t most_uses(const lowering *l, const plan *in, const plan_task *t)
         return 2 * (MEMORY_PASS_USES + (cached ? (size_t)l->s->n_slices + 1 : 0));
     if (t->kind < PASS_COUNT) return MEMORY_PASS_USES + (cached ? (size_t)t->slice + 2 : 0);
     const bool step = t->kind == TASK_NORM || t->kind == TASK_OPTIMIZER || t->kind == TASK_VERIFY;
-    return MEMORY_MEETING_USES + (step ? 4 * (size_t)in->n_insts : 0);
+    return MEMORY_MEETING_USES + (step ? 5 * (size_t)in->n_insts : 0);
 }
 
 static td_status open_memory(memory *mem, const lowering *l, const plan *in, td_err *err)

@@ -37,7 +37,8 @@ typedef enum memory_table {
     TABLE_COUNT
 } memory_table;
 
-/* A buffer of the whole run, of a stage instance (or of the rank: inst -1). */
+/* A buffer of the whole run, of a stage instance (or of the rank: inst -1); shards that are put
+ * together live for a part of it. */
 typedef struct run_buffer {
     size_kind what;
     int32_t inst;

@@ -1,6 +1,11 @@
 /* The weight refresh of step: once a backward row has stepped, it sends its weights to the forward
  * row of the stage, which waits for them before the next period. The messages have streams of
- * their own under every mapping: nothing else runs beside them. */
+ * their own under every mapping: nothing else runs beside them.
+ *
+ * A forward row of another degree (merged forward ranks) cannot take shards where they will be: it
+ * keeps them beside its weights until its OPTIMIZER task puts them together. Where it steps itself,
+ * it is sent the sums of gradients in the same way, once the backward row has taken their norm and
+ * so added up a tied table's. */
 #include "schedules/lower_collect.h"
 
 #include <string.h>
@@ -16,10 +21,24 @@ static uint32_t last_compute(const plan *p, uint32_t rank)
     return s->first_task + s->n_tasks - 1;
 }
 
-static bool is_between(const plan_inst *i, const refresh_pair *pair)
+static bool is_sent(const lowering *l, const plan_inst *i)
 {
-    return i->forward_row != i->backward_row && !i->all_step && i->backward_row == pair->src &&
-           i->forward_row == pair->dst;
+    return i->forward_row != i->backward_row && (!i->all_step || lower_joins_shards(l, i));
+}
+
+static bool is_between(const lowering *l, const plan_inst *i, const refresh_pair *pair)
+{
+    return is_sent(l, i) && i->backward_row == pair->src && i->forward_row == pair->dst;
+}
+
+/* From the norm to the optimizer, or from the last compute task to the end. */
+static void set_gate(const plan *p, uint32_t rank, bool before_step, plan_task *t)
+{
+    t->gate = last_compute(p, rank);
+    t->join = PLAN_NONE;
+    if (!before_step) return;
+    while (p->tasks[t->gate].kind != TASK_OPTIMIZER) t->gate--;
+    t->join = t->gate--;
 }
 
 /* Appends one end of each message of a pair. */
@@ -28,16 +47,18 @@ static td_status add_ends(const lowering *l, const plan *in, class_table *classe
                           uint32_t *n, td_err *err)
 {
     for (uint32_t i = 0; i < in->n_insts; i++) {
-        if (!is_between(&in->insts[i], pair)) continue;
+        const plan_inst *const inst = &in->insts[i];
+        if (!is_between(l, inst, pair)) continue;
+        const bool joins = lower_joins_shards(l, inst);
+        const size_kind what = inst->all_step ? SIZE_GRAD_PARTS
+                               : joins        ? SIZE_WEIGHT_PARTS
+                                              : SIZE_WEIGHTS;
         plan_class c = {
             .kind = (uint8_t)kind, .detail = CHANNEL_WEIGHTS, .inst = i, .second = PLAN_NONE};
-        /* what the forward row holds, however many shards bring it */
-        TD_TRY(lower_bytes(l, SIZE_WEIGHTS, in->insts[i].stage, pair->dst, 0, 0, &c.bytes, err));
+        TD_TRY(lower_bytes(l, what, inst->stage, pair->dst, 0, 0, &c.bytes, err));
         plan_task *const t = &tasks[(*n)++];
-        *t = (plan_task){.kind = (uint8_t)kind,
-                         .microbatch = PLAN_NONE,
-                         .gate = last_compute(in, rank),
-                         .join = PLAN_NONE};
+        *t = (plan_task){.kind = (uint8_t)kind, .microbatch = PLAN_NONE};
+        set_gate(in, rank, inst->all_step || (joins && kind == TASK_RECV), t);
         TD_TRY(class_intern(classes, &c, &t->cls, err));
     }
     return TD_OK;
@@ -52,8 +73,8 @@ static td_status find_pairs(const lowering *l, const plan *p, refresh_pair **out
     for (uint32_t i = 0; i < p->n_insts; i++) {
         const plan_inst *const inst = &p->insts[i];
         size_t known = 0;
-        if (inst->forward_row == inst->backward_row || inst->all_step) continue;
-        while (known < *n && !is_between(inst, &(*out)[known])) known++;
+        if (!is_sent(l, inst)) continue;
+        while (known < *n && !is_between(l, inst, &(*out)[known])) known++;
         if (known == *n)
             (*out)[(*n)++] = (refresh_pair){.src = inst->backward_row, .dst = inst->forward_row};
     }

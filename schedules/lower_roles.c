@@ -45,9 +45,12 @@ td_status lower_roles(const schedule *s, int32_t tp, td_arena *a, int32_t **row_
 td_status lower_bytes(const lowering *l, size_kind kind, int32_t stage, int32_t row,
                       int32_t slice_len, int32_t prefix, int64_t *bytes, td_err *err)
 {
-    sizes z = *l->o->sizes;
-    z.run.tp = l->row_tp[row];
-    return sizes_bytes(&z, kind, stage, slice_len, prefix, bytes, err);
+    return plan_bytes(l->o->sizes, l->row_tp[row], kind, stage, slice_len, prefix, bytes, err);
+}
+
+bool lower_joins_shards(const lowering *l, const plan_inst *i)
+{
+    return l->row_tp[i->forward_row] != l->row_tp[i->backward_row];
 }
 
 td_status lower_message_bytes(const lowering *l, int32_t src_row, int32_t dst_row, int32_t stage,

@@ -2,7 +2,8 @@
  * its row, with the memory of one. Now a pass is cut where its shards wait for each other, and each
  * cut becomes a collective between two segments, on a stream of its own. A shard meets its like:
  * messages go from shard to shard of one number, gradients are summed among copies of one shard;
- * only the gradient norm is summed over all.
+ * only the gradient norm is summed over all. A row that is not divided (merged forward ranks) sends
+ * a message to each shard of a row that is, or takes one from each.
  *
  * Why nothing can deadlock that could not before: all shards of a row run the same tasks in the
  * same order, and a cut waits for nothing but its own pass in the others. */
@@ -52,6 +53,22 @@ static int passes_of(const plan *p, uint32_t task, plan_member out[2])
     return t->kind < PASS_COUNT ? 1 : 0;
 }
 
+/* Numbers a stream of messages from `first` on: a stream of its own for each shard of the other
+ * end, or messages to all shards one behind the other. Returns how many it becomes. */
+static uint32_t number_messages(unfold *u, const plan_stream *s, uint32_t first, uint32_t *streams)
+{
+    const bool own = s->kind != STREAM_BOTH;
+    uint32_t at = first, copies = 1;
+    for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++) {
+        copies = unfold_copies(u, s->rank, u->rank_of[u->in->tasks[t].link]);
+        u->first[t] = u->last[t] = at;
+        u->stride[t] = own ? s->n_tasks : 1;
+        at += own ? 1 : copies;
+    }
+    *streams = own ? copies : 1;
+    return own ? s->n_tasks * copies : at - first;
+}
+
 /* Numbers the tasks of a rank's shard: its streams in order, then its cuts. A stream of collectives
  * in which the norm is becomes two. */
 static td_status number_rank(unfold *u, uint32_t rank, td_err *err)
@@ -62,7 +79,12 @@ static td_status number_rank(unfold *u, uint32_t rank, td_err *err)
     uint32_t n = 0;
     for (uint32_t i = r->first_stream; i < r->first_stream + r->n_streams; i++) {
         const plan_stream *const s = &p->streams[i];
-        uint32_t norms = 0;
+        uint32_t norms = 0, streams = 1;
+        if (s->kind != STREAM_COMPUTE && s->kind != STREAM_COLL) {
+            n += number_messages(u, s, n, &streams);
+            k->n_streams += streams;
+            continue;
+        }
         for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++) {
             plan_member m[2];
             uint32_t pieces = 0;
@@ -74,7 +96,6 @@ static td_status number_rank(unfold *u, uint32_t rank, td_err *err)
             }
             if (pieces == 0) pieces = 1;
             norms += unfold_is_norm(p, &p->tasks[t]);
-            u->rank_of[t] = rank;
             u->first[t] = n;
             n += pieces;
             u->last[t] = n - 1;
@@ -101,6 +122,9 @@ static td_status number_tasks(unfold *u, td_err *err)
 {
     const plan *const p = u->in;
     uint64_t ranks = 0, tasks = 0, streams = 0;
+    for (uint32_t i = 0; i < p->n_streams; i++)
+        for (uint32_t t = 0; t < p->streams[i].n_tasks; t++)
+            u->rank_of[p->streams[i].first_task + t] = p->streams[i].rank;
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         TD_TRY(number_rank(u, r, err));
         old_rank *const k = &u->ranks[r];
@@ -170,26 +194,46 @@ static td_status put_pass(unfold *u, const plan_member *m, uint8_t flags, td_err
     return TD_OK;
 }
 
+/* The end of a message with the copy-th shard of the other end. Where one of the ends has several
+ * shards' data, each is an equal piece of it; or all shards have the whole tensor. */
+static void link_message(const unfold *u, const shard_at *at, uint32_t copy, plan_class *c,
+                         plan_task *t)
+{
+    const uint32_t other = u->rank_of[t->link];
+    const uint32_t here = unfold_copies(u, at->rank, other);
+    const uint32_t there = unfold_copies(u, other, at->rank);
+    const uint32_t number = at->shard * here + copy;
+    const bool pieces = c->detail == CHANNEL_WEIGHTS || u->l->o->sizes->run.sequence_parallel;
+    t->link =
+        task_of(u, other, number / there, u->first[t->link] + number % there * u->stride[t->link]);
+    c->bytes /= (int64_t)here * there;
+    if (here == 1 || !pieces) return;
+    c->segment = (uint16_t)copy;
+    c->segments = (uint16_t)here;
+}
+
 /* A task that is not cut. */
-static td_status put_other(unfold *u, const shard_at *at, uint32_t task, td_err *err)
+static td_status put_other(unfold *u, const shard_at *at, uint32_t task, uint32_t copy, td_err *err)
 {
     const plan *const p = u->in;
     plan_task t = p->tasks[task];
-    TD_TRY(class_intern(&u->classes, &p->classes[t.cls], &t.cls, err));
+    plan_class cls = p->classes[t.cls];
     const uint32_t id = u->n_tasks;
     t.gate = moved(u, at, t.gate, true);
     t.join = moved(u, at, t.join, false);
     if (t.kind == TASK_SEND || t.kind == TASK_RECV) {
-        t.link = task_of(u, u->rank_of[t.link], at->shard, u->first[t.link]);
+        link_message(u, at, copy, &cls, &t);
     } else if (t.kind == TASK_COLL) {
         const plan_coll *const c = &p->colls[t.link];
         const bool all = unfold_is_norm(p, &p->tasks[task]);
-        uint32_t member = 0;
-        while (p->coll_tasks[c->first_task + member] != task) member++;
+        uint32_t member = 0, shards = 0;
+        for (; p->coll_tasks[c->first_task + member] != task; member++)
+            shards += u->ranks[p->group_members[p->groups[c->group].first_member + member]].shards;
         t.link = u->coll[t.link] + (all ? 0 : at->shard);
-        if (all) member = member * u->ranks[at->rank].shards + at->shard;
+        if (all) member = shards + at->shard;
         u->out->coll_tasks[u->out->colls[t.link].first_task + member] = id;
     }
+    TD_TRY(class_intern(&u->classes, &cls, &t.cls, err));
     put_task(u, t, &p->uses[p->tasks[task].first_use],
              p->tasks[task + 1].first_use - p->tasks[task].first_use);
     return TD_OK;
@@ -208,6 +252,30 @@ static void put_stream(unfold *u, const shard_at *at, const plan_stream *s, uint
                       .channel = channel};
 }
 
+/* Messages to each shard of the other ends. */
+static td_status put_messages(unfold *u, const shard_at *at, const plan_stream *s, td_err *err)
+{
+    const plan *const p = u->in;
+    const uint32_t end = s->first_task + s->n_tasks;
+    if (s->kind != STREAM_BOTH) {
+        const plan_channel *const c = &p->channels[s->channel];
+        const uint32_t n = unfold_copies(u, at->rank, c->src == at->rank ? c->dst : c->src);
+        for (uint32_t copy = 0; copy < n; copy++) {
+            const uint32_t first = u->n_tasks;
+            for (uint32_t t = s->first_task; t < end; t++) TD_TRY(put_other(u, at, t, copy, err));
+            put_stream(u, at, s, first, u->channel[s->channel] + at->shard * n + copy);
+        }
+        return TD_OK;
+    }
+    const uint32_t first = u->n_tasks;
+    for (uint32_t t = s->first_task; t < end; t++) {
+        const uint32_t n = unfold_copies(u, at->rank, u->rank_of[p->tasks[t].link]);
+        for (uint32_t copy = 0; copy < n; copy++) TD_TRY(put_other(u, at, t, copy, err));
+    }
+    put_stream(u, at, s, first, s->channel);
+    return TD_OK;
+}
+
 /* One stream of a shard; of collectives those of the norm go to a stream of their own. */
 static td_status put_old_stream(unfold *u, const shard_at *at, const plan_stream *s, td_err *err)
 {
@@ -220,14 +288,11 @@ static td_status put_old_stream(unfold *u, const shard_at *at, const plan_stream
             const int n = passes_of(p, t, m);
             if (coll && unfold_is_norm(p, &p->tasks[t]) != (norms == 1)) continue;
             for (int j = 0; j < n; j++) TD_TRY(put_pass(u, &m[j], p->tasks[t].flags, err));
-            if (n == 0) TD_TRY(put_other(u, at, t, err));
+            if (n == 0) TD_TRY(put_other(u, at, t, 0, err));
         }
         if (coll && u->n_tasks == first) continue;
         uint32_t channel = s->channel;
-        if (coll)
-            channel = norms == 1 ? u->apart[channel] : u->group[channel] + at->shard;
-        else if (channel != PLAN_NONE && s->kind != STREAM_COMPUTE)
-            channel = u->channel[channel] + at->shard;
+        if (coll) channel = norms == 1 ? u->apart[channel] : u->group[channel] + at->shard;
         put_stream(u, at, s, first, channel);
     }
     return TD_OK;
@@ -332,8 +397,11 @@ static td_status put_rank(unfold *u, const shard_at *at, uint32_t *n_streams, td
     to->device = from->device + (int32_t)at->shard;
     to->first_stream = *n_streams;
     to->n_streams = 0;
-    for (uint32_t i = from->first_stream; i < from->first_stream + from->n_streams; i++)
-        TD_TRY(put_old_stream(u, at, &u->in->streams[i], err));
+    for (uint32_t i = from->first_stream; i < from->first_stream + from->n_streams; i++) {
+        const plan_stream *const s = &u->in->streams[i];
+        const bool talks = s->kind != STREAM_COMPUTE && s->kind != STREAM_COLL;
+        TD_TRY(talks ? put_messages(u, at, s, err) : put_old_stream(u, at, s, err));
+    }
     TD_TRY(put_all_cuts(u, at, err));
     *n_streams += to->n_streams;
     put_buffers(u, at);
@@ -349,13 +417,14 @@ static td_status open_unfold(unfold *u, td_err *err)
     u->rank_of = TD_NEW_N(a, uint32_t, p->n_tasks);
     u->first = TD_NEW_N(a, uint32_t, p->n_tasks);
     u->last = TD_NEW_N(a, uint32_t, p->n_tasks);
+    u->stride = TD_NEW_N(a, uint32_t, p->n_tasks);
     u->channel = TD_NEW_N(a, uint32_t, p->n_channels);
     u->group = TD_NEW_N(a, uint32_t, p->n_groups);
     u->apart = TD_NEW_N(a, uint32_t, p->n_groups);
     u->coll = TD_NEW_N(a, uint32_t, p->n_colls);
     if (u->cuts == NULL || u->ranks == NULL || u->rank_of == NULL || u->first == NULL ||
-        u->last == NULL || u->channel == NULL || u->group == NULL || u->apart == NULL ||
-        u->coll == NULL)
+        u->last == NULL || u->stride == NULL || u->channel == NULL || u->group == NULL ||
+        u->apart == NULL || u->coll == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for shards");
     return class_table_open(&u->classes, a, NULL, err);
 }
@@ -369,7 +438,10 @@ static td_status open_output(unfold *u, td_err *err)
     uint64_t uses = 0, buffers = 0;
     for (uint32_t t = 0; t < p->n_tasks; t++) {
         const uint32_t end = p->tasks[t + 1].first_use, n = end - p->tasks[t].first_use;
-        const uint64_t pieces = u->last[t] - u->first[t] + 1;
+        const bool talks = p->tasks[t].kind == TASK_SEND || p->tasks[t].kind == TASK_RECV;
+        const uint64_t pieces = talks
+                                    ? unfold_copies(u, u->rank_of[t], u->rank_of[p->tasks[t].link])
+                                    : u->last[t] - u->first[t] + 1;
         uses += pieces * (n + 1) * u->ranks[u->rank_of[t]].shards;
     }
     for (uint32_t r = 0; r < p->n_ranks; r++)

@@ -27,6 +27,7 @@ typedef struct unfold {
     old_rank *ranks;         /* [in->n_ranks] */
     uint32_t *rank_of;       /* [in->n_tasks] */
     uint32_t *first, *last;  /* [in->n_tasks] of a task's segments, among its rank's tasks */
+    uint32_t *stride;        /* [in->n_tasks] from a message to its like with the next shard */
     uint32_t *channel;       /* [in->n_channels] of shard 0 */
     uint32_t *group, *apart; /* [in->n_groups] of shard 0; of all shards together */
     uint32_t *coll;          /* [in->n_colls] of shard 0, or of all */
@@ -39,10 +40,18 @@ static inline bool unfold_is_norm(const plan *p, const plan_task *t)
     return t->kind == TASK_COLL && p->classes[t->cls].purpose == PURPOSE_NORM;
 }
 
-/* Channels from shard to shard of one number. */
+/* How many messages one message of a rank becomes on each of its shards: a rank of fewer shards
+ * than the other end talks to several of them. */
+static inline uint32_t unfold_copies(const unfold *u, uint32_t rank, uint32_t other)
+{
+    const uint32_t own = (uint32_t)u->in->ranks[rank].tp, its = (uint32_t)u->in->ranks[other].tp;
+    return its > own ? its / own : 1;
+}
+
+/* Channels from shard to shard of one number; of rows of unequal degrees, of every shard. */
 TD_MUST_USE td_status unfold_channels(unfold *u, td_err *err);
-/* For each group one of each shard and one of all (for the norm); for each rank one of its shards.
- */
+/* For each group one of each shard, where all its ranks have equally many, and one of all (for the
+ * norm); for each rank one of its shards. */
 TD_MUST_USE td_status unfold_groups(unfold *u, td_err *err);
 /* Numbers the collectives and makes room for their members, which come with the tasks. */
 TD_MUST_USE td_status unfold_colls(unfold *u, td_err *err);

@@ -207,6 +207,17 @@ static td_status uses_of_state(memory *mem, const plan *p, const plan_task *t, t
                    merges && t->kind == TASK_RECV ? SIZE_NORM_BEFORE : SIZE_NORM, -1, err);
 }
 
+/* Weights to a forward row; where it steps itself, the sums of gradients that it steps with. */
+static td_status uses_of_weights(memory *mem, const plan_inst *i, use_mode mode, int32_t inst,
+                                 td_err *err)
+{
+    const bool parts = mode == USE_WRITE && lower_joins_shards(mem->l, i);
+    const size_kind what = i->all_step ? parts ? SIZE_GRAD_PARTS : SIZE_GRADS
+                           : parts     ? SIZE_WEIGHT_PARTS
+                                       : SIZE_WEIGHTS;
+    return use_run(mem, mode, ROLE_MESSAGE, what, inst, err);
+}
+
 static td_status uses_of_message(memory *mem, const plan *p, const plan_task *t, td_err *err)
 {
     const plan_class *const c = &p->classes[t->cls];
@@ -233,7 +244,7 @@ static td_status uses_of_message(memory *mem, const plan *p, const plan_task *t,
             stage -= 1;
         }
         break;
-    case CHANNEL_WEIGHTS: return use_run(mem, mode, ROLE_MESSAGE, SIZE_WEIGHTS, at.inst, err);
+    case CHANNEL_WEIGHTS: return uses_of_weights(mem, &p->insts[at.inst], mode, at.inst, err);
     case CHANNEL_STATE: break; /* uses_of_state */
     }
     return use_tensor(mem, mode, ROLE_MESSAGE, table, stage, &at, err);
@@ -254,6 +265,16 @@ static td_status uses_of_collective(memory *mem, const plan *p, uint32_t task, t
     }
 }
 
+/* The optimizer of a row begins with what shards of other rows have sent it: weights, which it then
+ * has, or gradients. */
+static td_status uses_of_joining(memory *mem, const plan_inst *i, int32_t inst, td_err *err)
+{
+    if (i->forward_row != mem->row || !lower_joins_shards(mem->l, i)) return TD_OK;
+    if (i->all_step) return use_run(mem, USE_READ, ROLE_PARTS, SIZE_GRAD_PARTS, inst, err);
+    TD_TRY(use_run(mem, USE_WRITE, ROLE_WEIGHTS, SIZE_WEIGHTS, inst, err));
+    return use_run(mem, USE_READ, ROLE_PARTS, SIZE_WEIGHT_PARTS, inst, err);
+}
+
 /* The gradient norm, the optimizer step and its validation see every stage that trains on the row.
  * A step that is validated later leaves a snapshot and keeps the gradients, so that it can be taken
  * back and done again. */
@@ -263,9 +284,10 @@ static td_status uses_of_step(memory *mem, const plan *p, const plan_task *t, td
     const use_mode snapshot = t->kind == TASK_VERIFY ? USE_READ : USE_WRITE;
     bool trains = false;
     for (uint32_t i = 0; i < p->n_insts; i++) {
+        const int32_t inst = (int32_t)i;
+        if (t->kind == TASK_OPTIMIZER) TD_TRY(uses_of_joining(mem, &p->insts[i], inst, err));
         if (!plan_trains(&p->insts[i], mem->row)) continue;
         trains = true;
-        const int32_t inst = (int32_t)i;
         if (!norm) TD_TRY(use_run(mem, USE_WRITE, ROLE_WEIGHTS, SIZE_WEIGHTS, inst, err));
         TD_TRY(use_run(mem, norm ? USE_READ : USE_ADD, ROLE_GRADS, SIZE_GRADS, inst, err));
         if (!norm) TD_TRY(use_run(mem, USE_ADD, ROLE_OPTIMIZER, SIZE_OPTIMIZER, inst, err));

@@ -68,7 +68,9 @@ typedef enum stream_kind {
  * begins in its buffer, in units of SYNC_ALIGN elements (inside a pass: of PLAN_CUT_ALIGN bytes).
  *
  * A pass of one of several tensor-parallel shards is `segments` tasks in a row, cut where it waits
- * for the other shards; every segment names the whole pass, and which one of it it is. */
+ * for the other shards; every segment names the whole pass, and which one of it it is. A message
+ * with segments has one of so many equal pieces of its buffer as its payload; the other end's shard
+ * has all of it. */
 #define PLAN_CUT_ALIGN ((int64_t)64)
 
 typedef struct plan_class {
@@ -151,6 +153,7 @@ typedef enum use_role {
     ROLE_NORM,
     ROLE_NORM_BEFORE, /* that of the ranks before */
     ROLE_SNAPSHOT,
+    ROLE_PARTS, /* what shards sent, to be put together */
     ROLE_COUNT
 } use_role;
 
@@ -320,6 +323,9 @@ TD_MUST_USE td_status plan_check(const plan *p, td_arena *a, td_err *err);
 /* Slices are of causal models, and cut one sequence length, the same in every microbatch; with a
  * model, the run's. */
 TD_MUST_USE td_status plan_check_slices(const schedule *s, const sizes *z, td_err *err);
+/* Bytes of a buffer on a rank of tensor-parallel degree `tp`, of sizes of the run's degree. */
+TD_MUST_USE td_status plan_bytes(const sizes *z, int32_t tp, size_kind kind, int32_t stage,
+                                 int64_t slice_len, int64_t prefix, int64_t *bytes, td_err *err);
 /* A plan from a file may have been lowered for other sizes: its buffers must be as large as z has
  * them. */
 TD_MUST_USE td_status plan_check_sizes(const plan *p, const sizes *z, td_err *err);

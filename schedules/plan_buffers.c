@@ -14,11 +14,20 @@ typedef struct access {
     uint8_t writes, computes;
 } access;
 
+/* Messages with unequal pieces of one buffer. */
+static bool are_apart(const plan *p, uint32_t a, uint32_t b)
+{
+    const plan_class *const x = &p->classes[p->tasks[a].cls], *const y =
+                                                                  &p->classes[p->tasks[b].cls];
+    return x->kind > TASK_PAIR && y->kind > TASK_PAIR && x->segments > 0 &&
+           x->segments == y->segments && x->bytes == y->bytes && x->segment != y->segment;
+}
+
 static td_status check_pair(const plan_map *m, const access *x, const access *y, td_err *err)
 {
     if (!x->writes && !y->writes) return TD_OK;
     if (m->stream_of[x->task] == m->stream_of[y->task]) return TD_OK;
-    if (x->to < y->from || y->to < x->from) return TD_OK;
+    if (x->to < y->from || y->to < x->from || are_apart(m->p, x->task, y->task)) return TD_OK;
     td_text t = {0};
     td_text_add(&t, "race: nothing orders its access to a buffer and that of ");
     plan_task_text(m->p, y->task, &t);
@@ -187,20 +196,39 @@ td_status check_buffers(const plan_map *m, td_arena *a, td_err *err)
     return st;
 }
 
+td_status plan_bytes(const sizes *z, int32_t tp, size_kind kind, int32_t stage, int64_t slice_len,
+                     int64_t prefix, int64_t *bytes, td_err *err)
+{
+    const bool parts = kind == SIZE_WEIGHT_PARTS || kind == SIZE_GRAD_PARTS;
+    sizes own = *z;
+    if (!parts) own.run.tp = tp;
+    TD_TRY(sizes_bytes(&own, kind, stage, slice_len, prefix, bytes, err));
+    if (parts) *bytes /= tp; /* shards are shared out over the ranks that join them */
+    return TD_OK;
+}
+
+static td_status check_size(const plan *p, const sizes *z, int32_t tp, const plan_bclass *b,
+                            td_err *err)
+{
+    const int32_t stage = b->inst == PLAN_NONE ? 0 : p->insts[b->inst].stage;
+    int64_t bytes = 0;
+    TD_TRY(plan_bytes(z, tp, (size_kind)b->what, stage, b->slice_len, b->prefix, &bytes, err));
+    if (bytes == b->bytes) return TD_OK;
+    return td_fail(err, TD_EUSAGE,
+                   "plan: its %s of stage %d take %lld bytes, here they take %lld; lower "
+                   "it with the options given here (psim takes --dtype bf16 unless told; "
+                   "also --model, --micro-batch, --recompute)",
+                   size_kind_name((size_kind)b->what), stage, (long long)b->bytes,
+                   (long long)bytes);
+}
+
 td_status plan_check_sizes(const plan *p, const sizes *z, td_err *err)
 {
-    for (uint32_t i = 0; i < p->n_bclasses; i++) {
-        const plan_bclass *const b = &p->bclasses[i];
-        const int32_t stage = b->inst == PLAN_NONE ? 0 : p->insts[b->inst].stage;
-        int64_t bytes = 0;
-        TD_TRY(sizes_bytes(z, (size_kind)b->what, stage, b->slice_len, b->prefix, &bytes, err));
-        if (bytes != b->bytes)
-            return td_fail(err, TD_EUSAGE,
-                           "plan: its %s of stage %d take %lld bytes, here they take %lld; lower "
-                           "it with the options given here (psim takes --dtype bf16 unless told; "
-                           "also --model, --micro-batch, --recompute)",
-                           size_kind_name((size_kind)b->what), stage, (long long)b->bytes,
-                           (long long)bytes);
-    }
+    for (uint32_t r = 0; r < p->n_ranks; r++)
+        for (uint32_t i = 0; i < p->ranks[r].n_buffers; i++) {
+            const plan_buffer *const b = &p->buffers[p->ranks[r].first_buffer + i];
+            const int32_t own = p->ranks[r].tp, tp = own == p->tp ? (int32_t)z->run.tp : own;
+            TD_TRY(check_size(p, z, tp, &p->bclasses[b->bclass], err));
+        }
     return TD_OK;
 }

@@ -110,7 +110,8 @@ static td_status check_tables(const plan *p, td_err *err)
             (c->kind < TASK_COLL && !is_state(c) &&
              (c->inst == PLAN_NONE || p->insts[c->inst].stage == p->n_stages)))
             wrong = "a task class out of range";
-        if (c->segments == 0 ? c->segment != 0 : c->segment >= c->segments || c->kind >= PASS_COUNT)
+        const bool cut = c->kind < PASS_COUNT || c->kind == TASK_SEND || c->kind == TASK_RECV;
+        if (c->segments == 0 ? c->segment != 0 : c->segment >= c->segments || !cut)
             wrong = "a segment of no pass";
         if (c->kind != TASK_PAIR && c->bytes < 0) wrong = "a task class of less than no bytes";
         if (c->kind == TASK_PAIR && !(is_pass_class(p, c->bytes) && is_pass_class(p, c->second)))

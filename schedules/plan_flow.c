@@ -34,11 +34,12 @@ static size_t slot_of(const flow *f, int32_t replica, int32_t stage, uint32_t m,
            k;
 }
 
-/* Each shard of each replica runs all passes. */
-static int32_t copy_of(const plan *p, uint32_t rank)
+/* Each shard of each replica runs all passes; a rank of a lower degree runs those of several. */
+static int32_t copy_of(const plan *p, uint32_t rank, int32_t *n)
 {
     const int32_t shards = p->folded_tp ? 1 : p->tp;
-    return p->ranks[rank].replica * shards + p->ranks[rank].shard;
+    *n = p->folded_tp ? 1 : shards / p->ranks[rank].tp;
+    return p->ranks[rank].replica * shards + p->ranks[rank].shard * *n;
 }
 
 /* A pass is known by its last segment. */
@@ -68,6 +69,17 @@ static td_status enter(flow *f, flow_table table, size_t slot, uint32_t task, td
     return TD_OK;
 }
 
+/* The same for all copies that the task's rank runs. */
+static td_status enter_all(flow *f, flow_table table, int32_t stage, uint32_t m, uint32_t k,
+                           uint32_t task, td_err *err)
+{
+    int32_t n = 0;
+    const int32_t first = copy_of(f->p, map_rank(f->m, task), &n);
+    for (int32_t i = first; i < first + n; i++)
+        TD_TRY(enter(f, table, slot_of(f, i, stage, m, k), task, err));
+    return TD_OK;
+}
+
 static td_status enter_pass(flow *f, uint32_t task, uint8_t kind, uint32_t cls, uint32_t m,
                             uint16_t k, td_err *err)
 {
@@ -76,16 +88,19 @@ static td_status enter_pass(flow *f, uint32_t task, uint8_t kind, uint32_t cls, 
     if (m >= (uint32_t)p->n_microbatches || k >= p->n_slices || p->classes[cls].inst >= p->n_insts)
         return check_fail(f->m, task, err, "no such microbatch, slice or stage");
     const plan_inst *const inst = &p->insts[p->classes[cls].inst];
-    const size_t slot = slot_of(f, copy_of(p, map_rank(f->m, task)), inst->stage, m, k);
     const int32_t home = kind == PASS_F ? inst->forward_row : inst->backward_row;
     if (kind <= PASS_R && home != rank->row)
         return check_fail(f->m, task, err, "its stage lives on another rank");
+    int32_t n = 0;
+    const int32_t first = copy_of(p, map_rank(f->m, task), &n);
+    for (int32_t i = first; kind == PASS_B && i < first + n; i++)
+        f->whole[slot_of(f, i, inst->stage, m, k)] = 1;
     switch ((pass_kind)kind) {
-    case PASS_F: return enter(f, FLOW_F, slot, task, err);
-    case PASS_B: f->whole[slot] = 1; return enter(f, FLOW_BACKWARD, slot, task, err);
-    case PASS_I: return enter(f, FLOW_BACKWARD, slot, task, err);
-    case PASS_W: return enter(f, FLOW_W, slot, task, err);
-    case PASS_R: return enter(f, FLOW_R, slot, task, err);
+    case PASS_F: return enter_all(f, FLOW_F, inst->stage, m, k, task, err);
+    case PASS_B:
+    case PASS_I: return enter_all(f, FLOW_BACKWARD, inst->stage, m, k, task, err);
+    case PASS_W: return enter_all(f, FLOW_W, inst->stage, m, k, task, err);
+    case PASS_R: return enter_all(f, FLOW_R, inst->stage, m, k, task, err);
     default: return TD_OK;
     }
 }
@@ -109,12 +124,10 @@ static td_status enter_task(flow *f, uint32_t task, td_err *err)
     if (t->microbatch >= (uint32_t)p->n_microbatches || t->slice >= p->n_slices ||
         c->inst == PLAN_NONE)
         return check_fail(f->m, task, err, "no such microbatch, slice or stage");
-    const int32_t replica = copy_of(p, map_rank(f->m, task));
     const flow_table table = c->detail == CHANNEL_ACT    ? FLOW_RECV_ACT
                              : c->detail == CHANNEL_GRAD ? FLOW_RECV_GRAD
                                                          : FLOW_RECV_HANDOFF;
-    return enter(f, table, slot_of(f, replica, p->insts[c->inst].stage, t->microbatch, t->slice),
-                 task, err);
+    return enter_all(f, table, p->insts[c->inst].stage, t->microbatch, t->slice, task, err);
 }
 
 /* The tensor made by `producer` is there when `consumer` starts. */
@@ -240,9 +253,12 @@ td_status check_flow(const plan_map *m, td_arena *a, td_err *err)
         if (p->ranks[r].device < 0 || p->ranks[r].tp < 1)
             return td_fail(err, TD_EPLAN, "rank %u: device %d, tensor-parallel degree %d", r,
                            p->ranks[r].device, p->ranks[r].tp);
-        if (p->ranks[r].shard < 0 || p->ranks[r].shard >= (p->folded_tp ? 1 : p->tp))
+        if (p->ranks[r].shard < 0 || p->ranks[r].shard >= (p->folded_tp ? 1 : p->ranks[r].tp) ||
+            p->tp % p->ranks[r].tp != 0)
             return td_fail(err, TD_EPLAN, "rank %u: no such shard", r);
-        if (copy_of(p, r) >= replicas) replicas = copy_of(p, r) + 1;
+        int32_t n = 0;
+        const int32_t end = copy_of(p, r, &n) + n;
+        if (end > replicas) replicas = end;
     }
     f.slots = slot_of(&f, replicas, 0, 0, 0);
     f.whole = TD_NEW_N(a, uint8_t, f.slots);

@@ -22,6 +22,13 @@ td_status sim_protocol_parse(const char *name, sim_protocol *out, td_err *err)
 
 int32_t sim_device_of(const plan *p, uint32_t rank) { return p->ranks[rank].device; }
 
+static int32_t tp_of_row(const plan *p, int32_t row)
+{
+    uint32_t r = 0;
+    while (r < p->n_ranks && p->ranks[r].row != row) r++;
+    return r < p->n_ranks ? p->ranks[r].tp : p->tp;
+}
+
 /* A cost model as a row of another tensor-parallel degree sees it. */
 typedef struct row_cost {
     sizes z;
@@ -31,11 +38,10 @@ typedef struct row_cost {
 static const cost_model *cost_at(const plan *p, int32_t row, const cost_model *cost, row_cost *at)
 {
     if (p->tp <= 1 || cost->sizes == NULL) return cost;
-    uint32_t r = 0;
-    while (r < p->n_ranks && p->ranks[r].row != row) r++;
-    if (r == p->n_ranks || p->ranks[r].tp == p->tp) return cost;
+    const int32_t tp = tp_of_row(p, row);
+    if (tp == p->tp) return cost;
     at->z = *cost->sizes;
-    at->z.run.tp = p->ranks[r].tp;
+    at->z.run.tp = tp;
     at->c = *cost;
     at->c.sizes = &at->z;
     at->c.unit_tp = p->tp;
@@ -83,6 +89,12 @@ static td_status price_collective(const plan *p, uint32_t coll, const plan_class
     return cost_collective(cost, (coll_kind)c->detail, devices, n, g->true_size, c->bytes, ns, err);
 }
 
+/* Whether a row's optimizer begins with what shards of a backward row have sent. */
+static bool joins_shards(const plan *p, const plan_inst *i, int32_t row)
+{
+    return i->forward_row == row && tp_of_row(p, row) != tp_of_row(p, i->backward_row);
+}
+
 /* Norm and optimizer run over all stages whose gradients a row holds; their class says the row. */
 static td_status price_step(const plan *p, const plan_class *c, const cost_model *cost, int64_t *ns,
                             td_err *err)
@@ -96,6 +108,10 @@ static td_status price_step(const plan *p, const plan_class *c, const cost_model
     for (uint32_t i = 0; i < p->n_insts; i++) {
         const plan_inst *const inst = &p->insts[i];
         int64_t one = 0;
+        if (!norm && joins_shards(p, inst, row)) {
+            TD_TRY(cost_join(here, inst->stage, !inst->all_step, &one, err));
+            *ns += one;
+        }
         if (norm ? inst->backward_row != row : !plan_trains(inst, row)) continue;
         TD_TRY(norm ? cost_norm(here, inst->stage, &one, err)
                     : cost_optimizer(here, inst->stage, &one, err));

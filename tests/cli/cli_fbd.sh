@@ -45,8 +45,9 @@ expect 2 'psim: *two ranks*csv can' psim schedule fbd --pp 2 -m 2 --format torch
 # --- what cannot be ---
 expect 2 'psim: *--opt credits=0*legal: 1 and more*' psim run fbd --pp 2 -m 2 --opt credits=0 $unit
 expect 2 'p*: *did you mean topology*' psim run fbd --pp 2 -m 2 --opt topolgy=direct $unit
-expect 2 'p*: *merged*' pexec check --schedule fbd --pp 2 -m 2 --tp 2 --opt merge-forward=1 \
-    --model tiny-gpt2
+expect 2 'p*: *--zero1: stage 0 steps on a row of tensor-parallel degree 1 and on one of 2*' \
+    pexec check --schedule fbd --pp 2 -m 2 --tp 2 --opt merge-forward=1 --opt weights=all-step \
+    --zero1 --dp 2 --model tiny-gpt2
 expect 2 'p*: *4 heads*' pexec check --schedule 1f1b --pp 1 -m 2 --tp 3 --model tiny-gpt2
 expect 2 'p*: *sequence parallelism*' pexec check --schedule 1f1b --pp 1 -m 2 --tp 2 \
     --sequence-parallel --model tiny-gpt2
@@ -56,6 +57,9 @@ expect 0 '' pexec check --schedule fbd --pp 2 -m 2 --opt topology=lagged --model
 says '*"bitwise": true*"copies_equal": true*"memory_exact": true*"pass": true*'
 expect 0 '' pexec check --schedule fbd --pp 2 -m 2 --tp 2 --model tiny-gpt2 --seq-len 16 --json
 says '*"ranks": 8*"copies_equal": true*"memory_exact": true*"pass": true*'
+expect 0 '' pexec check --schedule fbd --pp 2 -m 2 --tp 2 --opt merge-forward=1 --model tiny-gpt2 \
+    --seq-len 16 --json
+says '*"ranks": 6*"copies_equal": true*"memory_exact": true*"pass": true*'
 
 # sends that block, receives that are posted when the pass before has ended
 for pair in direct:45 lagged:33; do

@@ -23,12 +23,14 @@ anyone_left() {
 round=0
 while [ "$round" -lt "$rounds" ]; do
     round=$((round + 1))
-    rank=$((round % 4))
+    n=4 plan='1f1b --pp 4'
+    [ $((round % 3)) -eq 0 ] && n=3 plan='fbd --opt merge-forward=1 --pp 1 --tp 2'
+    rank=$((round % n))
     rm -f "$work"/pid.* "$work/out"
     # each process says its number before it becomes pexec
-    # shellcheck disable=SC2016
-    processes 4 sh -c 'echo $$ >"'"$work"'/pid.$OMPI_COMM_WORLD_RANK"; exec pexec "$@"' sh train \
-        --schedule 1f1b --pp 4 --microbatches 8 --model tiny-gpt2 --micro-batch 1 --seq-len 16 \
+    # shellcheck disable=SC2016,SC2086
+    processes $n sh -c 'echo $$ >"'"$work"'/pid.$OMPI_COMM_WORLD_RANK"; exec pexec "$@"' sh train \
+        --schedule $plan --microbatches 8 --model tiny-gpt2 --micro-batch 1 --seq-len 16 \
         --data "$work/text.txt" --steps 1000000 >"$work/out" 2>&1 &
     job=$!
     # not before the ranks have joined: a death in MPI_Init can leave OpenMPI's launcher itself hanging

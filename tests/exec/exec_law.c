@@ -136,14 +136,14 @@ check_result exec_law_named(const exec_law *k, const char *name, const char *opt
                             int32_t chunks, int32_t microbatches, td_arena *a, plan *plan_out)
 {
     td_err err = {0};
-    sched_option_value value = {0};
-    sched_request q = {.pp = pp, .microbatches = microbatches, .chunks = chunks};
-    if (option != NULL) {
-        char *const text = td_strdup(a, option), *const is = strchr(text, '=');
+    enum { OPTIONS = 4 };
+    sched_option_value values[OPTIONS] = {{0}};
+    sched_request q = {.pp = pp, .microbatches = microbatches, .chunks = chunks, .options = values};
+    char *rest = td_strdup(a, option == NULL ? "" : option);
+    for (char *at = strtok_r(rest, ",", &rest); at != NULL; at = strtok_r(NULL, ",", &rest)) {
+        char *const is = strchr(at, '=');
         *is = '\0';
-        value = (sched_option_value){.key = text, .value = is + 1};
-        q.options = &value;
-        q.n_options = 1;
+        values[q.n_options++] = (sched_option_value){.key = at, .value = is + 1};
     }
     schedule *const s = TD_NEW(a, schedule);
     if (sched_generate(name, &q, a, s, &err) != TD_OK) fail_msg("%s: %s", name, err.msg);

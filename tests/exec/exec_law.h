@@ -27,7 +27,8 @@ void exec_law_sizes(const exec_law *k, const plan *p, sizes *out);
  * line on errors, and when the check does not pass. `plan_out` may be NULL. */
 check_result exec_law_holds(const exec_law *k, const schedule *s, td_arena *a, plan *plan_out);
 
-/* The same for a schedule of the registry; option: "key=value" or NULL. */
+/* The same for a schedule of the registry; option: "key=value", several with commas between
+ * them, or NULL. */
 check_result exec_law_named(const exec_law *k, const char *name, const char *option, int32_t pp,
                             int32_t chunks, int32_t microbatches, td_arena *a, plan *plan_out);
 
