@@ -192,6 +192,7 @@ static td_status fill_meta(td_arena *a, const cli_args *args, const psim_options
     if (o->what.layers != NULL && strcmp(o->what.layers, "redistributed") == 0)
         add_meta(r, "caption",
                  td_sprintf(a, "%s, layers redistributed", r->setup.plan.schedule_name));
+    add_meta(r, "slice_tokens", o->what.slice_tokens);
     add_meta(r, "times", o->what.times);
     add_meta(r, "model", r->setup.has_model ? r->setup.model.name : NULL);
     add_meta(r, "cluster", r->has_cluster ? r->cluster.name : NULL);

@@ -103,8 +103,17 @@ static void draw_labels(const viz_scene *s, cairo_t *c)
             cairo_text_extents(c, l->s, &e);
             x -= l->anchor == VIZ_MIDDLE ? e.x_advance / 2 : e.x_advance;
         }
-        cairo_move_to(c, x, (double)l->y);
+        if (!l->turned) {
+            cairo_move_to(c, x, (double)l->y);
+            cairo_show_text(c, l->s);
+            continue;
+        }
+        cairo_save(c);
+        cairo_translate(c, (double)l->x, (double)l->y);
+        cairo_rotate(c, -acos(0.0));
+        cairo_move_to(c, x - (double)l->x, 0.0);
         cairo_show_text(c, l->s);
+        cairo_restore(c);
     }
 }
 

@@ -35,8 +35,8 @@ void viz_tip(const viz_scene *s, const viz_box *b, td_text *out)
     char from[40], to[40];
     (void)td_print_ns(from, sizeof from, r->begin_ns);
     (void)td_print_ns(to, sizeof to, r->end_ns);
-    td_text_addf(out, ", rank %u", t->streams[r->stream].rank);
-    if (r->peer >= 0) td_text_addf(out, " to %d", r->peer);
+    td_text_addf(out, ", rank %u", t->streams[r->stream].rank + (uint32_t)s->index_base);
+    if (r->peer >= 0) td_text_addf(out, " to %d", r->peer + s->index_base);
     if (r->stage >= 0) td_text_addf(out, ", stage %d", r->stage);
     if (r->pipe >= 0 && t->n_pipes > 1) td_text_addf(out, ", pipe %d", r->pipe);
     td_text_addf(out, ", %s to %s", from, to);

@@ -9,7 +9,8 @@
 
 /* Below this many points a box is merged with its neighbours. */
 static const double min_box = 0.3;
-static const double border_from = 3.0, hairline_from = 1.2, arrows_from = 3.0, pad = 1.0;
+static const double border_from = 3.0, hairline_from = 1.2, arrows_from = 3.0, pad = 1.0,
+                    smallest_font = 6.0, line_height = 0.85;
 
 static double rank_height(const viz_layout *l) { return l->lane + l->comm + l->memory + l->gap; }
 
@@ -68,14 +69,30 @@ static void box_label(const viz_layout *l, const trace *t, int32_t mb, int32_t s
         (void)snprintf(out, size, "%d%s", mb + l->o->index_base, tail);
 }
 
-/* The number goes in where it fits with room to spare; it is never shrunk. */
+/* The largest size, in few steps so that rows look even, at which a number fits a room. */
+static double fitting_size(const viz_layout *l, const char *text, double along, double across)
+{
+    const double most = fmin((along - pad) / viz_text_width(text, 1.0), across / line_height);
+    return fmin(l->font, floor(most * 2.0) / 2.0);
+}
+
+/* The number goes in where it fits with room to spare: upright, else turned, else not at all, since
+ * print cannot show it any smaller. */
 static td_status number_box(viz_layout *l, const viz_box *b, const char *text)
 {
     if (text[0] == '\0' || l->font <= 0.0) return TD_OK;
-    if (viz_text_width(text, l->font) + pad > (double)b->w || l->font * 0.95 > (double)b->h)
-        return TD_OK;
-    return viz_add_label(l, (double)(b->x + b->w / 2), (double)(b->y + b->h / 2) + 0.36 * l->font,
-                         l->font, viz_ink(b->fill), VIZ_MIDDLE, false, text);
+    const double w = (double)b->w, h = (double)b->h, least = fmin(smallest_font, l->font);
+    const double upright = fitting_size(l, text, w, h);
+    const double turned = fitting_size(l, text, h, w - 0.5);
+    const double size = upright >= least ? upright : turned;
+    if (size < least) return TD_OK;
+    const double drop = 0.36 * size; /* of the baseline below the middle of digits */
+    const double x = (double)b->x + w / 2, y = (double)b->y + h / 2;
+    if (size == upright)
+        return viz_add_label(l, x, y + drop, size, viz_ink(b->fill), VIZ_MIDDLE, false, text);
+    TD_TRY(viz_add_label(l, x + drop, y, size, viz_ink(b->fill), VIZ_MIDDLE, false, text));
+    l->s->labels[l->s->n_labels - 1].turned = true;
+    return TD_OK;
 }
 
 /* One frame around two halves side by side: the forward's colour and number, the backward's. */

@@ -31,7 +31,7 @@ td_status viz_add_label(viz_layout *l, double x, double y, double size, uint32_t
     const char *const copy = td_strdup(l->a, text);
     if (copy == NULL) return td_fail(l->err, TD_ENOMEM, "figure: out of memory");
     s->labels[s->n_labels++] =
-        (viz_label){(float)x, (float)y, (float)size, color, anchor, bold, copy};
+        (viz_label){(float)x, (float)y, (float)size, color, anchor, bold, false, copy};
     return TD_OK;
 }
 
@@ -143,6 +143,25 @@ static td_status legend_item(viz_layout *l, double *x, const uint32_t *fills, in
     return TD_OK;
 }
 
+/* What the shades of pipes, or of slices, mean, by those of a forward. */
+static td_status legend_shades(viz_layout *l, double *x, const trace *traces, int n, bool slices)
+{
+    const trace *t = &traces[0];
+    for (int i = 1; i < n; i++)
+        if ((slices ? traces[i].n_slices : traces[i].n_pipes) > (slices ? t->n_slices : t->n_pipes))
+            t = &traces[i];
+    const int32_t last = (slices ? t->n_slices : t->n_pipes) - 1,
+                  base = slices ? l->o->index_base : 0;
+    if (last < 1) return TD_OK;
+    const uint32_t fills[2] = {
+        viz_fill(l->o->style, t, PASS_F, 0, 0, 0),
+        viz_fill(l->o->style, t, PASS_F, 0, slices ? 0 : last, slices ? (uint16_t)last : 0)};
+    char text[40];
+    (void)snprintf(text, sizeof text, "%s %d%s%d", slices ? "slices" : "pipes", base,
+                   last > 1 ? " to " : ", ", last + base);
+    return legend_item(l, x, fills, 2, text);
+}
+
 static td_status add_legend(viz_layout *l, const trace *traces, int n)
 {
     legend_seen seen = {0};
@@ -171,17 +190,8 @@ static td_status add_legend(viz_layout *l, const trace *traces, int n)
         }
         TD_TRY(legend_item(l, &x, fills, tints, text));
     }
-    for (int i = 0; i < n; i++) {
-        const trace *const t = &traces[i];
-        if (t->n_pipes < 2) continue;
-        const uint32_t fills[2] = {viz_fill(l->o->style, t, PASS_F, 0, 0, 0),
-                                   viz_fill(l->o->style, t, PASS_F, 0, t->n_pipes - 1, 0)};
-        char text[40];
-        (void)snprintf(text, sizeof text, "pipes 0%s%d", t->n_pipes > 2 ? " to " : ", ",
-                       t->n_pipes - 1);
-        TD_TRY(legend_item(l, &x, fills, 2, text));
-        break;
-    }
+    TD_TRY(legend_shades(l, &x, traces, n, false));
+    TD_TRY(legend_shades(l, &x, traces, n, true));
     const uint32_t white = 0xffffff;
     TD_TRY(legend_item(l, &x, &white, 1, "idle"));
     l->y += 9.5;
@@ -227,6 +237,7 @@ static td_status add_panel(viz_layout *l, const trace *t, int index, int n, bool
         if (slash != NULL) caption = slash + 1; /* a schedule from a file */
     }
     const char *const times = trace_meta_get(t, "times");
+    const char *const tokens = trace_meta_get(t, "slice_tokens");
     const char *const producer = mixed ? trace_meta_get(t, "producer") : NULL;
     const char *how = "";
     if (producer != NULL) how = strncmp(producer, "psim", 4) == 0 ? ", simulated" : ", measured";
@@ -234,7 +245,9 @@ static td_status add_panel(viz_layout *l, const trace *t, int index, int n, bool
     if (caption != NULL || times != NULL || n > 1) {
         char letter[8] = "";
         if (n > 1) (void)snprintf(letter, sizeof letter, "(%c) ", 'a' + index % 26);
-        (void)snprintf(text, sizeof text, "%s%s%s%s%s", letter, caption != NULL ? caption : "", how,
+        (void)snprintf(text, sizeof text, "%s%s%s%s%s%s%s", letter, caption != NULL ? caption : "",
+                       how, caption != NULL && tokens != NULL ? ", slices of " : "",
+                       caption != NULL && tokens != NULL ? tokens : "",
                        caption != NULL && times != NULL ? ", " : "", times != NULL ? times : "");
         TD_TRY(add_fitting(l, 4.0, l->y + 7.0, 7.0, false, text, l->x1 - 4.0));
         l->y += 10.0;

@@ -49,6 +49,7 @@ typedef struct viz_label {
     uint32_t color;
     viz_anchor anchor;
     bool bold;
+    bool turned; /* reads upwards: a quarter turn to the left about (x, y) */
     const char *s;
 } viz_label;
 

@@ -4,6 +4,7 @@
 #include "viz_sample.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 static viz_scene scene_of(td_arena *a, trace *t, const viz_options *o)
@@ -30,7 +31,7 @@ static void labels_never_collide_nor_shrink(void **state)
             assert_true(l->y <= s.height);
             const viz_label *const next = l + 1;
             if (k + 1 == s.n_labels || l->anchor != VIZ_MIDDLE || next->anchor != VIZ_MIDDLE ||
-                next->y != l->y)
+                next->y != l->y || l->turned || next->turned)
                 continue;
             const double room = (viz_text_width(l->s, (double)l->size) +
                                  viz_text_width(next->s, (double)next->size)) /
@@ -41,6 +42,90 @@ static void labels_never_collide_nor_shrink(void **state)
             assert_true(s.boxes[k].w >= 0.29f && s.boxes[k].x >= 0.0f &&
                         s.boxes[k].x + s.boxes[k].w <= s.width);
     }
+}
+
+/* Where its digits lie: left, right, top, bottom. */
+static void extent_of(const viz_label *l, double out[4])
+{
+    const double half = viz_text_width(l->s, (double)l->size) / 2, cap = 0.72 * (double)l->size;
+    const double x = (double)l->x, y = (double)l->y;
+    const double upright[4] = {x - half, x + half, y - cap, y};
+    const double turned[4] = {x - cap, x, y - half, y + half};
+    memcpy(out, l->turned ? turned : upright, sizeof upright);
+}
+
+/* In boxes that are too narrow for two digits they stand turned; either way inside one box. */
+static void numbers_turn_before_they_vanish(void **state)
+{
+    trace t;
+    viz_options o = viz_default_options();
+    o.legend = false;
+    viz_sample(4, 16, 0, *state, &t);
+    const viz_scene s = scene_of(*state, &t, &o);
+    size_t shown = 0, turned = 0;
+    for (size_t k = 0; k < s.n_labels; k++) {
+        double e[4];
+        if (s.labels[k].anchor != VIZ_MIDDLE || s.labels[k].color == 0x333333) continue;
+        extent_of(&s.labels[k], e);
+        size_t i = 0;
+        for (; i < s.n_boxes; i++) {
+            const viz_box *const b = &s.boxes[i];
+            if ((double)b->x <= e[0] && (double)(b->x + b->w) >= e[1] && (double)b->y <= e[2] &&
+                (double)(b->y + b->h) >= e[3])
+                break;
+        }
+        if (i == s.n_boxes) fail_msg("%s lies in no box", s.labels[k].s);
+        shown++;
+        turned += s.labels[k].turned;
+    }
+    /* forwards of 3.6 points show one digit at most, the backwards of 7.2 all of theirs */
+    assert_true(shown >= 4 * 16);
+    assert_true(turned > 0);
+    td_text svg = {0};
+    viz_svg(&s, &svg);
+    assert_non_null(strstr(svg.s, "rotate(-90)"));
+    td_text_free(&svg);
+}
+
+/* Every box of the largest figure that the targets name has its tooltip. */
+static void large_figures_keep_tooltips(void **state)
+{
+    trace t;
+    viz_options o = viz_default_options();
+    o.width_in = 7.0;
+    o.legend = false;
+    viz_sample(32, 512, 0, *state, &t);
+    const viz_scene s = scene_of(*state, &t, &o);
+    td_text svg = {0};
+    viz_svg(&s, &svg);
+    size_t tips = 0;
+    for (const char *at = svg.s; (at = strstr(at, "<title>")) != NULL; at++) tips++;
+    assert_int_equal(tips, s.n_boxes);
+    assert_true(svg.len < 150 * s.n_boxes);
+    td_text_free(&svg);
+}
+
+static bool says(const viz_scene *s, const char *text)
+{
+    for (size_t i = 0; i < s->n_labels; i++)
+        if (strcmp(s->labels[i].s, text) == 0) return true;
+    return false;
+}
+
+static void legend_explains_shades(void **state)
+{
+    trace t;
+    viz_options o = viz_default_options();
+    viz_sample(4, 4, 0, *state, &t);
+    viz_scene s = scene_of(*state, &t, &o);
+    assert_false(says(&s, "pipes 0, 1") || says(&s, "slices 0 to 3"));
+    t.n_pipes = 2;
+    t.n_slices = 4;
+    s = scene_of(*state, &t, &o);
+    assert_true(says(&s, "pipes 0, 1") && says(&s, "slices 0 to 3"));
+    o.index_base = 1;
+    s = scene_of(*state, &t, &o);
+    assert_true(says(&s, "slices 1 to 4"));
 }
 
 /* Boxes of one lane follow each other, also where many narrow ones became one. */
@@ -199,10 +284,17 @@ static void terminal_shows_the_schedule(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T_TEST(labels_never_collide_nor_shrink), T_TEST(boxes_cover_the_busy_time),
-        T_TEST(directions_are_told_apart),       T_TEST(text_is_readable_on_every_fill),
-        T_TEST(files_are_equal_and_whole),       T_TEST(bad_requests_are_refused),
-        T_TEST(terminal_shows_the_schedule),     T_TEST(boxes_never_overlap),
+        T_TEST(numbers_turn_before_they_vanish),
+        T_TEST(large_figures_keep_tooltips),
+        T_TEST(legend_explains_shades),
+        T_TEST(labels_never_collide_nor_shrink),
+        T_TEST(boxes_cover_the_busy_time),
+        T_TEST(directions_are_told_apart),
+        T_TEST(text_is_readable_on_every_fill),
+        T_TEST(files_are_equal_and_whole),
+        T_TEST(bad_requests_are_refused),
+        T_TEST(terminal_shows_the_schedule),
+        T_TEST(boxes_never_overlap),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
