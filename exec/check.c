@@ -237,6 +237,9 @@ static td_status run(check_run *c, const check_options *o, td_arena *a, check_re
         out->memory = out->memory && out->ranks[r].touched_bytes == peak;
     }
     out->rss_bytes = process_rss_bytes();
+    out->device = device_run_use(c->x);
+    out->memory =
+        out->memory && out->device.in_steps == 0 && out->device.arenas == out->device.predicted;
     return TD_OK;
 }
 

@@ -2,6 +2,7 @@
 #ifndef EXEC_CHECK_H
 #define EXEC_CHECK_H
 
+#include "exec/device.h"
 #include "exec/reference.h"
 
 typedef struct check_options {
@@ -25,11 +26,12 @@ typedef struct check_result {
     bool losses_equal;   /* every bit, every step */
     double loss_rel_err; /* largest of all steps */
     bool exact;     /* on the cores: accumulation order is the reference's: bitwise is demanded */
-    bool memory;    /* touched equals predicted on every rank */
+    bool memory;    /* touched equals predicted on every rank, and steps allocate nothing */
     int64_t undone; /* steps that post-validation found wrong and did again */
     bool pass;
     check_rank *ranks; /* [n_ranks] */
     int64_t rss_bytes;
+    device_use device;
 } check_result;
 
 /* Tolerance where the order of sums differs (DESIGN section 9). */

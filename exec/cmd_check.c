@@ -31,7 +31,12 @@ static void print_json(const check_result *r, const plan *p)
                      i == 0 ? "" : ", ", i, (long long)r->ranks[i].peak_bytes,
                      (long long)r->ranks[i].touched_bytes, (long long)p->ranks[i].persistent_bytes,
                      (long long)(r->ranks[i].touched_bytes - p->ranks[i].persistent_bytes));
-    td_text_addf(&t, "], \"pass\": %s}\n", r->pass ? "true" : "false");
+    td_text_add(&t, "]");
+    if (r->device.known) {
+        td_text_add(&t, ", \"device_memory\": ");
+        device_use_json(&r->device, &t);
+    }
+    td_text_addf(&t, ", \"pass\": %s}\n", r->pass ? "true" : "false");
     (void)fputs(t.s == NULL ? "" : t.s, stdout);
     td_text_free(&t);
 }
@@ -61,6 +66,12 @@ static void print_words(const check_result *r, const plan *p)
             td_print_bytes(rest, sizeof rest,
                            r->ranks[i].touched_bytes - p->ranks[i].persistent_bytes));
     (void)printf("process     %s resident\n", td_print_bytes(rss, sizeof rss, r->rss_bytes));
+    if (r->device.known) {
+        td_text t = {0};
+        device_use_words(&r->device, &t);
+        (void)printf("%s\n", t.s == NULL ? "" : t.s);
+        td_text_free(&t);
+    }
     (void)printf("%s: %s\n", r->pass ? "pass" : "FAIL",
                  r->exact ? (same ? "bit for bit" : "bits differ where they must not")
                           : "within tolerance is what this order of sums allows");

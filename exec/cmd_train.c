@@ -2,6 +2,7 @@
 #include "base/text.h"
 #include "exec/checkpoint.h"
 #include "exec/data.h"
+#include "exec/device_run.h"
 #include "exec/pexec.h"
 
 #include <errno.h>
@@ -257,6 +258,17 @@ static td_status write_trace(training *t, const cli_args *args, td_arena *a, td_
     return trace_write(&tr, t->o->trace, err);
 }
 
+static void print_device(const training *t, const char *before,
+                         void (*print)(const device_use *u, td_text *out))
+{
+    const device_use use = device_run_use(t->x);
+    td_text text = {0};
+    if (!use.known) return;
+    print(&use, &text);
+    (void)printf("%s%s", before, text.s == NULL ? "" : text.s);
+    td_text_free(&text);
+}
+
 static void print_result(const training *t)
 {
     const double bits = t->val_loss / log(2.0) / t->text.bytes_per_token;
@@ -265,11 +277,13 @@ static void print_result(const training *t)
                      "\"validation_loss\": %.17g, "
                      "\"validation_bits_per_byte\": %.9g, \"tokens_per_s\": %.6g, "
                      "\"seconds\": %.6g, \"best_step_s\": %.6g, \"median_step_ns\": %lld, "
-                     "\"emulated\": %s, \"rss_bytes\": %lld}\n",
+                     "\"emulated\": %s, \"rss_bytes\": %lld",
                      (long long)t->done, (long long)t->state.skipped, t->loss, t->val_loss, bits,
                      t->tokens_per_s, (double)(td_now_ns() - t->began_ns) / 1e9,
                      (double)t->best_ns / 1e9, (long long)t->kept_ns[median_step(t) % KEPT_STEPS],
                      t->engine == NULL ? "false" : "true", (long long)process_rss_bytes());
+        print_device(t, ", \"device_memory\": ", device_use_json);
+        (void)printf("}\n");
         return;
     }
     if (t->engine != NULL) {
@@ -281,6 +295,10 @@ static void print_result(const training *t)
     }
     (void)printf("step %lld  loss %.4f  validation %.4f (%.3f bits a byte)  %.0f tokens/s\n",
                  (long long)t->done, t->loss, t->val_loss, bits, t->tokens_per_s);
+    if (t->device != NULL) {
+        print_device(t, "", device_use_words);
+        (void)printf("\n");
+    }
 }
 
 static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *err)

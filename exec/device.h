@@ -54,6 +54,23 @@ struct device {
     void *state;
 };
 
+/* What a run takes of a device's memory, in bytes. */
+typedef struct device_use {
+    bool known;        /* false: there is no device */
+    int64_t predicted; /* the plan's peaks of all ranks, each rounded up to its allocation */
+    int64_t arenas;    /* allocated for them */
+    int64_t beside;    /* allocated for what no rank owns: tables, losses, lists, evaluations */
+    int64_t work;      /* workspaces of kernels and libraries that compute */
+    int64_t outside;   /* in use on the device beyond these: its context, kernels, libraries, and
+                          what other programs hold; -1: cannot be known */
+    int64_t n_allocs;  /* of memory */
+    int64_t in_steps;  /* of them since the first step began: none is right */
+} device_use;
+
+/* "device memory ..." in one line; a JSON object. */
+void device_use_words(const device_use *u, td_text *out);
+void device_use_json(const device_use *u, td_text *out);
+
 /* The index-th CUDA device of this machine; bf16: elements are bf16. TD_EDEVICE says plainly what
  * is missing. */
 TD_MUST_USE td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_err *err);

@@ -1,4 +1,5 @@
 /* Memory of a plan on a device, and what goes between it and the host's. */
+#include "base/text.h"
 #include "exec/device_run.h"
 
 #include <string.h>
@@ -157,4 +158,53 @@ td_status device_run_touched(const executor *x, uint32_t rank, int64_t *bytes, t
     }
     td_arena_free(a);
     return st;
+}
+
+/* --- what was taken --- */
+
+device_use device_run_use(const executor *x)
+{
+    const device_run *const v = x->device;
+    if (v == NULL) return (device_use){.known = false};
+    const int64_t in_use = v->d->methods->in_use(v->d);
+    device_use u = {.known = true,
+                    .arenas = v->arena_bytes,
+                    .beside = v->d->room_bytes - v->arena_bytes,
+                    .work = v->d->lane_bytes,
+                    .outside = in_use < 0 ? -1 : in_use - v->d->room_bytes - v->d->lane_bytes,
+                    .n_allocs = v->d->n_allocs,
+                    .in_steps = v->first_allocs < 0 ? 0 : v->d->n_allocs - v->first_allocs};
+    for (uint32_t r = 0; r < x->p->n_ranks; r++)
+        if (exec_is_here(x, r)) u.predicted += rank_arena_room(x->p->ranks[r].arena_bytes);
+    return u;
+}
+
+void device_use_words(const device_use *u, td_text *out)
+{
+    char arenas[40], beside[40], work[40], outside[40];
+    td_text_addf(out, "device memory: arenas %s%s, beside them %s, workspaces %s",
+                 td_print_bytes(arenas, sizeof arenas, u->arenas),
+                 u->arenas == u->predicted ? " as predicted" : " NOT as predicted",
+                 td_print_bytes(beside, sizeof beside, u->beside),
+                 td_print_bytes(work, sizeof work, u->work));
+    if (u->outside >= 0)
+        td_text_addf(out, ", outside (context, kernels, libraries, other programs) %s",
+                     td_print_bytes(outside, sizeof outside, u->outside));
+    td_text_addf(out, "; %lld allocations, %lld of them in steps", (long long)u->n_allocs,
+                 (long long)u->in_steps);
+}
+
+void device_use_json(const device_use *u, td_text *out)
+{
+    td_text_addf(out,
+                 "{\"predicted_bytes\": %lld, \"arena_bytes\": %lld, \"beside_bytes\": %lld, "
+                 "\"workspace_bytes\": %lld, ",
+                 (long long)u->predicted, (long long)u->arenas, (long long)u->beside,
+                 (long long)u->work);
+    if (u->outside >= 0)
+        td_text_addf(out, "\"outside_bytes\": %lld, ", (long long)u->outside);
+    else
+        td_text_add(out, "\"outside_bytes\": null, ");
+    td_text_addf(out, "\"allocations\": %lld, \"allocations_in_steps\": %lld}",
+                 (long long)u->n_allocs, (long long)u->in_steps);
 }

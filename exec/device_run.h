@@ -60,6 +60,9 @@ TD_MUST_USE td_status device_run_weights(const executor *x, uint32_t rank, uint3
 TD_MUST_USE td_status device_run_touched(const executor *x, uint32_t rank, int64_t *bytes,
                                          td_err *err);
 
+/* What the run takes of the device. */
+device_use device_run_use(const executor *x);
+
 /* --- a step --- */
 
 void device_run_begin(executor *x);
