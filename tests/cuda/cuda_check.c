@@ -37,6 +37,8 @@ bool cuda_pair_open(cuda_pair *p, bool bf16, uint64_t seed)
         printf("skipped: %s\n", why);
         return false;
     }
+    k_cuda_info info;
+    p->slow = k_cuda_device_info(0, &info, why) && strstr(info.name, "stand-in") != NULL;
     p->arena = td_arena_new();
     k_blas_open(&p->blas, NULL);
     p->mem[0] = td_alloc(p->arena, 1, k_ctx_size(2));

@@ -12,6 +12,7 @@ typedef struct cuda_pair {
     k_cuda_lane *lane;
     void *mem[3];
     bool bf16, failed;
+    bool slow; /* a host stands in for the device */
     td_rng rng;
     void *held[64];
     int n_held;

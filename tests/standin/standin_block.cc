@@ -158,19 +158,27 @@ static standin_fiber *fiber_for(unsigned t)
     return thread->on;
 }
 
+/* Nobody can run: says for what the others wait. */
+[[noreturn]] static void stuck(const char *self)
+{
+    for (unsigned t = 0; t < g.n; t++) {
+        const gpu_thread *const one = &g.threads[t];
+        if (one->what == nullptr || t == g.current) continue;
+        broken("%s, and nobody can go on: thread %u waits at %s of line %d, %u threads have ended",
+               self, t, one->what, one->line, g.n_done);
+    }
+    broken("%s, and nobody can go on", self);
+}
+
 /* Lets the others go on until somebody makes the current thread ready and it is taken. */
 static void wait_here(void)
 {
     const unsigned self = g.current, next = take();
     if (next == STANDIN_THREADS_MAX) {
-        char who[200] = "";
-        const gpu_thread *const mine = &g.threads[self];
-        for (unsigned t = 0; t < g.n; t++)
-            if (g.threads[t].what != nullptr && g.threads[t].line != mine->line)
-                (void)snprintf(who, sizeof who, ", thread %u at %s of line %d", t,
-                               g.threads[t].what, g.threads[t].line);
-        broken("nobody can go on: it waits at %s of line %d%s; %u threads have ended", mine->what,
-               mine->line, who, g.n_done);
+        char text[80];
+        (void)snprintf(text, sizeof text, "it waits at %s of line %d", g.threads[self].what,
+                       g.threads[self].line);
+        stuck(text);
     }
     standin_fiber *const to = fiber_for(next);
     if (to == nullptr) broken("out of memory for stacks");
@@ -198,13 +206,15 @@ static void fiber_runs(standin_fiber *self)
         g.idle[g.n_idle++] = self;
         if (next == STANDIN_THREADS_MAX && g.n_done < g.n) {
             g.threads[t].on = self;
-            broken("it ends, and nobody can go on; %u threads have ended", g.n_done);
+            stuck("it ends");
         }
         standin_fiber_switch(self, next == STANDIN_THREADS_MAX ? &g.system : g.threads[next].on);
     }
 }
 
 /* --- meetings --- */
+
+static bool differ(const char *x, const char *y) { return x != y && strcmp(x, y) != 0; }
 
 unsigned standin_meet(const char *what, int line, bool value)
 {
@@ -214,7 +224,7 @@ unsigned standin_meet(const char *what, int line, bool value)
         g.what = what;
         g.line = line;
         g.value = 0;
-    } else if (g.line != line || strcmp(g.what, what) != 0) {
+    } else if (g.line != line || differ(g.what, what)) {
         broken("%s of line %d, while others wait at %s of line %d", what, line, g.what, g.line);
     }
     g.value += value;
@@ -252,7 +262,7 @@ void standin_meet_warp(const char *what, int line, unsigned mask, void *brings, 
     const unsigned others = w->waiting & mask;
     if (others != 0) {
         const gpu_thread *const one = &g.threads[base + (unsigned)__builtin_ctz(others)];
-        if (one->line != line || one->mask != mask || strcmp(one->what, what) != 0)
+        if (one->line != line || one->mask != mask || differ(one->what, what))
             broken("%s of line %d for lanes %08x, while others wait at %s of line %d for %08x",
                    what, line, mask, one->what, one->line, one->mask);
     }

@@ -21,6 +21,32 @@ void standin_poison(void *at, size_t bytes)
     memcpy((char *)at + i, &word, bytes - i);
 }
 
+/* A file of poison, of which large memory is made: pages that nobody writes cost nothing. */
+enum { SPARE_BYTES = 4 << 20 };
+
+static int spare_file(void)
+{
+    static int file = -2; /* -1: there is none */
+    if (file != -2) return file;
+    file = memfd_create("poison", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, SPARE_BYTES) != 0) return file = -1;
+    void *const at = mmap(nullptr, SPARE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (at == MAP_FAILED) return file = -1;
+    standin_poison(at, SPARE_BYTES);
+    (void)munmap(at, SPARE_BYTES);
+    return file;
+}
+
+static void poison_pages(char *at, size_t bytes)
+{
+    const int file = bytes >= SPARE_BYTES ? spare_file() : -1;
+    for (; file >= 0 && bytes >= SPARE_BYTES; at += SPARE_BYTES, bytes -= SPARE_BYTES)
+        if (mmap(at, SPARE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, 0) ==
+            MAP_FAILED)
+            break;
+    standin_poison(at, bytes);
+}
+
 void *standin_guarded(size_t bytes, size_t align, void **whole, size_t *whole_bytes)
 {
     const size_t page = page_bytes(), used = (bytes + align - 1) / align * align;
@@ -32,7 +58,7 @@ void *standin_guarded(size_t bytes, size_t align, void **whole, size_t *whole_by
     if (at == MAP_FAILED) return nullptr;
     if (mprotect(at, page, PROT_NONE) != 0 || mprotect(at + page + inner, page, PROT_NONE) != 0)
         return nullptr;
-    standin_poison(at + page, inner);
+    poison_pages(at + page, inner);
     return at + page + inner - used;
 }
 
