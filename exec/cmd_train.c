@@ -412,8 +412,6 @@ static td_status find_inputs(training *t, td_arena *a, run_setup *s, td_err *err
     TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, s, err));
     const bool bf16 = s->sizes.run.dtype == TYPE_BF16;
     TD_TRY(pexec_device(o, bf16, a, &t->device, err));
-    if (t->engine != NULL && t->device != NULL)
-        return td_fail(err, TD_EUSAGE, "--backend cuda: emulation computes on the cpu so far");
     return corpus_open(o->data, o->vocab, o->merges, s->model.vocab, !s->model.causal,
                        s->sizes.run.seq_len, a, &t->text, err);
 }

@@ -38,6 +38,9 @@ typedef struct device_methods {
     void (*combine)(device *d, void *stream, wire_kind kind, void *const *data, uint32_t n,
                     int64_t bytes, uint32_t only);
     int64_t (*elapsed_ns)(device *d, void *from, void *to);
+    /* Lets a stream idle for about this long, so that what comes next can all be given to it
+     * before it begins. */
+    void (*idle)(device *d, void *stream, int64_t ns);
     /* Of one stream, or of all (NULL). TD_EDEVICE with what failed on the device. */
     td_status (*synchronize)(device *d, void *stream, td_err *err);
     /* Bytes of the device that are in use, by whomever; -1 where that cannot be known. */

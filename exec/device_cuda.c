@@ -183,6 +183,12 @@ static void combine_cuda(device *d, void *stream, wire_kind kind, void *const *d
     }
 }
 
+static void idle_cuda(device *d, void *stream, int64_t ns)
+{
+    cuda_state *const s = d->state;
+    if (!k_cuda_idle(stream, ns)) s->failed = true;
+}
+
 static int64_t elapsed_cuda(device *d, void *from, void *to)
 {
     (void)d;
@@ -219,6 +225,7 @@ td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_er
                                            .copy = copy_cuda,
                                            .combine = combine_cuda,
                                            .elapsed_ns = elapsed_cuda,
+                                           .idle = idle_cuda,
                                            .synchronize = synchronize_cuda,
                                            .in_use = in_use_cuda};
     char why[K_CUDA_WHY] = "";

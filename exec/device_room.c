@@ -59,6 +59,12 @@ td_status device_run_memory(const executor *x, td_arena *a, int64_t bytes, void 
     return *out != NULL || bytes == 0 ? TD_OK : td_fail(err, TD_ENOMEM, "out of memory");
 }
 
+td_status device_run_more(const executor *x, td_arena *a, int64_t bytes, void **out, td_err *err)
+{
+    if (x->device != NULL) x->device->first_allocs++;
+    return device_run_memory(x, a, bytes, out, err);
+}
+
 td_status device_run_read(const executor *x, void *to, const void *at, int64_t bytes, td_err *err)
 {
     if (x->device != NULL) return x->device->d->methods->read(x->device->d, to, at, bytes, err);

@@ -230,7 +230,24 @@ void device_run_task(executor *x, const exec_rank *r, uint32_t task, bool begins
 td_status device_run_wait(const executor *x, const exec_rank *r, td_err *err)
 {
     const device_run *const v = x->device;
-    return v == NULL ? TD_OK : v->d->methods->synchronize(v->d, compute_of(x, r->index), err);
+    if (v == NULL) return TD_OK;
+    return v->d->methods->synchronize(v->d, r == NULL ? NULL : compute_of(x, r->index), err);
+}
+
+void device_run_idle(const executor *x, const exec_rank *r, int64_t ns)
+{
+    x->device->d->methods->idle(x->device->d, compute_of(x, r->index), ns);
+}
+
+int64_t device_run_took(const executor *x, uint32_t task)
+{
+    const device_run *const v = x->device;
+    return v->d->methods->elapsed_ns(v->d, v->begins[task], v->ends[task]);
+}
+
+void device_run_copy(const executor *x, uint32_t task, void *to, const void *from, int64_t bytes)
+{
+    x->device->d->methods->copy(x->device->d, stream_of(x, task), to, from, bytes);
 }
 
 double *device_run_loss(const executor *x, const exec_rank *r, const plan_member *m)

@@ -39,6 +39,9 @@ TD_MUST_USE td_status device_run_tokens(executor *x, td_arena *a, td_err *err);
 /* Memory that the device computes on. */
 TD_MUST_USE td_status device_run_memory(const executor *x, td_arena *a, int64_t bytes, void **out,
                                         td_err *err);
+/* The same once steps have begun, for what is no part of a device's step: it is not counted. */
+TD_MUST_USE td_status device_run_more(const executor *x, td_arena *a, int64_t bytes, void **out,
+                                      td_err *err);
 /* Bytes of such memory, to and from the host's. Nothing may be under way on it. */
 TD_MUST_USE td_status device_run_read(const executor *x, void *to, const void *at, int64_t bytes,
                                       td_err *err);
@@ -69,8 +72,13 @@ void device_run_begin(executor *x);
 void device_run_post(executor *x, const exec_rank *r, uint32_t task);
 void device_run_join(executor *x, const exec_rank *r, uint32_t task);
 void device_run_task(executor *x, const exec_rank *r, uint32_t task, bool begins);
-/* Waits for the rank's work, for what the host is to do in its place. */
+/* Waits for the rank's work, or for all work (NULL). */
 TD_MUST_USE td_status device_run_wait(const executor *x, const exec_rank *r, td_err *err);
+/* Of tasks that are run one at a time: the rank's stream idles for so long; what a task took that
+ * is done; a copy on the stream of a task. */
+void device_run_idle(const executor *x, const exec_rank *r, int64_t ns);
+int64_t device_run_took(const executor *x, uint32_t task);
+void device_run_copy(const executor *x, uint32_t task, void *to, const void *from, int64_t bytes);
 /* Where the loss of a pass goes; that of a recompute, which another rank has seen already, goes to
  * a place of its own. */
 double *device_run_loss(const executor *x, const exec_rank *r, const plan_member *m);

@@ -53,6 +53,8 @@ bool k_cuda_record(k_cuda_event *e, k_cuda_stream *s);
 bool k_cuda_wait(k_cuda_stream *s, k_cuda_event *e);
 /* Time between two events that have happened. */
 int64_t k_cuda_elapsed_ns(k_cuda_event *from, k_cuda_event *to);
+/* Keeps a stream busy for about so long with nothing. */
+bool k_cuda_idle(k_cuda_stream *s, int64_t ns);
 /* Waits for all work on the device, or of one stream; false with the error of what failed. */
 bool k_cuda_synchronize(int device, char *why);
 bool k_cuda_stream_synchronize(k_cuda_stream *s, char *why);

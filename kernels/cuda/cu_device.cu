@@ -147,6 +147,19 @@ int64_t k_cuda_elapsed_ns(k_cuda_event *from, k_cuda_event *to)
     return (int64_t)((double)ms * 1e6);
 }
 
+static __global__ void idle_kernel(uint64_t ns)
+{
+    const uint64_t begin = cu_clock_ns();
+    while (cu_clock_ns() - begin < ns) {}
+}
+
+bool k_cuda_idle(k_cuda_stream *s, int64_t ns)
+{
+    if (ns <= 0) return true;
+    cu_launch(idle_kernel, 1, 1, 0, stream_of(s), (uint64_t)ns);
+    return cudaGetLastError() == cudaSuccess;
+}
+
 bool k_cuda_synchronize(int device, char *why)
 {
     return say(why, "device", cudaSetDevice(device)) &&

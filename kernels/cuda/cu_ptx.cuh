@@ -4,6 +4,7 @@
 #ifndef KERNELS_CUDA_CU_PTX_CUH
 #define KERNELS_CUDA_CU_PTX_CUH
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 
@@ -59,6 +60,18 @@ static __device__ __forceinline__ void cu_ldmatrix_x2_trans(uint32_t r[2], const
                  : "r"((unsigned)__cvta_generic_to_shared(row)));
 #else
     standin_ldmatrix(r, 2, true, row);
+#endif
+}
+
+/* A clock of the device. */
+static __device__ __forceinline__ uint64_t cu_clock_ns(void)
+{
+#ifndef TD_CUDA_STANDIN
+    uint64_t ns;
+    asm volatile("mov.u64 %0, %globaltimer;\n" : "=l"(ns));
+    return ns;
+#else
+    return (uint64_t)std::chrono::steady_clock::now().time_since_epoch().count();
 #endif
 }
 

@@ -135,6 +135,8 @@ static int64_t elapsed_standin(device *d, void *from, void *to)
     return 0;
 }
 
+static void idle_standin(device *d, void *stream, int64_t ns) { (void)d, (void)stream, (void)ns; }
+
 static td_status synchronize_standin(device *d, void *stream, td_err *err)
 {
     (void)d, (void)stream, (void)err;
@@ -158,6 +160,7 @@ void standin_open(td_arena *a, int forget, device *out)
                                            .copy = copy_standin,
                                            .combine = combine_standin,
                                            .elapsed_ns = elapsed_standin,
+                                           .idle = idle_standin,
                                            .synchronize = synchronize_standin,
                                            .in_use = in_use_standin};
     standin *const s = TD_NEW(a, standin);
