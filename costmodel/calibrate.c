@@ -12,8 +12,9 @@
 
 static const char *const recompute_names[] = {"none", "selective", "full"};
 
-/* Beyond these a report says that something is wrong: residuals; cores with other work. */
-static const double error_max = 0.25, load_max = 0.1;
+/* Beyond these a report says that something is wrong: residuals; cores with other work. A line
+ * that is further from a size's median is none. */
+static const double error_max = 0.25, load_max = 0.1, bent = 0.1;
 
 typedef struct fitter {
     const samples *s;
@@ -165,7 +166,7 @@ static void report_fit(fitter *f, const char *what, const profile_fit *fit, unsi
 /* What a fit leaves open, for the report. */
 static void report_open(fitter *f, const char *what, const selection *sel, unsigned used)
 {
-    if (sel->what == SAMPLE_PASS && (used & 2u) == 0)
+    if (sel->what == SAMPLE_PASS && (used & 6u) == 0)
         td_text_addf(f->report,
                      "%s: no change with tokens could be determined; predictions hold "
                      "for the measured length alone\n",
@@ -280,6 +281,31 @@ static td_status fit_passes(fitter *f)
     return TD_OK;
 }
 
+/* Caches bend what takes long by its size: where the line is off, the medians of the sizes stay. */
+static td_status fit_curve(fitter *f, const selection *sel, const char *what,
+                           const profile_fit *fit, profile_curve *out)
+{
+    double *const x = TD_NEW_N(f->a, double, f->s->n), *const ns = TD_NEW_N(f->a, double, f->s->n);
+    size_t n = 0;
+    if (x == NULL || ns == NULL) return td_fail(f->err, TD_ENOMEM, "calibrate: out of memory");
+    if (fit->n == 0) return TD_OK;
+    for (size_t i = 0; i < f->s->n; i++) {
+        const sample *const one = &f->s->items[i];
+        if (!selects(sel, one) || !is_alone(one) || one->repeats < 6) continue;
+        x[n] = row_of(f, one).x[1];
+        ns[n++] = one->ns;
+    }
+    calibrate_curve(x, ns, n, out);
+    double off = 0;
+    for (int32_t i = 0; i < out->n; i++)
+        off = fmax(off, fabs(profile_eval(fit, out->x[i], 0) / out->ns[i] - 1));
+    if (off <= bent) *out = (profile_curve){0};
+    if (out->n > 0)
+        td_text_addf(f->report, "%s: no line; prices go from point to point of %" PRId32 " sizes\n",
+                     what, out->n);
+    return TD_OK;
+}
+
 static td_status fit_between(fitter *f)
 {
     for (int link = 0; link < LINK_COUNT; link++)
@@ -289,11 +315,13 @@ static td_status fit_between(fitter *f)
             char what[64];
             (void)snprintf(what, sizeof what, "%s by %s", sum ? "all-reduce" : "message",
                            sample_link_name(sel.link));
-            TD_TRY(
-                fit_one(f, &sel, what, sum ? &f->out->all_reduce[link] : &f->out->message[link]));
+            profile_fit *const fit = sum ? &f->out->all_reduce[link] : &f->out->message[link];
+            TD_TRY(fit_one(f, &sel, what, fit));
+            TD_TRY(fit_curve(f, &sel, what, fit,
+                             sum ? &f->out->all_reduce_curve[link] : &f->out->message_curve[link]));
         }
     for (int sum = 0; sum < 2; sum++)
-        if (profile_between(f->out, sum ? f->out->all_reduce : f->out->message)->n == 0)
+        if (!profile_has_between(f->out, sum == 0))
             td_text_addf(f->report, "%s: not measured\n", sum ? "all-reduce" : "message");
     return TD_OK;
 }
@@ -339,6 +367,8 @@ static td_status fit_all(fitter *f)
         TD_TRY(fit_one(f, &sel, others[i].name, others[i].out));
         if (others[i].out->n == 0) td_text_addf(f->report, "%s: not measured\n", others[i].name);
     }
+    TD_TRY(fit_curve(f, &(selection){.what = SAMPLE_COPY}, "copy", &f->out->copy,
+                     &f->out->copy_curve));
     TD_TRY(fit_between(f));
     if (f->fits == 0)
         return td_fail(f->err, TD_EUSAGE,

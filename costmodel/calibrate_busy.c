@@ -1,7 +1,8 @@
-/* What the samples say beside the fits: slowdown by busy cores, and spread. */
+/* What the samples say beside the fits: slowdown by busy cores, spread, and curves. */
 #include "base/text.h"
 #include "costmodel/calibrate_parts.h"
 
+#include <gsl/gsl_sort.h>
 #include <gsl/gsl_statistics_double.h>
 #include <inttypes.h>
 #include <math.h>
@@ -108,4 +109,39 @@ td_status calibrate_spread(const sample *const *of, size_t n, td_arena *a, doubl
     }
     if (m > 0) *out = gsl_stats_median(spreads, 1, m);
     return TD_OK;
+}
+
+/* --- curves --- */
+
+void calibrate_curve(double *x, double *ns, size_t n, profile_curve *out)
+{
+    double weight[PROFILE_POINTS_MAX] = {0}; /* samples of a size */
+    double level[PROFILE_POINTS_MAX] = {0}, pooled[PROFILE_POINTS_MAX] = {0};
+    int32_t count = 0, pools = 0, of[PROFILE_POINTS_MAX] = {0};
+    *out = (profile_curve){0};
+    gsl_sort2(x, 1, ns, 1, n);
+    for (size_t i = 0, end = 0; i < n; i = end) {
+        double sum = 0;
+        for (end = i; end < n && x[end] <= x[i]; end++) sum += ns[end];
+        if (count == PROFILE_POINTS_MAX) return; /* more than a curve holds: the line has them */
+        out->x[count] = x[i];
+        weight[count] = (double)(end - i);
+        out->ns[count] = sum / weight[count];
+        count++;
+    }
+    for (int32_t i = 0; i < count; i++) {
+        level[pools] = out->ns[i];
+        pooled[pools] = weight[i];
+        of[pools++] = i;
+        while (pools > 1 && level[pools - 2] > level[pools - 1]) {
+            const int32_t a = pools - 2, b = pools - 1;
+            level[a] = (level[a] * pooled[a] + level[b] * pooled[b]) / (pooled[a] + pooled[b]);
+            pooled[a] += pooled[b];
+            of[a] = of[b];
+            pools--;
+        }
+    }
+    for (int32_t pool = 0, i = 0; pool < pools; pool++)
+        for (; i <= of[pool]; i++) out->ns[i] = level[pool];
+    out->n = count < 4 ? 0 : count;
 }

@@ -21,4 +21,9 @@ TD_MUST_USE td_status calibrate_busy(const samples *s, td_arena *a, profile *out
 TD_MUST_USE td_status calibrate_spread(const sample *const *of, size_t n, td_arena *a, double *out,
                                        td_err *err);
 
+/* The medians ns[i] of sizes x[i] as a curve that never falls: neighbours that would are pooled
+ * (isotonic regression; Barlow et al. 1972, Statistical Inference under Order Restrictions). No
+ * points where there are fewer than 4 sizes. x and ns are sorted. */
+void calibrate_curve(double *x, double *ns, size_t n, profile_curve *out);
+
 #endif

@@ -122,8 +122,7 @@ static td_status measured_sums_ns(const cost_model *c, const pass_query *q, doub
     int64_t one = 0, softmax = 0;
     work_list list;
     *ns = 0;
-    if (tp <= 1 || c->sums_apart ||
-        (profile_between(c->profile, c->profile->all_reduce)->n == 0 && c->cluster == NULL))
+    if (tp <= 1 || c->sums_apart || (!profile_has_between(c->profile, false) && c->cluster == NULL))
         return TD_OK;
     TD_TRY(work_of(c->sizes, q, !c->recompute_placed, &list, err));
     TD_TRY(cost_collective(c, COLL_ALL_REDUCE, NULL, 0, tp, (int64_t)list.sum_bytes, &one, err));
@@ -280,13 +279,11 @@ td_status cost_message(const cost_model *c, int32_t src_rank, int32_t dst_rank, 
         return round_ns(c->units->comm_ms * 1e6, "message", &out->latency_ns, err);
     const bool near = c->cluster == NULL || cluster_node_of(c->cluster, src_rank) ==
                                                 cluster_node_of(c->cluster, dst_rank);
-    const profile_fit *const f =
-        c->profile == NULL ? NULL : profile_between(c->profile, c->profile->message);
-    if (f != NULL && f->n > 0 && near) {
-        const double latency = f->c[0].value > 0 ? f->c[0].value : 0;
-        const double each = f->c[1].value > 0 ? f->c[1].value : 0;
+    if (c->profile != NULL && near && profile_has_between(c->profile, true)) {
+        const double latency = profile_between_ns(c->profile, true, 0);
+        const double whole = profile_between_ns(c->profile, true, (double)bytes);
         TD_TRY(round_ns(latency, "message", &out->latency_ns, err));
-        return round_ns(each * (double)bytes, "message", &out->transfer_ns, err);
+        return round_ns(whole > latency ? whole - latency : 0, "message", &out->transfer_ns, err);
     }
     if (c->cluster == NULL)
         return td_fail(err, TD_EUSAGE, "message: no cluster to price it with; give --cluster");
@@ -301,11 +298,10 @@ td_status cost_collective(const cost_model *c, coll_kind kind, const int32_t *ra
     *ns = 0;
     if (n <= 1) return TD_OK;
     if (c->units != NULL) return round_ns(c->units->coll_ms * 1e6, "collective", ns, err);
-    const profile_fit *const f =
-        c->profile == NULL ? NULL : profile_between(c->profile, c->profile->all_reduce);
-    if (f != NULL && f->n > 0 && (c->cluster == NULL || c->cluster->n_nodes == 1)) {
+    if (c->profile != NULL && profile_has_between(c->profile, false) &&
+        (c->cluster == NULL || c->cluster->n_nodes == 1)) {
         const double moved = (double)bytes * (n - 1);
-        return round_ns(profile_eval(f, moved, 0), "collective", ns, err);
+        return round_ns(profile_between_ns(c->profile, false, moved), "collective", ns, err);
     }
     if (c->cluster == NULL)
         return td_fail(err, TD_EUSAGE, "collective: no cluster to price it with; give --cluster");

@@ -81,12 +81,36 @@ profile_shard *profile_shard_at(profile *p, int64_t tp)
     return &p->shard[at];
 }
 
-const profile_fit *profile_between(const profile *p, const profile_fit by_link[LINK_COUNT])
+double profile_curve_eval(const profile_fit *f, const profile_curve *c, double x)
 {
-    if (by_link[p->link].n > 0) return &by_link[p->link];
+    if (c == NULL || c->n < 2) return profile_eval(f, x, 0);
+    if (x <= c->x[0]) return c->ns[0];
+    int32_t i = 1;
+    while (i + 1 < c->n && x > c->x[i]) i++;
+    const double slope = (c->ns[i] - c->ns[i - 1]) / (c->x[i] - c->x[i - 1]);
+    return c->ns[i] + slope * (x - c->x[i]);
+}
+
+static int link_of(const profile *p, const profile_fit by_link[LINK_COUNT])
+{
+    if (by_link[p->link].n > 0) return (int)p->link;
     int i = 0;
     while (i + 1 < LINK_COUNT && by_link[i].n == 0) i++;
-    return &by_link[i];
+    return i;
+}
+
+bool profile_has_between(const profile *p, bool message)
+{
+    const profile_fit *const by_link = message ? p->message : p->all_reduce;
+    return by_link[link_of(p, by_link)].n > 0;
+}
+
+double profile_between_ns(const profile *p, bool message, double x)
+{
+    const profile_fit *const by_link = message ? p->message : p->all_reduce;
+    const profile_curve *const curves = message ? p->message_curve : p->all_reduce_curve;
+    const int link = link_of(p, by_link);
+    return profile_curve_eval(&by_link[link], &curves[link], x);
 }
 
 double profile_contention(const profile *p, int32_t busy, bool memory)

@@ -35,6 +35,14 @@ typedef struct profile_fit {
     estimate c[PROFILE_TERMS];
 } profile_fit;
 
+/* What a line does not describe: times by size, ascending in both; linear between the points, level
+ * before the first, as steep as the last piece behind it. n 0: the line is good enough. */
+enum { PROFILE_POINTS_MAX = 16 };
+typedef struct profile_curve {
+    int32_t n;
+    double x[PROFILE_POINTS_MAX], ns[PROFILE_POINTS_MAX];
+} profile_curve;
+
 /* What j > 0 tokens of context add to a pass of one layer over i tokens of b sequences, in ns:
  * c[0] + c[1] b i + c[2] b j + c[3] b i j (Li et al. 2021, arXiv 2102.07988, section 3.4). */
 enum { CONTEXT_TERMS = 4 };
@@ -73,6 +81,7 @@ typedef struct profile {
     int32_t n_shards;
     profile_fit optimizer, norm, product, copy;
     profile_fit message[LINK_COUNT], all_reduce[LINK_COUNT];
+    profile_curve copy_curve, message_curve[LINK_COUNT], all_reduce_curve[LINK_COUNT];
     sample_link link;                  /* that prices are of, where it was measured; not written */
     contention busy[PROFILE_BUSY_MAX]; /* ascending; without busy = 1, which is 1 */
     int32_t n_busy;
@@ -101,8 +110,10 @@ double profile_spread(const profile *p, pass_kind kind);
 const profile_shard *profile_shard_of(const profile *p, int64_t tp);
 profile_shard *profile_shard_at(profile *p, int64_t tp);
 
-/* Of fits by link: of the profile's link, else of the first that was measured (n 0: of none). */
-const profile_fit *profile_between(const profile *p, const profile_fit by_link[LINK_COUNT]);
+/* Whether messages (or else all-reduces) between ranks were measured; ns of one, by the profile's
+ * link, or the first that was measured. x: as in their fits. */
+bool profile_has_between(const profile *p, bool message);
+double profile_between_ns(const profile *p, bool message, double x);
 
 /* Adds what `from` knows; what both know is taken from it. Appends a line to `report` for each such
  * thing. TD_EUSAGE unless model, dtype and device are the same. */
@@ -112,8 +123,9 @@ TD_MUST_USE td_status profile_merge(profile *to, const profile *from, td_text *r
 void profile_context_terms(double batch, int64_t slice_len, int64_t prefix,
                            double terms[CONTEXT_TERMS]);
 
-/* ns of one fit. */
+/* ns of one fit; of its curve where that is not NULL and has points. */
 double profile_eval(const profile_fit *f, double x1, double x2);
+double profile_curve_eval(const profile_fit *f, const profile_curve *curve, double x);
 
 /* The slowdown with `busy` ranks at work: measured, linear in between, and beyond the last one by
  * sharing the cores (k ranks on n cores take k / n as long). 1 for busy <= 1. */

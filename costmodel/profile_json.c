@@ -111,23 +111,46 @@ static td_status read_context(const json_view *v, profile *p, td_err *err)
     return TD_OK;
 }
 
-static td_status read_between(const json_view *v, profile_fit by_link[LINK_COUNT], td_err *err)
+static td_status read_curve(const json_view *v, profile_curve *out, td_err *err)
+{
+    const json_t *const list = json_object_get(v->object, "points");
+    if (list == NULL) return TD_OK;
+    if (json_array_size(list) < 2 || json_array_size(list) > PROFILE_POINTS_MAX)
+        return json_fail(v, "points", err, "wants 2 to %d pairs", (int)PROFILE_POINTS_MAX);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *const pair = json_array_get(list, i);
+        const json_t *const at = json_array_get(pair, 0), *const ns = json_array_get(pair, 1);
+        const double x = json_number_value(at), y = json_number_value(ns);
+        if (json_array_size(pair) != 2 || !json_is_number(at) || !json_is_number(ns) ||
+            !(x >= 0 && x <= big && y >= 0 && y <= big) ||
+            (i > 0 && !(x > out->x[i - 1] && y >= out->ns[i - 1])))
+            return json_fail(v, "points", err, "wants pairs [size, ns] that ascend");
+        out->x[i] = x;
+        out->ns[i] = y;
+        out->n = (int32_t)i + 1;
+    }
+    return TD_OK;
+}
+
+static td_status read_between(const json_view *v, profile_fit by_link[LINK_COUNT],
+                              profile_curve curves[LINK_COUNT], td_err *err)
 {
     static const char *const links[] = {"threads", "mpi", "tcp"};
     int link = 0;
     TD_TRY(read_word(v, "link", links, LINK_COUNT, &link, err));
     if (by_link[link].n > 0) return json_fail(v, "link", err, "%s twice", links[link]);
+    TD_TRY(read_curve(v, &curves[link], err));
     return read_fit(v, &by_link[link], err);
 }
 
 static td_status read_message(const json_view *v, profile *p, td_err *err)
 {
-    return read_between(v, p->message, err);
+    return read_between(v, p->message, p->message_curve, err);
 }
 
 static td_status read_all_reduce(const json_view *v, profile *p, td_err *err)
 {
-    return read_between(v, p->all_reduce, err);
+    return read_between(v, p->all_reduce, p->all_reduce_curve, err);
 }
 
 static td_status read_texts(const json_view *v, profile_source *out, td_err *err)
@@ -197,6 +220,16 @@ static td_status read_profile_model(const json_view *v, model_desc *m, td_err *e
     return json_bool(&in, "causal", &m->causal, err);
 }
 
+static td_status read_copy(const json_view *v, profile *p, td_err *err)
+{
+    json_view copy;
+    bool found = false;
+    TD_TRY(json_object_in(v, "copy", false, &copy, &found, err));
+    if (!found) return TD_OK;
+    TD_TRY(read_curve(&copy, &p->copy_curve, err));
+    return read_fit(&copy, &p->copy, err);
+}
+
 /* What version 1 has once and version 2 in lists. */
 static td_status read_version_1(const json_view *v, profile *p, td_err *err)
 {
@@ -213,7 +246,7 @@ static td_status read_version_2(const json_view *v, profile *p, td_err *err)
 {
     TD_TRY(read_list(v, "sources", PROFILE_SOURCES_MAX, p, read_source, err));
     TD_TRY(read_named(v, "product", &p->product, err));
-    TD_TRY(read_named(v, "copy", &p->copy, err));
+    TD_TRY(read_copy(v, p, err));
     TD_TRY(read_list(v, "messages", LINK_COUNT, p, read_message, err));
     return read_list(v, "all_reduces", LINK_COUNT, p, read_all_reduce, err);
 }

@@ -21,6 +21,14 @@ static void take(const merging *m, const char *what, profile_fit *to, const prof
     *to = *from;
 }
 
+/* A line, and the curve where it is none. */
+static void take_curve(const merging *m, const char *what, profile_fit *to, profile_curve *to_curve,
+                       const profile_fit *from, const profile_curve *from_curve)
+{
+    if (from->n > 0) *to_curve = *from_curve;
+    take(m, what, to, from);
+}
+
 static td_status same_machine(const profile *a, const profile *b, td_err *err)
 {
     if (a->n_sources > 0 && b->n_sources > 0 && a->sources[0].device[0] != '\0' &&
@@ -69,13 +77,15 @@ td_status profile_merge(profile *to, const profile *from, td_text *report, td_er
     take(&m, "optimizer", &to->optimizer, &from->optimizer);
     take(&m, "norm", &to->norm, &from->norm);
     take(&m, "product", &to->product, &from->product);
-    take(&m, "copy", &to->copy, &from->copy);
+    take_curve(&m, "copy", &to->copy, &to->copy_curve, &from->copy, &from->copy_curve);
     for (int i = 0; i < LINK_COUNT; i++) {
         char what[80];
         (void)snprintf(what, sizeof what, "message by %s", sample_link_name((sample_link)i));
-        take(&m, what, &to->message[i], &from->message[i]);
+        take_curve(&m, what, &to->message[i], &to->message_curve[i], &from->message[i],
+                   &from->message_curve[i]);
         (void)snprintf(what, sizeof what, "all-reduce by %s", sample_link_name((sample_link)i));
-        take(&m, what, &to->all_reduce[i], &from->all_reduce[i]);
+        take_curve(&m, what, &to->all_reduce[i], &to->all_reduce_curve[i], &from->all_reduce[i],
+                   &from->all_reduce_curve[i]);
     }
     if (from->n_busy > 0) {
         memcpy(to->busy, from->busy, sizeof to->busy);

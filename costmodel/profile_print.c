@@ -59,20 +59,33 @@ static void print_head(const profile *p, td_text *out)
     td_text_addf(out, ",\"causal\":%s}", p->model.causal ? "true" : "false");
 }
 
-static void print_named(td_text *out, const char *name, const profile_fit *f)
+static void print_curve(td_text *out, const profile_curve *c)
+{
+    if (c->n == 0) return;
+    td_text_add(out, "\"points\":[");
+    for (int32_t i = 0; i < c->n; i++)
+        td_text_addf(out, "%s[%.17g,%.17g]", i > 0 ? "," : "", c->x[i], c->ns[i]);
+    td_text_add(out, "],");
+}
+
+static void print_named(td_text *out, const char *name, const profile_fit *f,
+                        const profile_curve *curve)
 {
     if (f->n == 0) return;
     td_text_addf(out, ",\n\"%s\":{", name);
+    if (curve != NULL) print_curve(out, curve);
     print_fit(out, f);
 }
 
-static void print_by_link(td_text *out, const char *name, const profile_fit f[LINK_COUNT])
+static void print_by_link(td_text *out, const char *name, const profile_fit f[LINK_COUNT],
+                          const profile_curve curve[LINK_COUNT])
 {
     const char *before = "";
     for (int i = 0; i < LINK_COUNT; i++) {
         if (f[i].n == 0) continue;
         if (before[0] == '\0') td_text_addf(out, ",\n\"%s\":[\n", name);
         td_text_addf(out, "%s {\"link\":\"%s\",", before, sample_link_name((sample_link)i));
+        print_curve(out, &curve[i]);
         print_fit(out, &f[i]);
         before = ",\n";
     }
@@ -130,12 +143,12 @@ void profile_print(const profile *p, td_text *out)
     print_head(p, out);
     print_passes(p, out);
     print_contexts(p, out);
-    print_named(out, "optimizer", &p->optimizer);
-    print_named(out, "norm", &p->norm);
-    print_named(out, "product", &p->product);
-    print_named(out, "copy", &p->copy);
-    print_by_link(out, "messages", p->message);
-    print_by_link(out, "all_reduces", p->all_reduce);
+    print_named(out, "optimizer", &p->optimizer, NULL);
+    print_named(out, "norm", &p->norm, NULL);
+    print_named(out, "product", &p->product, NULL);
+    print_named(out, "copy", &p->copy, &p->copy_curve);
+    print_by_link(out, "messages", p->message, p->message_curve);
+    print_by_link(out, "all_reduces", p->all_reduce, p->all_reduce_curve);
     td_text_add(out, ",\n\"contention\":[");
     for (int32_t i = 0; i < p->n_busy; i++) {
         td_text_addf(out, "%s {\"busy\":%" PRId32 ",\"compute\":", i > 0 ? ",\n" : "\n",

@@ -1,147 +1,186 @@
-/* What messages and sums between ranks of this machine take. */
-#include "exec/bench_wire.h"
-#include "exec/wire.h"
+/* What messages and sums between ranks take: threads of this machine, or the processes of a team.
+ * The leader, rank 0, measures; a mark in the data tells the others which round is the last. */
+#include "exec/bench.h"
 
 #include <pthread.h>
-#include <stdlib.h>
+#include <string.h>
 
-static int compare_ns(const void *a, const void *b)
+enum { DEADLINE_S = 60, RANKS_MAX = 16 };
+static const int64_t second_ns = 1000000000;
+
+typedef struct wire_bench {
+    bench *b;
+    wire *w;
+    int64_t bytes;
+    char *memory[RANKS_MAX]; /* of the ranks that are here */
+    bench_series *series;
+    const sample *what;
+} wire_bench;
+
+typedef struct participant {
+    wire_bench *of;
+    uint32_t rank;
+    td_status status;
+    td_err err;
+    pthread_t thread;
+    bool started;
+} participant;
+
+static td_status pass_message(wire *w, uint32_t channel, bool send, char *data, int64_t bytes,
+                              uint32_t rank, td_err *err)
 {
-    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
+    wire_op op = {.data = data, .bytes = bytes, .rank = rank};
+    if (send)
+        wire_send(w, channel, &op);
+    else
+        wire_recv(w, channel, &op);
+    return wire_wait(w, &op, err);
 }
 
-/* --- messages --- */
-
-typedef struct echo {
-    wire *w;
-    char *memory;
-    int64_t bytes, rounds;
-    td_status status;
-} echo;
-
-static void *echo_thread(void *arg)
+static td_status lead_messages(wire_bench *s, td_err *err)
 {
-    echo *const e = arg;
-    td_err err = {0};
-    for (int64_t i = 0; i < e->rounds && e->status == TD_OK; i++) {
-        wire_op in = {.data = e->memory, .bytes = e->bytes, .rank = 1};
-        wire_recv(e->w, 0, &in);
-        e->status = wire_wait(e->w, &in, &err);
-        wire_op back = {.data = e->memory, .bytes = e->bytes, .rank = 1};
-        wire_send(e->w, 1, &back);
-        if (e->status == TD_OK) e->status = wire_wait(e->w, &back, &err);
+    char *const data = s->memory[0];
+    for (bool last = false; !last;) {
+        last = s->series->enough;
+        data[0] = last;
+        const int64_t begin = td_now_ns();
+        TD_TRY(pass_message(s->w, 0, true, data, s->bytes, 0, err));
+        TD_TRY(pass_message(s->w, 1, false, data, s->bytes, 0, err));
+        if (!last) bench_note(s->series, &s->b->limits, (td_now_ns() - begin) / 2);
     }
+    return TD_OK;
+}
+
+static td_status echo_messages(wire_bench *s, td_err *err)
+{
+    char *const data = s->memory[1];
+    for (bool last = false; !last;) {
+        TD_TRY(pass_message(s->w, 0, false, data, s->bytes, 1, err));
+        last = data[0] != 0;
+        TD_TRY(pass_message(s->w, 1, true, data, s->bytes, 1, err));
+    }
+    return TD_OK;
+}
+
+/* Sums of zeros stay finite; the leader's first element becomes everybody's. */
+static td_status take_part_in_sums(wire_bench *s, uint32_t rank, td_err *err)
+{
+    float *const data = (float *)(void *)s->memory[rank];
+    bool last = false;
+    for (uint32_t i = 0; !last; i++) {
+        data[0] = rank == 0 && (s->series->enough || i + 1 == BENCH_ROUNDS) ? 1.0f : 0.0f;
+        wire_op op = {.data = data, .bytes = s->bytes, .rank = rank};
+        const int64_t begin = td_now_ns();
+        wire_collective(s->w, i, rank, &op);
+        TD_TRY(wire_wait(s->w, &op, err));
+        last = data[0] > 0;
+        if (rank == 0 && !last && i > 0) /* the first one warms up */
+            bench_note(s->series, &s->b->limits, td_now_ns() - begin);
+    }
+    return TD_OK;
+}
+
+static void *participant_main(void *arg)
+{
+    participant *const p = arg;
+    if (p->of->what->what == SAMPLE_ALL_REDUCE)
+        p->status = take_part_in_sums(p->of, p->rank, &p->err);
+    else
+        p->status = p->rank == 0 ? lead_messages(p->of, &p->err) : echo_messages(p->of, &p->err);
+    if (p->status != TD_OK) wire_abort(p->of->w, &p->err);
     return NULL;
 }
 
-td_status bench_message(samples *out, int64_t bytes, td_err *err)
+/* Ranks [0, n) of this machine as threads, or of the team this process's. */
+static td_status take_part(wire_bench *s, uint32_t n, td_err *err)
 {
-    enum { ROUNDS = 200 };
+    participant all[RANKS_MAX];
+    const uint32_t mine = team_index(s->b->team);
+    td_status st = TD_OK;
+    for (uint32_t i = 0; i < n; i++) all[i] = (participant){.of = s, .rank = i};
+    if (s->b->team != NULL) {
+        if (mine >= n) return TD_OK;
+        (void)participant_main(&all[mine]);
+        return all[mine].status == TD_OK ? TD_OK
+                                         : td_fail(err, all[mine].status, "%s", all[mine].err.msg);
+    }
+    for (uint32_t i = 1; i < n && st == TD_OK; i++) {
+        all[i].started = pthread_create(&all[i].thread, NULL, participant_main, &all[i]) == 0;
+        if (!all[i].started) st = td_fail(err, TD_EDEVICE, "a thread could not be started");
+    }
+    if (st == TD_OK) (void)participant_main(&all[0]);
+    if (st != TD_OK) wire_abort(s->w, err);
+    for (uint32_t i = 1; i < n; i++)
+        if (all[i].started) (void)pthread_join(all[i].thread, NULL);
+    const td_err why = wire_error(s->w);
+    return st != TD_OK || why.code == TD_OK ? st : td_fail(err, why.code, "%s", why.msg);
+}
+
+static td_status open_all(wire_bench *s, wire_shape *shape, uint32_t n, td_arena *a, td_err *err)
+{
+    const team *const t = s->b->team;
+    shape->n_ranks = t == NULL ? n : team_size(t);
+    shape->deadline_ns = DEADLINE_S * second_ns;
+    TD_TRY(t == NULL ? wire_open_threads(shape, a, &s->w, err)
+                     : wire_open_team(shape, s->b->team, a, &s->w, err));
+    s->series = TD_NEW(a, bench_series);
+    for (uint32_t i = 0; i < n; i++)
+        if (t == NULL || i == team_index(t)) s->memory[i] = TD_NEW_N(a, char, (size_t)s->bytes);
+    for (uint32_t i = 0; i < n; i++)
+        if ((t == NULL || i == team_index(t)) && s->memory[i] == NULL)
+            return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    return s->series == NULL ? td_fail(err, TD_ENOMEM, "out of memory for the bench") : TD_OK;
+}
+
+/* Measures with the first n ranks; the leader's process adds the sample. */
+static td_status measure(bench *b, const sample *what, wire_shape *shape, uint32_t n, td_arena *a,
+                         td_err *err)
+{
+    wire_bench s = {.b = b, .bytes = what->amount, .what = what};
+    td_status st = open_all(&s, shape, n, a, err);
+    if (b->team != NULL) st = team_agree(b->team, st, err);
+    if (st == TD_OK) st = take_part(&s, n, err);
+    if (b->team != NULL) st = team_agree(b->team, st, err);
+    wire_close(s.w);
+    if (st != TD_OK || team_index(b->team) > 0) return st;
+    return bench_add(what, s.series, &b->limits, &b->out, &b->count, err);
+}
+
+td_status bench_message(bench *b, int64_t bytes, td_err *err)
+{
+    static const wire_channel channels[] = {{0, 1}, {1, 0}};
+    wire_shape shape = {.n_channels = 2, .channels = channels};
+    const sample what = {.what = SAMPLE_MESSAGE, .amount = bytes, .busy = 1, .link = b->link};
     td_arena *const a = td_arena_new();
-    if (a == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    const wire_shape shape = {.n_ranks = 2, .n_channels = 2, .deadline_ns = 20000000000};
-    echo e = {.bytes = bytes, .rounds = ROUNDS, .memory = td_alloc(a, 1, (size_t)bytes)};
-    char *const mine = td_alloc(a, 1, (size_t)bytes);
-    int64_t ns[ROUNDS];
-    pthread_t thread;
-    td_status st = wire_open_threads(&shape, a, &e.w, err);
-    if (st == TD_OK && (mine == NULL || e.memory == NULL))
-        st = td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    if (st == TD_OK && pthread_create(&thread, NULL, echo_thread, &e) != 0)
-        st = td_fail(err, TD_EDEVICE, "a thread could not be started");
-    if (st == TD_OK) {
-        for (int i = 0; i < ROUNDS; i++) {
-            const int64_t begin = td_now_ns();
-            wire_op there = {.data = mine, .bytes = bytes};
-            wire_send(e.w, 0, &there);
-            if (st == TD_OK) st = wire_wait(e.w, &there, err);
-            wire_op back = {.data = mine, .bytes = bytes};
-            wire_recv(e.w, 1, &back);
-            if (st == TD_OK) st = wire_wait(e.w, &back, err);
-            ns[i] = (td_now_ns() - begin) / 2;
-        }
-        (void)pthread_join(thread, NULL);
-        qsort(ns, ROUNDS, sizeof *ns, compare_ns);
-    }
-    if (st == TD_OK) {
-        const sample s = {.what = SAMPLE_MESSAGE,
-                          .amount = bytes,
-                          .busy = 1,
-                          .ns = (double)(ns[ROUNDS / 2] < 1 ? 1 : ns[ROUNDS / 2])};
-        st = samples_add(out, &s, err);
-    }
-    wire_close(e.w);
+    const td_status st = a == NULL ? td_fail(err, TD_ENOMEM, "out of memory for the bench")
+                                   : measure(b, &what, &shape, 2, a, err);
     td_arena_free(a);
     return st;
 }
 
-/* --- sums over ranks --- */
-
-enum { SUM_ROUNDS = 200 };
-
-typedef struct summer {
-    wire *w;
-    char *memory;
-    int64_t bytes;
-    uint32_t rank;
-    int64_t ns; /* of one sum, both ranks in step */
-    td_status status;
-} summer;
-
-static void *sum_thread(void *arg)
+td_status bench_sum(bench *b, int32_t members, int64_t bytes, td_err *err)
 {
-    summer *const s = arg;
-    td_err err = {0};
-    const int64_t begin = td_now_ns();
-    for (uint32_t i = 0; i < SUM_ROUNDS && s->status == TD_OK; i++) {
-        wire_op op = {.data = s->memory, .bytes = s->bytes, .rank = s->rank};
-        wire_collective(s->w, i, s->rank, &op);
-        s->status = wire_wait(s->w, &op, &err);
-    }
-    s->ns = (td_now_ns() - begin) / SUM_ROUNDS;
-    return NULL;
-}
-
-td_status bench_sum(samples *out, int64_t bytes, td_err *err)
-{
+    uint32_t ranks[RANKS_MAX];
+    const uint32_t n = (uint32_t)(members < RANKS_MAX ? members : RANKS_MAX);
+    for (uint32_t i = 0; i < n; i++) ranks[i] = i;
+    const wire_group group = {.members = ranks, .n_members = n};
     td_arena *const a = td_arena_new();
-    if (a == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    static const uint32_t members[2] = {0, 1};
-    static const wire_group pair = {.members = members, .n_members = 2};
-    wire_coll colls[SUM_ROUNDS];
-    for (int i = 0; i < SUM_ROUNDS; i++)
-        colls[i] = (wire_coll){.kind = WIRE_SUM_FLOAT, .bytes = bytes};
-    const wire_shape shape = {.n_ranks = 2,
-                              .n_groups = 1,
-                              .n_colls = SUM_ROUNDS,
-                              .groups = &pair,
-                              .colls = colls,
-                              .deadline_ns = 20000000000};
-    summer s[2] = {{.rank = 0, .bytes = bytes}, {.rank = 1, .bytes = bytes}};
-    wire *w = NULL;
-    pthread_t thread;
-    td_status st = wire_open_threads(&shape, a, &w, err);
-    for (int i = 0; i < 2 && st == TD_OK; i++) {
-        s[i].w = w;
-        s[i].memory = TD_NEW_N(a, char, (size_t)bytes); /* zeros: sums of them stay finite */
-        if (s[i].memory == NULL) st = td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    wire_coll *const colls = a == NULL ? NULL : TD_NEW_N(a, wire_coll, BENCH_ROUNDS);
+    td_status st = TD_OK;
+    if (colls == NULL) {
+        st = td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    } else {
+        for (int i = 0; i < BENCH_ROUNDS; i++)
+            colls[i] = (wire_coll){.kind = WIRE_SUM_FLOAT, .bytes = bytes};
+        wire_shape shape = {
+            .n_groups = 1, .n_colls = BENCH_ROUNDS, .groups = &group, .colls = colls};
+        const sample what = {.what = SAMPLE_ALL_REDUCE,
+                             .amount = bytes,
+                             .members = (int32_t)n,
+                             .busy = 1,
+                             .link = b->link};
+        st = measure(b, &what, &shape, n, a, err);
     }
-    if (st == TD_OK && pthread_create(&thread, NULL, sum_thread, &s[1]) != 0)
-        st = td_fail(err, TD_EDEVICE, "a thread could not be started");
-    if (st == TD_OK) {
-        (void)sum_thread(&s[0]);
-        (void)pthread_join(thread, NULL);
-        if (s[0].status != TD_OK || s[1].status != TD_OK)
-            st = td_fail(err, TD_EDEVICE, "bench: a sum over two ranks did not end");
-    }
-    const sample one = {.what = SAMPLE_ALL_REDUCE,
-                        .amount = bytes,
-                        .members = 2,
-                        .busy = 1,
-                        .ns = (double)(s[0].ns < 1 ? 1 : s[0].ns)};
-    if (st == TD_OK) st = samples_add(out, &one, err);
-    wire_close(w);
     td_arena_free(a);
     return st;
 }

@@ -1,362 +1,325 @@
-/* pexec bench: what passes, optimizer and messages take on this machine, alone and with every core
- * busy; a samples file for psim calibrate. */
+/* pexec bench: what passes, optimizer, kernels, messages and sums take on this machine; a samples
+ * file for psim calibrate. */
 #include "base/text.h"
-#include "costmodel/samples.h"
-#include "exec/bench_wire.h"
-#include "exec/data.h"
-#include "exec/pexec.h"
+#include "exec/bench.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { MAX_BUSY = 64, PARTS = 4 };
+typedef enum case_kind {
+    CASE_PART,
+    CASE_VOCAB,
+    CASE_PRODUCTS,
+    CASE_COPIES,
+    CASE_MESSAGE,
+    CASE_SUM
+} case_kind;
 
-typedef enum work {
-    WORK_F,
-    WORK_B,
-    WORK_W, /* what is left of B is I */
-    WORK_OPTIMIZER,
-    WORK_NORM,
-    WORK_COUNT
-} work;
-
-/* One worker with a stage and buffers of its own, as a rank has them. */
-typedef struct bench_worker {
-    const stage_code *code;
-    k_ctx *ctx;
-    stage_args args;
-    float *moments;
-    const stage_code *split; /* for weight gradients alone */
-    work what;
-    int64_t ns;
-    pthread_barrier_t *start;
-} bench_worker;
-
-static void work_once(bench_worker *w)
-{
-    const int64_t n = w->code->elements;
-    const k_adamw step = {
-        .lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .grad_scale = 1.0f, .step = 1};
-    volatile double sink = 0;
-    float *const weights = (float *)(uintptr_t)w->args.weights;
-    const int64_t begin = td_now_ns();
-    switch (w->what) {
-    case WORK_F: stage_forward(w->ctx, w->code, &w->args); break;
-    case WORK_B: stage_backward(w->ctx, w->code, &w->args); break;
-    case WORK_W: stage_weight_gradient(w->ctx, w->split, &w->args); break;
-    case WORK_OPTIMIZER:
-        k_adamw_cpu(w->ctx, &step, n, weights, w->args.grads, w->moments, w->moments + n);
-        break;
-    default: sink = k_sumsq_cpu(w->ctx, n, w->args.grads); break;
-    }
-    w->ns = td_now_ns() - begin;
-    (void)sink;
-}
-
-static void *work_thread(void *arg)
-{
-    bench_worker *const w = arg;
-    (void)pthread_barrier_wait(w->start);
-    work_once(w);
-    return NULL;
-}
-
-static int compare_ns(const void *a, const void *b)
-{
-    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* Time of one piece of work while `busy` workers do it at the same time: the workers' mean. */
-static td_status run_together(bench_worker *workers, int busy, work what, int64_t *ns, td_err *err)
-{
-    pthread_t threads[MAX_BUSY];
-    pthread_barrier_t start;
-    if (pthread_barrier_init(&start, NULL, (unsigned)busy) != 0)
-        return td_fail(err, TD_EDEVICE, "the machine gives no barriers");
-    int started = 1;
-    workers[0].start = &start;
-    workers[0].what = what;
-    for (; started < busy; started++) {
-        workers[started].start = &start;
-        workers[started].what = what;
-        if (pthread_create(&threads[started], NULL, work_thread, &workers[started]) != 0)
-            return td_fail(err, TD_EDEVICE, "%d threads could not be started", busy);
-    }
-    (void)work_thread(&workers[0]);
-    int64_t sum = workers[0].ns;
-    for (int i = 1; i < busy; i++) {
-        (void)pthread_join(threads[i], NULL);
-        sum += workers[i].ns;
-    }
-    (void)pthread_barrier_destroy(&start);
-    *ns = sum / busy;
-    return TD_OK;
-}
-
-typedef struct bench {
-    const pexec_options *o;
-    const model_desc *m;
-    run_shape run;
-    samples out;
-    k_blas blas;
-    int cores;
-    k_ctx *ctx[MAX_BUSY];
-} bench;
-
-/* A part of a model as a stage of its own. */
+/* One thing to measure. */
 typedef struct bench_case {
-    stage_part part;
-    stage_desc stage;
-    int64_t seq, prefix; /* prefix > 0: a slice behind so many tokens */
+    case_kind kind;
+    bool extra; /* left out when the budget is spent */
+    bench_part part;
+    recompute_mode recompute;
+    int64_t tp;
+    int32_t shards, members;
+    bool fused;
+    int64_t amount; /* tokens, rows or bytes */
 } bench_case;
 
-static float *numbers(td_arena *a, int64_t n)
+enum { CASES_MAX = 400 };
+
+typedef struct agenda {
+    const bench *b;
+    bench_case cases[CASES_MAX];
+    int n;
+} agenda;
+
+static void plan_case(agenda *g, const bench_case *k)
 {
-    float *const x = td_alloc(a, (size_t)n, sizeof *x);
-    td_rng r = td_rng_seed(11);
-    for (int64_t i = 0; x != NULL && i < n; i++) x[i] = (float)(0.1 * td_rng_unit(&r) - 0.05);
-    return x;
+    if (g->n < CASES_MAX) g->cases[g->n++] = *k;
 }
 
-/* Keys and values of the slice and of what is before it, in two pieces, and their gradients. */
-static td_status open_cache(const sizes *z, const bench_case *k, td_arena *a, stage_args *out,
-                            td_err *err)
+/* --- what there is to measure --- */
+
+/* Layers (one, and two, to tell what is per layer from what is per pass), embedding and head. */
+static void plan_parts(agenda *g, bench_case k, int64_t seq, bool step)
 {
-    if (k->prefix == 0) return TD_OK;
-    stage_kv *const kv = TD_NEW_N(a, stage_kv, 2);
-    int64_t dkv = 0;
-    TD_TRY(sizes_bytes(z, SIZE_DKV, 0, k->prefix + k->seq, 0, &dkv, err));
-    out->prefix = k->prefix;
-    out->n_kv = 2;
-    out->kv = kv;
-    out->keys = TD_NEW_N(a, k_keys, 2);
-    out->dkv = numbers(a, dkv / 4);
-    if (kv == NULL || out->keys == NULL || out->dkv == NULL)
-        return td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    kv[0].len = k->prefix;
-    kv[1].len = k->seq;
-    for (int i = 0; i < 2; i++) {
-        int64_t bytes = 0;
-        TD_TRY(sizes_bytes(z, SIZE_KV, 0, kv[i].len, 0, &bytes, err));
-        kv[i].at = numbers(a, bytes / 4);
-        if (kv[i].at == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    const model_desc *const m = g->b->m;
+    const bench_part parts[] = {
+        {PART_LAYERS, {.n_layers = 1}, seq, 0, step},
+        {PART_LAYERS, {.n_layers = 2}, seq, 0, step},
+        {PART_EMBEDDING, {.embedding = true}, seq, 0, step},
+        {PART_HEAD, {.head = true, .first_layer = m->n_layers}, seq, 0, step},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (parts[i].stage.n_layers > m->n_layers) continue;
+        k.part = parts[i];
+        plan_case(g, &k);
     }
-    return TD_OK;
 }
 
-static td_status open_worker(const bench *b, const stage_code *c, const stage_code *split, int i,
-                             td_arena *a, bench_worker *w, td_err *err)
+/* All passes of one tensor-parallel degree and recompute mode, by length and context. */
+static void plan_passes(agenda *g, int64_t tp, recompute_mode mode, bool extra)
 {
-    const int64_t border = c->rows * c->m->hidden, tokens = c->batch * c->whole;
-    int32_t *const ids = td_alloc(a, (size_t)(2 * tokens), sizeof *ids);
-    float *const weights = td_alloc(a, (size_t)c->elements, sizeof *weights);
-    *w = (bench_worker){
-        .code = c, .split = split, .ctx = b->ctx[i], .moments = numbers(a, 2 * c->elements)};
-    w->args = (stage_args){.input = numbers(a, border),
-                           .output = numbers(a, border),
-                           .doutput = numbers(a, border),
-                           .dinput = numbers(a, border),
-                           .weights = weights,
-                           .grads = numbers(a, c->grad_elements),
-                           .stash = td_alloc(a, 1, (size_t)c->stash.bytes + 64),
-                           .stash_w = (char *)numbers(a, split->stash_w.bytes / 4),
-                           .wstash = (char *)numbers(a, split->wstash.bytes / 4),
-                           .scratch = td_alloc(a, 1, (size_t)c->scratch.bytes),
-                           .ids = ids,
-                           .targets = ids + tokens,
-                           .grad_scale = 1.0f};
-    if (ids == NULL || weights == NULL || w->moments == NULL || w->args.input == NULL ||
-        w->args.output == NULL || w->args.doutput == NULL || w->args.dinput == NULL ||
-        w->args.grads == NULL || w->args.stash == NULL || w->args.stash_w == NULL ||
-        w->args.wstash == NULL || w->args.scratch == NULL)
-        return td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    params_init(c->m, c->params, c->n_params, 1, weights);
-    for (int64_t k = 0; k < 2 * c->elements; k++) w->moments[k] *= w->moments[k];
-    corpus_random(5, c->m->vocab, tokens, ids, ids + tokens);
-    return TD_OK;
-}
-
-static td_status add_sample(bench *b, const bench_case *k, work what, int64_t elements, int busy,
-                            int64_t ns, td_err *err)
-{
-    sample s = {.what = SAMPLE_PASS,
-                .pass = what == WORK_F   ? PASS_F
-                        : what == WORK_B ? PASS_B
-                                         : PASS_W,
-                .part = k->part,
-                .recompute = b->run.recompute,
-                .tp = (int32_t)b->run.tp,
-                .layers = k->stage.n_layers,
-                .micro_batch = b->run.micro_batch,
-                .slice_len = k->seq,
-                .prefix = k->prefix,
-                .busy = busy,
-                .ns = (double)(ns < 1 ? 1 : ns)};
-    if (what > WORK_W)
-        s = (sample){.what = what == WORK_OPTIMIZER ? SAMPLE_OPTIMIZER : SAMPLE_NORM,
-                     .amount = elements,
-                     .busy = busy,
-                     .ns = s.ns};
-    return samples_add(&b->out, &s, err);
-}
-
-/* The stage of a case, for whole sequences or for the last slice of one: out[0] with a whole
- * backward, out[1] with a split one. */
-static td_status open_case(const bench *b, const sizes *z, const bench_case *k, td_arena *a,
-                           stage_code **out, td_err *err)
-{
-    stage_code *whole = NULL, *const both = TD_NEW_N(a, stage_code, 2);
-    if (both == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    *out = both;
-    TD_TRY(stage_open(z, b->ctx[0], a, &whole, err));
-    TD_TRY(stage_open_as(z, 0, whole, k->seq, false, &both[0], err));
-    return stage_open_as(z, 0, whole, k->seq, true, &both[1], err);
-}
-
-/* Whether a kind of work is measured: the step once a model, weight gradients where they are a pass
- * and no matter what is before the slice. */
-static bool is_wanted(const bench_case *k, const stage_code *split, bool step, work what)
-{
-    if (what == WORK_W) return k->prefix == 0 && split->stash_w.bytes + split->wstash.bytes > 0;
-    return step || what < WORK_W;
-}
-
-/* All pieces of work of one case, alone and together, round by round so that drifts hit all alike.
- */
-static td_status bench_one(bench *b, const bench_case *k, bool step, td_err *err)
-{
-    td_arena *const a = td_arena_new();
-    if (a == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    sizes z = {.model = b->m, .run = b->run, .stages = &k->stage, .n_stages = 1, .chunks = 1};
-    z.run.seq_len = k->prefix + k->seq;
-    stage_code *code = NULL;
-    bench_worker *const workers = TD_NEW_N(a, bench_worker, b->cores);
-    const int loads = b->cores > 1 ? 2 : 1;
-    int64_t *const ns = TD_NEW_N(a, int64_t, WORK_COUNT * 2 * b->o->repeats);
-    td_status st = workers == NULL || ns == NULL
-                       ? td_fail(err, TD_ENOMEM, "out of memory for the bench")
-                       : open_case(b, &z, k, a, &code, err);
-    for (int i = 0; st == TD_OK && i < b->cores; i++) {
-        st = open_worker(b, &code[0], &code[1], i, a, &workers[i], err);
-        if (st == TD_OK) st = open_cache(&z, k, a, &workers[i].args, err);
+    const int64_t full = g->b->run.seq_len;
+    bench_case k = {.kind = CASE_PART, .extra = extra, .recompute = mode, .tp = tp};
+    for (int64_t cut = full >= 4 ? 4 : 1; cut >= 1; cut /= 2)
+        plan_parts(g, k, full / cut, cut == 1 && !extra);
+    /* slices: a fourth or a half of a sequence, behind how many eighths of one; enough to tell the
+     * terms of what a context adds apart, with some to spare for their intervals */
+    static const int8_t behind[][2] = {{4, 1}, {4, 2}, {4, 4}, {4, 6}, {2, 1}, {2, 2}, {2, 4}};
+    for (size_t i = 0; g->b->m->causal && full >= 8 && i < sizeof behind / 2; i++) {
+        k.part = (bench_part){
+            PART_LAYERS, {.n_layers = 1}, full / behind[i][0], full * behind[i][1] / 8, false};
+        plan_case(g, &k);
     }
-    for (int64_t r = -1; st == TD_OK && r < b->o->repeats; r++) /* the first round warms up */
-        for (int load = 0; st == TD_OK && load < loads; load++)
-            for (work what = WORK_F; st == TD_OK && what < WORK_COUNT; what++) {
-                int64_t one = 0;
-                if (!is_wanted(k, &code[1], step, what)) continue;
-                st = run_together(workers, load == 0 ? 1 : b->cores, what, &one, err);
-                if (r >= 0) ns[((int)what * 2 + load) * b->o->repeats + r] = one;
-            }
-    for (int load = 0; st == TD_OK && load < loads; load++)
-        for (work what = WORK_F; st == TD_OK && what < WORK_COUNT; what++) {
-            if (!is_wanted(k, &code[1], step, what)) continue;
-            int64_t *const x = &ns[((int)what * 2 + load) * b->o->repeats];
-            qsort(x, (size_t)b->o->repeats, sizeof *x, compare_ns);
-            st = add_sample(b, k, what, code->elements, load == 0 ? 1 : b->cores,
-                            x[b->o->repeats / 2], err);
-        }
-    td_arena_free(a);
-    return st;
+}
+
+static void plan_kernels(agenda *g)
+{
+    const int64_t rows = g->b->run.micro_batch * g->b->run.seq_len;
+    plan_case(g, &(bench_case){.kind = CASE_COPIES});
+    plan_case(g, &(bench_case){.kind = CASE_PRODUCTS, .amount = rows});
+    if (rows >= 4) plan_case(g, &(bench_case){.kind = CASE_PRODUCTS, .amount = rows / 4});
+}
+
+/* 8 B to 64 MiB between ranks. */
+static void plan_wires(agenda *g)
+{
+    const int32_t most = g->b->team == NULL ? g->b->cores : (int32_t)team_size(g->b->team);
+    const int64_t largest = (int64_t)64 << 20;
+    for (int64_t bytes = 8; bytes < largest; bytes *= 8)
+        plan_case(g, &(bench_case){.kind = CASE_MESSAGE, .amount = bytes});
+    plan_case(g, &(bench_case){.kind = CASE_MESSAGE, .amount = largest});
+    for (int32_t members = 2; members <= 8 && (members == 2 || members <= most); members *= 2)
+        for (int64_t bytes = 64; bytes <= (int64_t)16 << 20; bytes *= 8)
+            plan_case(g, &(bench_case){.kind = CASE_SUM, .members = members, .amount = bytes});
+}
+
+/* The vocabulary layers of one of 2, 4 or 8 shards. */
+static void plan_vocab(agenda *g)
+{
+    const int64_t full = g->b->run.seq_len;
+    for (int64_t cut = full >= 4 ? 4 : 1; cut >= 1; cut /= 2)
+        for (int32_t shards = 2; shards <= 8; shards *= 2)
+            for (int fused = 0; fused < 2; fused++)
+                plan_case(g, &(bench_case){.kind = CASE_VOCAB,
+                                           .extra = true,
+                                           .shards = shards,
+                                           .fused = fused == 1,
+                                           .amount = full / cut});
+}
+
+static bool divides(const model_desc *m, int64_t tp)
+{
+    return m->family != MODEL_BERT && m->n_heads % tp == 0 && m->n_kv_heads % tp == 0 &&
+           m->ffn % tp == 0 && m->vocab >= tp;
+}
+
+/* What the command line does not choose is measured in all its forms, while there is time. */
+static void plan_all(agenda *g, bool any_tp, bool any_mode)
+{
+    const bench *const b = g->b;
+    const int64_t tp = b->run.tp > 1 ? b->run.tp : 1;
+    if (b->team != NULL) { /* passes do not care what lies between processes */
+        plan_wires(g);
+        return;
+    }
+    plan_passes(g, tp, b->run.recompute, false);
+    plan_kernels(g);
+    plan_wires(g);
+    for (recompute_mode mode = RECOMPUTE_NONE; any_mode && mode <= RECOMPUTE_FULL; mode++)
+        if (mode != b->run.recompute) plan_passes(g, tp, mode, true);
+    if (b->m->family != MODEL_BERT) plan_vocab(g);
+    for (int64_t degree = 2; any_tp && degree <= 4; degree *= 2)
+        if (divides(b->m, degree)) plan_passes(g, degree, b->run.recompute, true);
 }
 
 /* --- the whole bench --- */
 
-static td_status headers(bench *b, td_err *err)
+static td_status measure_case(bench *b, const bench_case *k, td_err *err)
 {
-    char text[64];
-    const time_t now = time(NULL);
-    struct tm day;
-    TD_TRY(samples_header_model(&b->out, b->m, &b->run, err));
-    (void)snprintf(text, sizeof text, "%d", b->cores);
-    TD_TRY(samples_header(&b->out, "cores", text, err));
-    TD_TRY(samples_header(&b->out, "device", k_blas_info(&b->blas), err));
-    TD_TRY(samples_header(&b->out, "source", "pexec bench", err));
-    (void)strftime(text, sizeof text, "%Y-%m-%d", gmtime_r(&now, &day));
-    return samples_header(&b->out, "date", text, err);
+    run_shape run = b->run;
+    run.recompute = k->recompute;
+    run.tp = k->tp;
+    switch (k->kind) {
+    case CASE_PART: return bench_stage(b, &run, &k->part, err);
+    case CASE_VOCAB: return bench_vocab(b, k->shards, k->fused, k->amount, err);
+    case CASE_PRODUCTS: return bench_products(b, k->amount, err);
+    case CASE_COPIES: return bench_copies(b, err);
+    case CASE_MESSAGE: return bench_message(b, k->amount, err);
+    default: return bench_sum(b, k->members, k->amount, err);
+    }
 }
 
-static td_status bench_all(bench *b, td_err *err)
+static void show_case(cli_progress *p, const bench_case *k, int i, int n)
 {
-    const int64_t full = b->run.seq_len;
-    const int64_t lengths[3] = {full >= 4 ? full / 4 : full, full >= 2 ? full / 2 : full, full};
-    /* slices: which length, behind how many eighths of a sequence; enough to tell the terms of what
-     * a context adds apart, with some to spare for their intervals */
-    static const int8_t behind[][2] = {{0, 1}, {0, 2}, {0, 4}, {0, 6}, {1, 1}, {1, 2}, {1, 4}};
-    const int64_t two = b->m->n_layers < 2 ? b->m->n_layers : 2;
-    cli_progress progress = cli_progress_begin(CLI_AUTO);
+    static const char *const names[] = {"",       "vocabulary shards", "matrix products",
+                                        "copies", "messages",          "sums"};
+    if (k->kind != CASE_PART)
+        (void)cli_progress_show(p, "%d/%d  %s", i, n, names[k->kind]);
+    else
+        (void)cli_progress_show(p, "%d/%d  %s of %lld tokens behind %lld", i, n,
+                                stage_part_name(k->part.part), (long long)k->part.seq,
+                                (long long)k->part.prefix);
+}
+
+/* Each case may take its share of what is left of the budget. left_out: those that found none. */
+static td_status measure_all(bench *b, const agenda *g, double budget_s, int *left_out, td_err *err)
+{
+    const int64_t end = td_now_ns() + (int64_t)(budget_s * 1e9);
+    cli_progress progress = cli_progress_begin(team_index(b->team) == 0 ? CLI_AUTO : CLI_NEVER);
     td_status st = TD_OK;
-    for (int i = full >= 4 ? 0 : 2; st == TD_OK && i < 3; i++) {
-        const bench_case cases[PARTS] = {
-            {PART_LAYERS, {.n_layers = 1}, lengths[i], 0},
-            {PART_LAYERS, {.n_layers = two}, lengths[i], 0},
-            {PART_EMBEDDING, {.embedding = true}, lengths[i], 0},
-            {PART_HEAD, {.head = true, .first_layer = b->m->n_layers}, lengths[i], 0}};
-        for (int k = 0; st == TD_OK && k < PARTS; k++) {
-            if (k == 1 && two < 2) continue;
-            (void)cli_progress_show(&progress, "%s of %lld tokens", stage_part_name(cases[k].part),
-                                    (long long)lengths[i]);
-            st = bench_one(b, &cases[k], i == 2 && k < 2, err);
+    for (int i = 0; i < g->n && st == TD_OK; i++) {
+        const int64_t now = td_now_ns(), left = end > now ? end - now : 0;
+        if (left == 0 && g->cases[i].extra) {
+            ++*left_out;
+            continue;
         }
+        b->limits.deadline_ns = now + left / (g->n - i);
+        show_case(&progress, &g->cases[i], i + 1, g->n);
+        st = measure_case(b, &g->cases[i], err);
     }
-    for (size_t i = 0; st == TD_OK && b->m->causal && full >= 8 && i < sizeof behind / 2; i++) {
-        const bench_case slice = {
-            PART_LAYERS, {.n_layers = 1}, lengths[behind[i][0]], full * behind[i][1] / 8};
-        (void)cli_progress_show(&progress, "layers of %lld tokens behind %lld",
-                                (long long)slice.seq, (long long)slice.prefix);
-        st = bench_one(b, &slice, false, err);
-    }
-    for (int64_t bytes = 1024; st == TD_OK && bytes <= (int64_t)4 << 20; bytes *= 16)
-        st = bench_message(&b->out, bytes, err);
-    for (int64_t bytes = 64; st == TD_OK && bytes <= (int64_t)1 << 20; bytes *= 16)
-        st = bench_sum(&b->out, bytes, err);
     cli_progress_end(&progress);
+    return st;
+}
+
+/* What to know before trusting the numbers, for people and in the file. */
+static td_status note_doubts(bench *b, const bench_load *since, int left_out, td_err *err)
+{
+    static const double much = 0.1;
+    char text[64];
+    /* the processes of a team are the bench's own */
+    const double others = b->team == NULL ? bench_other_load(since) : -1;
+    if (others >= 0) {
+        (void)snprintf(text, sizeof text, "%.3f", others);
+        TD_TRY(samples_header(&b->out, "other_load", text, err));
+    }
+    (void)snprintf(text, sizeof text, "%lld", (long long)b->count.loose);
+    TD_TRY(samples_header(&b->out, "loose_samples", text, err));
+    (void)snprintf(text, sizeof text, "%d", left_out);
+    TD_TRY(samples_header(&b->out, "left_out", text, err));
+    if (others > much)
+        (void)fprintf(stderr,
+                      "pexec: bench: other work kept %.2f of %d cores busy meanwhile: these times "
+                      "may be too long\n",
+                      others, b->cores);
+    if (b->count.loose > 0)
+        (void)fprintf(stderr,
+                      "pexec: bench: %lld of %lld samples are known less precisely than to "
+                      "%g %%; a larger --budget, or a quiet machine, helps\n",
+                      (long long)b->count.loose, (long long)b->count.samples,
+                      100 * b->limits.precision);
+    if (left_out > 0)
+        (void)fprintf(stderr,
+                      "pexec: bench: %d cases of other recompute modes, degrees and vocabulary "
+                      "shards were left out for want of time; a larger --budget has them\n",
+                      left_out);
+    return TD_OK;
+}
+
+static td_status print_samples(const bench *b, const char *path, td_err *err)
+{
+    if (path != NULL) return samples_write(&b->out, path, err);
+    td_text t = {0};
+    samples_print(&b->out, &t);
+    const bool ok = !t.failed && fputs(t.s, stdout) >= 0;
+    td_text_free(&t);
+    return ok ? TD_OK : td_fail(err, TD_EIO, "bench: the samples could not be written");
+}
+
+static td_status open_bench(bench *b, const pexec_options *o, const k_blas *blas, td_arena *a,
+                            td_err *err)
+{
+    TD_TRY(samples_header_model(&b->out, b->m, &b->run, err));
+    TD_TRY(bench_headers(b, k_blas_info(blas), err));
+    for (int i = 0; i < LINK_COUNT && b->team != NULL; i++)
+        if (strcmp(b->team->t.methods->name, sample_link_name((sample_link)i)) == 0)
+            b->link = (sample_link)i;
+    for (int i = 0; i < b->cores; i++) {
+        void *const mem = td_alloc(a, 1, k_ctx_size((int)o->threads_per_rank));
+        b->ctx[i] = mem == NULL ? NULL : k_ctx_start(mem, blas, (int)o->threads_per_rank);
+        if (b->ctx[i] == NULL)
+            return td_fail(err, TD_EDEVICE, "kernel threads could not be started");
+    }
+    return TD_OK;
+}
+
+static td_status run_bench(bench *b, const cli_args *args, const pexec_options *o, td_arena *a,
+                           td_err *err)
+{
+    agenda *const g = TD_NEW(a, agenda);
+    const bench_load before = bench_load_now();
+    int left_out = 0;
+    if (g == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    g->b = b;
+    plan_all(g, !cli_given(args, "tp"), !cli_given(args, "recompute"));
+    TD_TRY(measure_all(b, g, o->budget, &left_out, err));
+    if (team_index(b->team) > 0) return TD_OK;
+    TD_TRY(note_doubts(b, &before, left_out, err));
+    return print_samples(b, o->out, err);
+}
+
+static td_status check_options(const pexec_options *o, const team *t, td_err *err)
+{
+    TD_TRY(pexec_cores_only(o, "pexec bench", err));
+    if (!(o->precision >= 0 && o->precision < 1))
+        return td_fail(err, TD_EUSAGE,
+                       "--precision %g: a part of the median, from 0 (as many repeats as "
+                       "--repeats says) to 1",
+                       o->precision);
+    if (!(o->budget >= 0 && o->budget <= 1e6))
+        return td_fail(err, TD_EUSAGE, "--budget %g: seconds, 0 to 1000000", o->budget);
+    if (t != NULL && team_size(t) < 2)
+        return td_fail(err, TD_EUSAGE,
+                       "one process was started: messages take two; or leave out the launcher");
+    return TD_OK;
+}
+
+static td_status bench_with(team *t, const cli_args *args, const pexec_options *o, td_arena *a,
+                            td_err *err)
+{
+    run_setup setup;
+    request q = o->what;
+    TD_TRY(check_options(o, t, err));
+    if (q.schedule == NULL && q.plan == NULL) { /* parts are measured, not a plan */
+        q.schedule = "1f1b";
+        q.pp = 1;
+        q.microbatches = 1;
+    }
+    q.shards = true;
+    TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, &setup, err));
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    bench *const b = TD_NEW(a, bench);
+    if (b == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    *b = (bench){.m = &setup.model,
+                 .run = setup.sizes.run,
+                 .out = samples_new(a),
+                 .limits = {.precision = o->precision, .repeats = o->repeats},
+                 .cores = (int)(online < 1             ? 1
+                                : online > BENCH_CORES ? BENCH_CORES
+                                                       : online),
+                 .team = t};
+    k_blas blas;
+    if (!k_blas_open(&blas, pexec_blas(o)))
+        return td_fail(err, TD_EDEVICE, "--blas %s: this machine has no such library",
+                       pexec_blas(o));
+    td_status st = open_bench(b, o, &blas, a, err);
+    if (st == TD_OK) st = run_bench(b, args, o, a, err);
+    for (int i = 0; i < b->cores; i++) k_ctx_stop(b->ctx[i]);
+    k_blas_close(&blas);
     return st;
 }
 
 td_status cmd_bench(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
     const pexec_options *const o = options;
-    (void)args;
-    TD_TRY(pexec_cores_only(o, "pexec bench", err));
-    run_setup setup;
-    request q = o->what;
-    if (q.schedule == NULL && q.plan == NULL) { /* parts are measured, not a plan */
-        q.schedule = "1f1b";
-        q.pp = 1;
-        q.microbatches = 1;
-    }
-    TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, &setup, err));
-    const long online = sysconf(_SC_NPROCESSORS_ONLN);
-    bench b = {.o = o,
-               .m = &setup.model,
-               .run = setup.sizes.run,
-               .out = samples_new(a),
-               .cores = (int)(online < 1          ? 1
-                              : online > MAX_BUSY ? MAX_BUSY
-                                                  : online)};
-    if (!k_blas_open(&b.blas, pexec_blas(o)))
-        return td_fail(err, TD_EDEVICE, "--blas %s: this machine has no such library",
-                       pexec_blas(o));
-    td_status st = headers(&b, err);
-    for (int i = 0; st == TD_OK && i < b.cores; i++) {
-        void *const mem = td_alloc(a, 1, k_ctx_size((int)o->threads_per_rank));
-        b.ctx[i] = mem == NULL ? NULL : k_ctx_start(mem, &b.blas, (int)o->threads_per_rank);
-        if (b.ctx[i] == NULL) st = td_fail(err, TD_EDEVICE, "kernel threads could not be started");
-    }
-    if (st == TD_OK) st = bench_all(&b, err);
-    for (int i = 0; i < b.cores; i++) k_ctx_stop(b.ctx[i]);
-    k_blas_close(&b.blas);
-    if (st != TD_OK) return st;
-    if (o->out != NULL) return samples_write(&b.out, o->out, err);
-    td_text t = {0};
-    samples_print(&b.out, &t);
-    (void)fputs(t.s == NULL ? "" : t.s, stdout);
-    td_text_free(&t);
-    return TD_OK;
+    team *t = NULL;
+    launch who;
+    TD_TRY(pexec_join(o, a, &who, &t, err));
+    if (who.size == 0) return TD_OK;
+    return pexec_leave(t, bench_with(t, args, o, a, err), err);
 }

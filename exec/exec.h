@@ -302,6 +302,20 @@ char *pass_buffer(const executor *x, const exec_rank *r, uint32_t use);
 TD_MUST_USE td_status vocab_pass_run(executor *x, exec_rank *r, const plan_member *m,
                                      const stage_args *a, char *joined, float *softmax,
                                      td_err *err);
+
+/* One pass of a rank's shard, wherever its buffers are. */
+typedef struct vocab_pass {
+    k_ctx *ctx;
+    const stage_code *c; /* of the shard */
+    const stage_args *a;
+    vocab_layout at;
+    long rows, hidden, words, first; /* words, first: of this shard */
+    char *joined;                    /* the SIZE_VOCAB_STATS buffer */
+    float *softmax;                  /* the SIZE_VOCAB_STASH buffer [rows, at.ld] */
+} vocab_pass;
+/* kind: S, T, E or G; *loss is set by T. */
+void vocab_pass_compute(const vocab_pass *v, pass_kind kind, double *loss);
+
 /* Logits of a shard's words; rows of its table for ids that it has, 0 for others: [rows, hidden].
  */
 void vocab_logits(k_ctx *ctx, const stage_code *shard, const float *weights, int64_t words,

@@ -230,10 +230,24 @@ static const cli_option bench_options[] = {
      .name = "repeats",
      .arg = "N",
      .at = AT(repeats),
-     .def = "5",
+     .def = "6",
      .min = 1,
      .max = 1000,
-     .help = "rounds; each sample is the median of them"},
+     .help = "measurements of each sample, at least; the sample is their median"},
+    {.kind = CLI_REAL,
+     .name = "precision",
+     .arg = "X",
+     .at = AT(precision),
+     .def = "0.02",
+     .help = "repeat until half the 95 % interval of the median is this part of it; 0: just "
+             "--repeats times"},
+    {.kind = CLI_REAL,
+     .name = "budget",
+     .arg = "S",
+     .at = AT(budget),
+     .def = "60",
+     .help = "seconds; what is not precise by then stays so, and recompute modes, degrees and "
+             "vocabulary shards that were not asked for are left out"},
     {.kind = CLI_TEXT,
      .name = "out",
      .letter = 'o',
@@ -264,6 +278,7 @@ static const cli_table bench_tables[] = {
     {request_options, REQUEST_OPTION_COUNT, AT(what)},
     CLI_TABLE(bench_options, 0),
     CLI_TABLE(machine_options, 0),
+    CLI_TABLE(launch_options, 0),
 };
 static const cli_table devices_tables[] = {CLI_TABLE(machine_options, 0)};
 
@@ -302,8 +317,15 @@ static const cli_verb verbs[] = {
     {.name = "bench",
      .summary = "measure this machine's passes, for psim calibrate",
      .tables = bench_tables,
-     .n_tables = 3,
+     .n_tables = sizeof bench_tables / sizeof *bench_tables,
      .run = cmd_bench,
+     .about =
+         "Measures every pass of layers, embedding and head, by length, context, recompute "
+         "mode and tensor-parallel degree, each alone and with all cores at work; shards of "
+         "the vocabulary; optimizer and norm; matrix products and copies; messages and sums "
+         "between ranks that are threads. --recompute and --tp choose one mode and one "
+         "degree. Between processes (--processes, mpirun, torchrun) only messages and sums are "
+         "measured: give both files to psim calibrate.",
      .example = "pexec bench --model tiny-gpt2 --out samples.txt"},
     {.name = "devices",
      .summary = "say what can compute here",

@@ -30,6 +30,7 @@ typedef struct pexec_options {
     int protocol; /* sim_protocol, -1: by kind of times */
     /* bench */
     int64_t repeats;
+    double precision, budget;
 } pexec_options;
 
 /* How to train where no thread of a rank does: sets the executor's period. */

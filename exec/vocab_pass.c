@@ -6,18 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-/* One pass at hand. */
-typedef struct vocab_pass {
-    executor *x;
-    exec_rank *r;
-    const stage_code *c; /* of the shard */
-    const stage_args *a;
-    vocab_layout at;
-    long rows, hidden, words, first; /* words, first: of this shard */
-    char *joined;                    /* the SIZE_VOCAB_STATS buffer */
-    float *softmax;                  /* [rows, at.ld] */
-} vocab_pass;
-
 static k_vocab_shard shard_of(const vocab_pass *v)
 {
     return (k_vocab_shard){
@@ -80,8 +68,8 @@ static void input_parts(const vocab_pass *v)
     float *const a = (float *)(void *)(v->joined + v->at.parts), *const g = a + n;
     memset(a, 0, 2 * (size_t)n * sizeof *a);
     if (v->words > 0)
-        k_gemm_cpu(v->r->ctx, false, false, v->rows, v->hidden, v->words, weight, v->softmax,
-                   v->at.ld, table, v->hidden, 0.0f, a, v->hidden);
+        k_gemm_cpu(v->ctx, false, false, v->rows, v->hidden, v->words, weight, v->softmax, v->at.ld,
+                   table, v->hidden, 0.0f, a, v->hidden);
     for (long r = 0; r < v->rows; r++) {
         const long target = (long)v->a->targets[r] - v->first;
         if (v->a->targets[r] < 0) {
@@ -99,9 +87,8 @@ static void run_s(const vocab_pass *v)
     const int64_t head[2] = {v->rows, v->at.parts >= 0 ? v->hidden : 0};
     memset(v->joined, 0, (size_t)v->at.bytes);
     memcpy(v->joined, head, sizeof head);
-    vocab_logits(v->r->ctx, v->c, v->a->weights, v->words, v->rows, v->a->input, v->softmax,
-                 v->at.ld);
-    k_vocab_softmax_cpu(v->r->ctx, v->rows, &shard, v->softmax, stats_of(v));
+    vocab_logits(v->ctx, v->c, v->a->weights, v->words, v->rows, v->a->input, v->softmax, v->at.ld);
+    k_vocab_softmax_cpu(v->ctx, v->rows, &shard, v->softmax, stats_of(v));
     if (v->at.parts >= 0) input_parts(v);
 }
 
@@ -112,16 +99,16 @@ static void run_t(const vocab_pass *v, double *loss)
     double mean = 0;
     const float weight = row_weight(v, &mean);
     *loss = k_vocab_loss(v->rows, v->a->targets, stats_of(v)) * mean;
-    k_vocab_gradient_cpu(v->r->ctx, v->rows, &shard, weight, stats_of(v), v->softmax);
+    k_vocab_gradient_cpu(v->ctx, v->rows, &shard, weight, stats_of(v), v->softmax);
     if (v->words > 0)
-        k_gemm_cpu(v->r->ctx, true, false, v->words, v->hidden, v->rows, 1.0f, v->softmax, v->at.ld,
+        k_gemm_cpu(v->ctx, true, false, v->words, v->hidden, v->rows, 1.0f, v->softmax, v->at.ld,
                    v->a->input, v->hidden, 1.0f, v->a->grads + stage_head_grad(v->c), v->hidden);
     if (v->at.parts >= 0) return;
     if (v->words == 0)
         memset(v->a->dinput, 0, (size_t)(v->rows * v->hidden) * sizeof *v->a->dinput);
     else
-        k_gemm_cpu(v->r->ctx, false, false, v->rows, v->hidden, v->words, 1.0f, v->softmax,
-                   v->at.ld, head_table(v), v->hidden, 0.0f, v->a->dinput, v->hidden);
+        k_gemm_cpu(v->ctx, false, false, v->rows, v->hidden, v->words, 1.0f, v->softmax, v->at.ld,
+                   head_table(v), v->hidden, 0.0f, v->a->dinput, v->hidden);
 }
 
 /* --- the input layer --- */
@@ -151,14 +138,21 @@ int64_t vocab_words(const stage_code *shard, int32_t row, int64_t *first)
     return left < 0 ? 0 : left < rows ? left : rows;
 }
 
+void vocab_pass_compute(const vocab_pass *v, pass_kind kind, double *loss)
+{
+    if (kind == PASS_E) run_e(v);
+    if (kind == PASS_G) run_g(v);
+    if (kind == PASS_S) run_s(v);
+    if (kind == PASS_T) run_t(v, loss);
+}
+
 td_status vocab_pass_run(executor *x, exec_rank *r, const plan_member *m, const stage_args *a,
                          char *joined, float *softmax, td_err *err)
 {
     const plan *const p = x->p;
     const plan_inst *const last = &p->insts[p->classes[m->cls].inst];
     const int32_t row = p->ranks[r->index].row;
-    vocab_pass v = {.x = x,
-                    .r = r,
+    vocab_pass v = {.ctx = r->ctx,
                     .c = &x->stages[p->n_stages],
                     .a = a,
                     .rows = x->z->run.micro_batch * x->z->run.seq_len,
@@ -166,15 +160,12 @@ td_status vocab_pass_run(executor *x, exec_rank *r, const plan_member *m, const 
                     .joined = joined,
                     .softmax = softmax};
     int64_t first = 0;
+    double loss = 0;
     v.words = vocab_words(v.c, row, &first);
     v.first = first;
     TD_TRY(vocab_layout_of(x->z, x->z->run.seq_len, &v.at, err));
-    if (m->kind == PASS_E) run_e(&v);
-    if (m->kind == PASS_G) run_g(&v);
-    if (m->kind == PASS_S) run_s(&v);
+    vocab_pass_compute(&v, (pass_kind)m->kind, &loss);
     if (m->kind != PASS_T) return TD_OK;
-    double loss = 0;
-    run_t(&v, &loss);
     if (last->backward_row == row)
         r->now->losses[p->ranks[r->index].replica * p->n_microbatches + (int32_t)m->microbatch] =
             loss;

@@ -192,6 +192,29 @@ static void says_its_doubts(void **state)
     td_text_free(&report);
 }
 
+/* Times that bend stay points; a size that took less than a smaller one is pooled with it. */
+static void keeps_bent_times(void **state)
+{
+    static const double ns[] = {100, 110, 105, 400, 9000, 200000};
+    samples s = samples_new(*state);
+    profile p;
+    td_text report = {0};
+    for (int i = 0; i < 6; i++)
+        add(&s, (sample){.what = SAMPLE_MESSAGE,
+                         .link = LINK_MPI,
+                         .amount = (int64_t)8 << (3 * i),
+                         .repeats = 9,
+                         .ns = ns[i]});
+    fit(&s, &p, &report);
+    assert_non_null(strstr(report.s, "message by mpi: no line"));
+    td_text_free(&report);
+    assert_int_equal(p.message_curve[LINK_MPI].n, 6);
+    T_CLOSE(profile_between_ns(&p, true, 64), 107.5, 1e-12, 0);
+    T_CLOSE(profile_between_ns(&p, true, 512), 107.5, 1e-12, 0);
+    T_CLOSE(profile_between_ns(&p, true, 4096), 400, 1e-12, 0);
+    T_CLOSE(profile_between_ns(&p, true, 18432), 4700, 1e-12, 0);
+}
+
 static void too_many_degrees(void **state)
 {
     samples s = samples_new(*state);
@@ -216,7 +239,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_ARENA(finds_kernels_and_links), WITH_ARENA(finds_shards_and_modes),
         WITH_ARENA(spread_is_of_repeats),    WITH_ARENA(says_its_doubts),
-        WITH_ARENA(too_many_degrees),
+        WITH_ARENA(too_many_degrees),        WITH_ARENA(keeps_bent_times),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -54,6 +54,8 @@ static void profile_round_trip(void **state)
     profile_fit *const t = &profile_shard_at(&p, 4)->pass[2][PASS_T][PART_FUSED_HEAD];
     *t = fit(8, 9, 10);
     t->spread = 0.07;
+    p.message_curve[0] = (profile_curve){3, {8, 64, 1e6}, {50, 60, 1e5}};
+    p.copy_curve = (profile_curve){2, {8, 64}, {50, 60}};
     profile back;
     td_text first = {0}, second = {0};
     profile_print(&p, &first);
@@ -62,6 +64,12 @@ static void profile_round_trip(void **state)
     assert_string_equal(first.s, second.s);
     T_CLOSE(back.optimizer.c[1].value, 1.0 / 3, 0, 0);
     T_CLOSE(back.product.c[2].value, 0.5, 0, 0);
+    assert_int_equal(back.copy_curve.n, 2);
+    /* level, between, on, and behind the points */
+    T_CLOSE(profile_between_ns(&back, true, 0), 50, 0, 0);
+    T_CLOSE(profile_between_ns(&back, true, 36), 55, 0, 0);
+    T_CLOSE(profile_between_ns(&back, true, 64), 60, 0, 0);
+    T_CLOSE(profile_between_ns(&back, true, 2e6), 1e5 + 1e6 * (1e5 - 60) / (1e6 - 64), 1e-12, 0);
     T_CLOSE(back.all_reduce[LINK_MPI].c[0].value, 77, 0, 0);
     T_CLOSE(back.shard[1].pass[2][PASS_T][PART_FUSED_HEAD].spread, 0.07, 0, 0);
     assert_int_equal(back.sources[0].samples, 12);
@@ -233,7 +241,7 @@ static void profile_version_1(void **state)
     assert_true(p.shard[0].tp == 2 && p.shard[0].pass[0][PASS_F][PART_LAYERS].n == 5);
     assert_int_equal(p.n_sources, 1);
     assert_string_equal(p.sources[0].source, "old bench");
-    T_CLOSE(profile_between(&p, p.message)->c[0].value, 500, 0, 0);
+    T_CLOSE(profile_between_ns(&p, true, 0), 500, 0, 0);
     /* how much passes vary is not what their fit is off by */
     T_CLOSE(profile_spread(&p, PASS_F), 0, 0, 0);
     static const char newer[] = "{\"tandem_profile\":3,\"dtype\":\"fp32\"}";
