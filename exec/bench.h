@@ -76,7 +76,7 @@ TD_MUST_USE td_status bench_stage(bench *b, const run_shape *run, const bench_pa
                                   td_err *err);
 /* bench_vocab.c: S, T, E, G of one of so many shards. */
 TD_MUST_USE td_status bench_vocab(bench *b, int32_t shards, bool fused, int64_t seq, td_err *err);
-/* bench_kernels.c: the matrix products of the model's layers and head for so many rows; copies. */
+/* bench_products.c: the matrix products of the model's layers and head for so many rows; copies. */
 TD_MUST_USE td_status bench_products(bench *b, int64_t rows, td_err *err);
 TD_MUST_USE td_status bench_copies(bench *b, td_err *err);
 /* bench_wire.c: one message between ranks 0 and 1, half of a round trip; one sum of the first
