@@ -181,18 +181,28 @@ static void add_meta(psim_result *r, const char *key, const char *value)
     if (value != NULL) r->meta[r->n_meta++] = (trace_meta){key, value};
 }
 
+/* What was asked of the schedule beyond its size: "slices=1,2,3,4 group=safe"; or "". */
+static const char *options_line(const request *q, td_arena *a)
+{
+    const char *line = q->slice_tokens == NULL ? "" : td_sprintf(a, "slices=%s", q->slice_tokens);
+    for (size_t i = 0; i < q->opts.n && line != NULL; i++)
+        line = td_sprintf(a, "%s%s%s", line, line[0] == '\0' ? "" : " ", q->opts.item[i]);
+    return line;
+}
+
 static td_status fill_meta(td_arena *a, const cli_args *args, const psim_options *o, psim_result *r,
                            td_err *err)
 {
     const char *const command = cli_line(a, args);
-    if (command == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    const char *const options = options_line(&o->what, a);
+    if (command == NULL || options == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     add_meta(r, "producer", "psim");
     add_meta(r, "version", TD_VERSION);
     add_meta(r, "schedule", r->setup.plan.schedule_name);
     if (o->what.layers != NULL && strcmp(o->what.layers, "redistributed") == 0)
         add_meta(r, "caption",
                  td_sprintf(a, "%s, layers redistributed", r->setup.plan.schedule_name));
-    add_meta(r, "slice_tokens", o->what.slice_tokens);
+    add_meta(r, "options", options[0] == '\0' ? NULL : options);
     add_meta(r, "times", o->what.times);
     add_meta(r, "model", r->setup.has_model ? r->setup.model.name : NULL);
     add_meta(r, "cluster", r->has_cluster ? r->cluster.name : NULL);

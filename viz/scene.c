@@ -237,7 +237,7 @@ static td_status add_panel(viz_layout *l, const trace *t, int index, int n, bool
         if (slash != NULL) caption = slash + 1; /* a schedule from a file */
     }
     const char *const times = trace_meta_get(t, "times");
-    const char *const tokens = trace_meta_get(t, "slice_tokens");
+    const char *const options = trace_meta_get(t, "options");
     const char *const producer = mixed ? trace_meta_get(t, "producer") : NULL;
     const char *how = "";
     if (producer != NULL) how = strncmp(producer, "psim", 4) == 0 ? ", simulated" : ", measured";
@@ -246,8 +246,8 @@ static td_status add_panel(viz_layout *l, const trace *t, int index, int n, bool
         char letter[8] = "";
         if (n > 1) (void)snprintf(letter, sizeof letter, "(%c) ", 'a' + index % 26);
         (void)snprintf(text, sizeof text, "%s%s%s%s%s%s%s", letter, caption != NULL ? caption : "",
-                       how, caption != NULL && tokens != NULL ? ", slices of " : "",
-                       caption != NULL && tokens != NULL ? tokens : "",
+                       how, caption != NULL && options != NULL ? ", " : "",
+                       caption != NULL && options != NULL ? options : "",
                        caption != NULL && times != NULL ? ", " : "", times != NULL ? times : "");
         TD_TRY(add_fitting(l, 4.0, l->y + 7.0, 7.0, false, text, l->x1 - 4.0));
         l->y += 10.0;
