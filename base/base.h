@@ -133,6 +133,10 @@ int64_t td_now_ns(void); /* monotonic */
 TD_MUST_USE td_status td_read_file(td_arena *a, const char *path, size_t max_bytes, char **text,
                                    size_t *len, td_err *err);
 
+/* Fails with "PATH: cannot open: why", from errno: TD_EUSAGE where the name is at fault (nothing is
+ * there, or not for this user), TD_EIO where the machine is. */
+td_status td_cannot_open(const char *path, td_err *err);
+
 /* Whether a name stands for a device or pipe, which is written in place and never replaced. */
 bool td_is_device(const char *path);
 

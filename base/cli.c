@@ -238,15 +238,33 @@ static td_status make_getopt(td_arena *a, const cli_verb *verb, getopt_tables *g
     return TD_OK;
 }
 
+/* The option that other programs call so, or NULL. */
+static const char *called_elsewhere(const cli_verb *verb, const char *word)
+{
+    const size_t len = strlen(word), n = option_count(verb);
+    for (size_t i = 0, at = 0; len > 0 && i < n; i++) {
+        const cli_option *const o = option_at(verb, i, &at);
+        for (const char *name = o->also; name != NULL && *name != '\0';) {
+            const size_t length = strcspn(name, " ");
+            if (length == len && memcmp(name, word, len) == 0) return o->name;
+            name += length + strspn(name + length, " ");
+        }
+    }
+    return NULL;
+}
+
 static td_status unknown_long(td_arena *a, const cli_args *args, const getopt_tables *g,
                               const char *word, td_err *err)
 {
     const char **const names = TD_NEW_N(a, const char *, g->n_longs);
-    if (names == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
-    for (size_t i = 0; i < g->n_longs; i++) names[i] = g->longs[i].name;
     const int len = (int)strcspn(word, "=");
-    const char *const bare = td_sprintf(a, "%.*s", len > 2 ? len - 2 : 0, word + 2);
-    const char *const near = bare == NULL ? NULL : td_nearest(bare, names, g->n_longs);
+    char *const bare = td_sprintf(a, "%.*s", len > 2 ? len - 2 : 0, word + 2);
+    if (names == NULL || bare == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    for (size_t i = 0; i < g->n_longs; i++) names[i] = g->longs[i].name;
+    for (char *c = bare; *c != '\0'; c++)
+        if (*c == '_') *c = '-';
+    const char *near = called_elsewhere(args->verb, bare);
+    if (near == NULL) near = td_nearest(bare, names, g->n_longs);
     if (near != NULL)
         return td_fail(err, TD_EUSAGE, "unknown option %.*s; did you mean --%s?", len, word, near);
     return td_fail(err, TD_EUSAGE, "unknown option %.*s; %s %s --help lists them", len, word,

@@ -74,6 +74,8 @@ typedef struct cli_option {
     const char *choices; /* CLI_CHOICE: "eager|rendezvous" */
     const char *help;    /* one sentence without capital and full stop */
     int64_t min, max;    /* CLI_INT, CLI_REAL; both 0: any */
+    const char *also;    /* what other programs call it, "a-name another"; or NULL. Such a name is
+                            no option, but is answered with this one's. */
 } cli_option;
 
 typedef struct cli_table {

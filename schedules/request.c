@@ -72,7 +72,7 @@ static bool is_file(const char *name)
 {
     const sched_family *family = NULL;
     if (sched_find(name, &family, NULL) == TD_OK) return false;
-    return strcmp(name, "-") == 0 || access(name, F_OK) == 0 || strchr(name, '/') != NULL;
+    return strcmp(name, "-") == 0 || access(name, F_OK) == 0 || strpbrk(name, "/.") != NULL;
 }
 
 /* What a file or a plan has already: chunks, slices and their tokens; options made others. */

@@ -355,9 +355,8 @@ td_status trace_read_bytes(const char *bytes, size_t len, const char *name, td_a
 td_status trace_read(const char *path, td_arena *a, trace *out, td_err *err)
 {
     struct stat info;
-    if (stat(path, &info) != 0)
-        return td_fail(err, TD_EIO, "%s: cannot open: %s", path, strerror(errno));
-    if (S_ISDIR(info.st_mode)) return td_fail(err, TD_EIO, "%s: is a folder", path);
+    if (stat(path, &info) != 0) return td_cannot_open(path, err);
+    if (S_ISDIR(info.st_mode)) return td_fail(err, TD_EUSAGE, "%s: is a folder", path);
     /* a pipe tells no size: then the counts in the file are taken as they are */
     const int64_t max_bytes =
         S_ISREG(info.st_mode) ? (int64_t)info.st_size * MAX_GZIP_RATIO : INT64_MAX;
@@ -365,7 +364,7 @@ td_status trace_read(const char *path, td_arena *a, trace *out, td_err *err)
     if (r.buf == NULL) return td_fail(err, TD_ENOMEM, "%s: out of memory", path);
     r.text = r.buf;
     r.file = gzopen(path, "rb");
-    if (r.file == NULL) return td_fail(err, TD_EIO, "%s: cannot open: %s", path, strerror(errno));
+    if (r.file == NULL) return td_cannot_open(path, err);
     const td_status st = read_from(&r, max_bytes, a, out, err);
     (void)gzclose(r.file);
     return st;

@@ -191,9 +191,10 @@ static void files(void **state)
     assert_int_equal(len, sizeof bytes);
     assert_memory_equal(text, bytes, sizeof bytes);
     assert_int_equal(text[len], 0);
-    T_FAILS(td_read_file(*state, path, 4, &text, &len, &err), TD_EIO, &err, "larger");
+    T_FAILS(td_read_file(*state, path, 4, &text, &len, &err), TD_EUSAGE, &err, "larger");
     assert_int_equal(unlink(path), 0);
-    T_FAILS(td_read_file(*state, path, 100, &text, &len, &err), TD_EIO, &err, "cannot open");
+    T_FAILS(td_read_file(*state, path, 100, &text, &len, &err), TD_EUSAGE, &err, "cannot open");
+    T_FAILS(td_read_file(*state, dir, 100, &text, &len, &err), TD_EUSAGE, &err, "directory");
     (void)snprintf(path, sizeof path, "%s/no/file", dir);
     T_FAILS(td_write_file(path, bytes, 1, &err), TD_EIO, &err, "cannot write");
     assert_int_equal(rmdir(dir), 0); /* nothing half-written stays behind */

@@ -30,6 +30,7 @@ static const cli_option shared_table[] = {
      .help = "pipeline ranks"},
     {.kind = CLI_CHOICE,
      .name = "protocol",
+     .also = "how-messages-go wire-protocol",
      .at = offsetof(shared_options, protocol),
      .choices = "eager|rendezvous",
      .help = "how messages travel"},
@@ -168,6 +169,9 @@ static void refusals(void **state)
     } bad[] = {
         {"--proto eager", "did you mean --protocol?"},
         {"--jsno", "did you mean --json?"},
+        {"--how-messages-go eager", "did you mean --protocol?"},
+        {"--wire_protocol=eager", "unknown option --wire_protocol; did you mean --protocol?"},
+        {"--how-messages", "--help lists them"},
         {"--no-jso", "did you mean --no-json?"},
         {"--zzzzzzzz", "unknown option --zzzzzzzz"},
         {"-x", "unknown option -x"},

@@ -22,7 +22,7 @@ printf 'To be, or not to be, that is the question. %.0s' 1 2 3 4 5 6 7 8 9 10 11
 {
 expect 0 '' pexec check $run --json
 says '{*"loss":*"loss_reference":*"max_rel_err":*"pass":*true*}*'
-expect 3 'pexec: *no-such*' pexec train $run --steps 1 --data "$work/no-such.txt"
+expect 2 'pexec: *no-such*' pexec train $run --steps 1 --data "$work/no-such.txt"
 printf 'short' >"$work/short.txt"
 expect 2 'pexec: *short.txt*' pexec train $run --steps 1 --data "$work/short.txt"
 expect 2 'pexec: *' pexec train $run --steps 0 --data "$work/text.txt"

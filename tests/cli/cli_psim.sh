@@ -79,7 +79,7 @@ expect 2 'psim: *' psim run --schedule 1f1b --pp 4 --microbatches 8 --times Q=1
 # --- files that are broken ---
 # shellcheck disable=SC2086
 {
-expect 3 'psim: *no-such-file*' psim check "$work/no-such-file.csv"
+expect 2 'psim: *no-such-file*' psim check "$work/no-such-file.csv"
 expect 0 '' psim schedule 1f1b --pp 2 --microbatches 2
 cp "$work/.stdout" "$work/good.csv"
 expect 0 '' psim check "$work/good.csv"

@@ -134,7 +134,7 @@ static void errors_name_their_place(void **state)
     }
     trace t;
     td_err err = {0};
-    T_FAILS(trace_read("no/such/file.json", *state, &t, &err), TD_EIO, &err, "cannot open");
+    T_FAILS(trace_read("no/such/file.json", *state, &t, &err), TD_EUSAGE, &err, "cannot open");
     viz_sample(2, 2, 0, *state, &t);
     T_FAILS(trace_write(&t, "no/such/file.json", &err), TD_EIO, &err, "cannot write");
 }
