@@ -263,9 +263,11 @@ td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_a
     exec_close(c.x);
     if (st != TD_OK) return st;
     const bool equal = out->losses_equal && out->gradients.bitwise && out->weights.bitwise;
-    const bool near = out->loss_rel_err <= CHECK_TOLERANCE &&
-                      out->gradients.max_rel_err <= CHECK_TOLERANCE &&
-                      out->weights.max_rel_err <= CHECK_WEIGHTS_TOLERANCE;
+    const bool bf16 = z->run.dtype == TYPE_BF16;
+    const bool near =
+        out->loss_rel_err <= (bf16 ? CHECK_BF16_LOSS_TOLERANCE : CHECK_TOLERANCE) &&
+        out->gradients.max_rel_err <= (bf16 ? CHECK_BF16_TOLERANCE : CHECK_TOLERANCE) &&
+        out->weights.max_rel_err <= (bf16 ? CHECK_BF16_WEIGHTS_TOLERANCE : CHECK_WEIGHTS_TOLERANCE);
     out->pass = out->memory && out->copies && (out->exact ? equal : near);
     return TD_OK;
 }

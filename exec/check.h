@@ -39,6 +39,10 @@ typedef struct check_result {
 /* The same for weights: biases start at 0, so that a few steps are all they are, and AdamW's
  * division makes small and uncertain gradients large. */
 #define CHECK_WEIGHTS_TOLERANCE 1e-4
+/* bf16 keeps 8 bits of a number: its errors pile up over the layers like those of a random walk. */
+#define CHECK_BF16_LOSS_TOLERANCE 5e-3
+#define CHECK_BF16_TOLERANCE 6e-2
+#define CHECK_BF16_WEIGHTS_TOLERANCE 0.15
 /* AdamW's epsilon. Where a true gradient is 0 (a key's bias) what comes out is the noise of the
  * sums' order; a tiny epsilon would make a whole step of it, and then the runs part. */
 #define CHECK_EPSILON 1e-4f

@@ -15,6 +15,7 @@ td_status reference_open(const sizes *z, int32_t microbatches, k_ctx *ctx, td_ar
     f->sizes.vocab_shards = 0;
     f->sizes.run.recompute = RECOMPUTE_NONE;
     f->sizes.run.tp = 1;
+    f->sizes.run.dtype = TYPE_FP32;
     TD_TRY(stage_open(&f->sizes, ctx, a, &f->code, err));
     const stage_code *const c = f->code;
     f->weights = td_alloc(a, (size_t)c->elements, sizeof *f->weights);
