@@ -45,6 +45,11 @@ td_status profile_check(const profile *p, const model_desc *m, const run_shape *
                            " (model %s); run pexec bench with this model and calibrate again",
                            sizes_of[i].what, sizes_of[i].mine, p->model.name, sizes_of[i].theirs,
                            m->name);
+    if (p->model.hidden != 0 && p->model.causal != m->causal)
+        return td_fail(err, TD_EUSAGE,
+                       "profile: measured with model %s, whose attention is %s, unlike that of %s; "
+                       "run pexec bench with this model and calibrate again",
+                       p->model.name, p->model.causal ? "causal" : "not causal", m->name);
     if (p->dtype != run->dtype)
         return td_fail(
             err, TD_EUSAGE, "profile: measured in %s, this run is in %s; give --dtype %s",

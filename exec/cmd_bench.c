@@ -133,7 +133,7 @@ static void plan_all(agenda *g, bool any_tp, bool any_mode)
     plan_wires(g);
     for (recompute_mode mode = RECOMPUTE_NONE; any_mode && mode <= RECOMPUTE_FULL; mode++)
         if (mode != b->run.recompute) plan_passes(g, tp, mode, true);
-    if (b->m->family != MODEL_BERT) plan_vocab(g);
+    if (b->m->family != MODEL_BERT && (any_tp || any_mode)) plan_vocab(g);
     for (int64_t degree = 2; any_tp && degree <= 4; degree *= 2)
         if (divides(b->m, degree)) plan_passes(g, degree, b->run.recompute, true);
 }

@@ -1,6 +1,7 @@
 /* pexec emulate: trains a plan of many ranks on the one device there is, under the simulator's
  * clock: the numbers of a real run, and the timeline that so many devices would show. */
 #include "base/text.h"
+#include "costmodel/profile.h"
 #include "exec/emulate.h"
 #include "exec/pexec.h"
 #include "exec/team.h"
@@ -21,19 +22,36 @@ typedef struct emulator {
     td_arena *a;
 } emulator;
 
+/* Messages as this machine was measured; passes are timed here and now. */
+static td_status open_profile(emulator *e, const run_setup *s, td_err *err)
+{
+    profile *const fitted = TD_NEW(e->a, profile);
+    if (fitted == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the profile");
+    TD_TRY(profile_read(e->o->profile, fitted, err));
+    TD_TRY(profile_check(fitted, &s->model, &s->sizes.run, err));
+    fitted->link = (sample_link)e->o->link;
+    e->cost.profile = fitted;
+    return TD_OK;
+}
+
 /* The devices that are emulated, and what lies between them. */
 static td_status open_cluster(emulator *e, const run_setup *s, td_err *err)
 {
     const plan *const p = &s->plan;
     const int64_t need = (int64_t)p->n_rows * p->dp * p->tp;
     e->cost = (cost_model){.sizes = &s->sizes, .chunks = p->chunks};
-    if (s->has_units && e->o->cluster != NULL)
+    const char *const other = e->o->cluster != NULL ? "--cluster" : "--profile";
+    if ((e->o->cluster != NULL || e->o->profile != NULL) && s->has_units)
         return td_fail(err, TD_EUSAGE,
-                       "--times and --cluster both say what messages take; give one of them");
+                       "--times and %s both say what messages take; give one of them", other);
+    if (e->o->cluster != NULL && e->o->profile != NULL)
+        return td_fail(err, TD_EUSAGE,
+                       "--cluster and --profile both say what messages take; give one of them");
     if (s->has_units) {
         e->cost.units = &s->units;
         return TD_OK;
     }
+    if (e->o->profile != NULL) TD_TRY(open_profile(e, s, err));
     const char *const name = e->o->cluster == NULL ? "local" : e->o->cluster;
     if (strcmp(name, "local") == 0)
         TD_TRY(cluster_local((int32_t)need, &e->cluster, err));
@@ -72,6 +90,7 @@ static td_status open_engine(void *self, const run_setup *s, executor *x, td_are
                            .cost = &e->cost,
                            .live = &e->live};
     e->engine.protocol = sim_protocol_name(e->sim.protocol);
+    TD_TRY(sim_share_cores(&s->plan, &e->cost, a, &e->sim, err));
     x->period = run_period;
     x->period_self = e;
     return TD_OK;

@@ -26,7 +26,8 @@ typedef struct pexec_options {
     double lr, clip, weight_decay;
     bool quiet;
     /* emulate */
-    const char *cluster;
+    const char *cluster, *profile;
+    int link;     /* sample_link, of a profile */
     int protocol; /* sim_protocol, -1: by kind of times */
     /* bench */
     int64_t repeats;

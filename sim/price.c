@@ -1,5 +1,6 @@
 /* Prices of a plan's classes, and where its ranks stand on a cluster. */
 #include "base/text.h"
+#include "costmodel/profile.h"
 #include "sim/sim.h"
 
 #include <string.h>
@@ -191,4 +192,22 @@ td_status sim_price(const plan *p, const cost_model *cost, td_arena *a, int64_t 
                              : price_all(p, cost, scratch, *class_ns, err);
     td_arena_free(scratch);
     return st;
+}
+
+td_status sim_share_cores(const plan *p, const cost_model *c, td_arena *a, sim_options *o,
+                          td_err *err)
+{
+    if (c->profile == NULL || c->units != NULL) return TD_OK;
+    const int64_t all = plan_devices(p), node = c->cluster->devices_per_node;
+    const int32_t most = (int32_t)(node < all ? node : all);
+    double *const slow = TD_NEW_N(a, double, (size_t)most + 1);
+    if (slow == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %d ranks", most);
+    for (int32_t k = 1; k <= most; k++) slow[k] = profile_contention(c->profile, k, false);
+    /* a folded rank stands for others that are at work when it is */
+    const int32_t copies = (p->folded_dp ? p->dp : 1) * (p->folded_tp ? p->tp : 1);
+    for (int32_t k = 1; copies > 1 && k <= most; k++)
+        slow[k] = profile_contention(c->profile, k * copies < most ? k * copies : most, false);
+    o->slowdown = slow;
+    o->n_slowdown = most;
+    return TD_OK;
 }

@@ -68,4 +68,10 @@ TD_MUST_USE td_status sim_price(const plan *p, const cost_model *cost, td_arena 
  * then replicas, then pipeline positions; a folded rank stands on its first device. */
 int32_t sim_device_of(const plan *p, uint32_t rank);
 
+/* Where prices are of a profile (on a cluster): how much longer passes take with k ranks of a node
+ * at work, as it measured and, for more ranks than cores, by shares of the cores. Fills
+ * o->slowdown; nothing to do for other prices. */
+TD_MUST_USE td_status sim_share_cores(const plan *p, const cost_model *c, td_arena *a,
+                                      sim_options *o, td_err *err);
+
 #endif

@@ -30,25 +30,6 @@ static int32_t ranks_of_node(const psim_result *r)
     return r->cluster.devices_per_node < all ? r->cluster.devices_per_node : (int32_t)all;
 }
 
-/* How much longer passes take with k ranks of a node at work, as the profile measured it and, for
- * more ranks than cores, by shares of the cores. */
-static td_status share_cores(td_arena *a, psim_result *r, sim_options *o, td_err *err)
-{
-    if (r->cost.profile == NULL || r->cost.units != NULL) return TD_OK;
-    const plan *const p = &r->setup.plan;
-    const int32_t most = ranks_of_node(r);
-    double *const slow = TD_NEW_N(a, double, (size_t)most + 1);
-    if (slow == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %d ranks", most);
-    for (int32_t k = 1; k <= most; k++) slow[k] = profile_contention(r->cost.profile, k, false);
-    /* a folded rank stands for others that are at work when it is */
-    const int32_t copies = (p->folded_dp ? p->dp : 1) * (p->folded_tp ? p->tp : 1);
-    for (int32_t k = 1; copies > 1 && k <= most; k++)
-        slow[k] = profile_contention(r->cost.profile, k * copies < most ? k * copies : most, false);
-    o->slowdown = slow;
-    o->n_slowdown = most;
-    return TD_OK;
-}
-
 /* The cluster must hold every device of the plan, folded replicas and shards included. */
 static td_status check_cluster(const psim_options *o, psim_result *r, td_err *err)
 {
@@ -242,7 +223,7 @@ td_status psim_simulate(td_arena *a, const cli_args *args, const psim_options *o
     const plan *const p = &out->setup.plan;
     TD_TRY(sim_price(p, &out->cost, a, &out->class_ns, err));
     sim_options so = {.protocol = out->protocol, .cost = &out->cost};
-    TD_TRY(share_cores(a, out, &so, err));
+    TD_TRY(sim_share_cores(p, &out->cost, a, &so, err));
     TD_TRY(run_plan(a, o, out, so, err));
     TD_TRY(metrics_of(p, &out->times, out->deltas, a, &out->metrics, err));
     if (!plan_validates(p)) out->period_ns = out->metrics.step_ns;

@@ -56,6 +56,23 @@ says '*"noise":{"runs":*'
 expect 0 '' $run --profile "$work/p.json" --tp 2 --recompute full --link tcp --json
 expect 0 '' psim run --schedule vocab-2 --pp 4 --microbatches 6 $what --dtype fp32 \
     --profile "$work/p.json" --json
+
+# emulation on what this machine was measured to be
+printf 'To be, or not to be, that is the question. %.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 \
+    18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 40 >"$work/text.txt"
+train="--schedule 1f1b --pp 2 --microbatches 4 $what --data $work/text.txt --steps 2 --quiet --json"
+loss() { sed 's/.*"loss": \([^,]*\),.*/\1/' "$work/.stdout"; }
+expect 0 '' pexec train $train
+threads=$(loss)
+expect 0 '' pexec emulate $train --profile "$work/p.json" --link tcp
+n=$((n + 1))
+[ "$(loss)" = "$threads" ] || complain "emulated loss $(loss), on threads $threads"
+expect 2 'pexec: --cluster and --profile both*' pexec emulate $train --profile "$work/p.json" \
+    --cluster h100-dgx
+expect 2 'pexec: --times and --profile both*' pexec emulate $train --profile "$work/p.json" --times F=1
+expect 2 'pexec: *measured with model tiny-gpt2*is causal*' pexec emulate $train --model tiny-bert \
+    --profile "$work/p.json"
+
 expect 0 '' psim calibrate "$work/two.txt" -o "$work/q.json" -q
 expect 2 'psim: *measured with tensor-parallel degree 2, this run has 1*' $run --profile "$work/q.json"
 expect 0 '' psim calibrate "$work/q.json" "$work/p.json" -o "$work/r.json"
