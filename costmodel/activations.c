@@ -54,7 +54,16 @@ static int64_t hidden_tensor(const shard_dims *d, int64_t *end)
     return region(end, mul(mul(d->shared_rows, d->m->hidden), d->e));
 }
 
-static int64_t row_stats(const shard_dims *d, int64_t *end) { return region(end, mul(d->rows, 4)); }
+static int64_t row_stats(const shard_dims *d, int64_t *end)
+{
+    return region(end, mul(d->shared_rows, 4));
+}
+
+/* All tokens of what sequence parallelism divides. */
+static int64_t gathered(const shard_dims *d, int64_t *end)
+{
+    return d->shared_rows < d->rows ? tensor(d, end, d->m->hidden) : -1;
+}
 
 /* --- which tensor where --- */
 
@@ -239,6 +248,7 @@ td_status forward_layout_of(const sizes *z, int32_t stage, int64_t slice_len, st
     s.logits_ld = d.vocab_ld;
     if (d.stage->head) keep_head(&d, true, STASH_F_TO_B, &s);
     w.bytes = s.bytes;
+    w.gathered = gathered(&d, &w.bytes);
     work_of_ends(&d, true, &w);
     s.bytes = w.bytes;
     if (s.bytes >= HUGE_BYTES) return td_fail(err, TD_EUSAGE, "forward: does not fit 63 bits");
@@ -256,7 +266,8 @@ td_status scratch_layout_of(const sizes *z, int32_t stage, int64_t slice_len, sc
     scratch_layout s;
     memset(&s, 0xff, sizeof s);
     s.bytes = 0;
-    s.grad = tensor(&d, &s.bytes, d.m->hidden);
+    s.grad = hidden_tensor(&d, &s.bytes);
+    s.gathered = gathered(&d, &s.bytes);
     s.wide = tensor(&d, &s.bytes, d.up > d.qkv ? d.up : d.qkv);
     s.narrow = tensor(&d, &s.bytes, d.attn > d.m->hidden ? d.attn : d.m->hidden);
     if (d.m->gated) s.act = tensor(&d, &s.bytes, d.ffn);

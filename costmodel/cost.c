@@ -78,8 +78,7 @@ static double kernel_ns(const cluster_desc *c, const work_item *k, bool fp32)
     return (compute > memory ? compute : memory) * 1e9 + c->launch_ns;
 }
 
-/* The sums that tensor parallelism puts inside a pass. With sequence parallelism each is an
- * all-gather and a reduce-scatter, of the same volume (Korthikanti et al. 2022, section 4.2). */
+/* What tensor-parallel shards do together inside a pass. */
 static double sums_ns(const cost_model *c, const work_list *list)
 {
     const double tp = (double)c->sizes->run.tp, node = c->cluster->devices_per_node;
@@ -89,6 +88,12 @@ static double sums_ns(const cost_model *c, const work_list *list)
     double ns = 0;
     if (list->sums > 0)
         ns += list->sums * network_collective_ns(c->cluster, COLL_ALL_REDUCE, g, list->sum_bytes);
+    if (list->gathers > 0)
+        ns +=
+            list->gathers * network_collective_ns(c->cluster, COLL_ALL_GATHER, g, list->sum_bytes);
+    if (list->scatters > 0)
+        ns += list->scatters *
+              network_collective_ns(c->cluster, COLL_REDUCE_SCATTER, g, list->sum_bytes);
     if (list->softmax_bytes > 0)
         ns += network_collective_ns(c->cluster, COLL_VOCAB_STATS, g, list->softmax_bytes);
     return ns;
@@ -119,17 +124,19 @@ static double slowdown(const cost_model *c, bool memory)
 static td_status measured_sums_ns(const cost_model *c, const pass_query *q, double *ns, td_err *err)
 {
     const int32_t tp = (int32_t)c->sizes->run.tp;
-    int64_t one = 0, softmax = 0;
+    int64_t one = 0, piece = 0, softmax = 0;
     work_list list;
     *ns = 0;
     if (tp <= 1 || c->sums_apart || (!profile_has_between(c->profile, false) && c->cluster == NULL))
         return TD_OK;
     TD_TRY(work_of(c->sizes, q, !c->recompute_placed, &list, err));
     TD_TRY(cost_collective(c, COLL_ALL_REDUCE, NULL, 0, tp, (int64_t)list.sum_bytes, &one, err));
+    TD_TRY(cost_collective(c, COLL_ALL_GATHER, NULL, 0, tp, (int64_t)list.sum_bytes, &piece, err));
     if (list.softmax_bytes > 0)
         TD_TRY(cost_collective(c, COLL_VOCAB_STATS, NULL, 0, tp, (int64_t)list.softmax_bytes,
                                &softmax, err));
-    *ns = list.sums * (double)one + (double)softmax;
+    *ns =
+        list.sums * (double)one + (list.gathers + list.scatters) * (double)piece + (double)softmax;
     return TD_OK;
 }
 
@@ -300,7 +307,9 @@ td_status cost_collective(const cost_model *c, coll_kind kind, const int32_t *ra
     if (c->units != NULL) return round_ns(c->units->coll_ms * 1e6, "collective", ns, err);
     if (c->profile != NULL && profile_has_between(c->profile, false) &&
         (c->cluster == NULL || c->cluster->n_nodes == 1)) {
-        const double moved = (double)bytes * (n - 1);
+        /* one of the two halves of an all-reduce moves half of what that does */
+        const bool half = kind == COLL_ALL_GATHER || kind == COLL_REDUCE_SCATTER;
+        const double moved = (double)bytes * (n - 1) * (half ? 0.5 : 1);
         return round_ns(profile_between_ns(c->profile, false, moved), "collective", ns, err);
     }
     if (c->cluster == NULL)

@@ -30,6 +30,7 @@ typedef struct shape {
     double bytes, grad_bytes;                         /* of one element */
     double layers, tp, shards,
         norm_tokens; /* norm_tokens: on one shard with sequence parallelism */
+    bool sequence_parallel;
 } shape;
 
 enum { HALF_I = 1, HALF_W = 2 };
@@ -198,7 +199,20 @@ static shape shape_of(const sizes *z, const pass_query *q)
         .tp = tp,
         .shards = z->vocab_shards > 1 ? z->vocab_shards * tp : tp,
         .norm_tokens = z->run.sequence_parallel ? tokens / tp : tokens,
+        .sequence_parallel = z->run.sequence_parallel,
     };
+}
+
+/* Sums over the shards of products' outputs, all of them or of one's own rows, whose inputs are
+ * then gathered (Korthikanti et al. 2022, arXiv 2205.05198, section 4.2). */
+static void sums(work_list *out, const shape *s, double n, double gathered)
+{
+    if (!s->sequence_parallel) {
+        out->sums += n;
+        return;
+    }
+    out->scatters += n;
+    out->gathers += gathered;
 }
 
 /* Whether embedding and head are inside F and B of their stages, and not passes of their own. */
@@ -212,7 +226,8 @@ static void forward(work_list *out, const sizes *z, const shape *s)
     if (ends && s->stage->head) head_forward(out, s);
     if (!ends && s->stage->head) head_rest(out, s, true, 0);
     /* Megatron's g after attention and MLP; one after the split table's rows */
-    out->sums += 2 * s->layers + (ends && s->stage->embedding ? 1 : 0);
+    sums(out, s, 2 * s->layers + (ends && s->stage->embedding ? 1 : 0),
+         2 * s->layers + (ends && s->stage->head ? 1 : 0));
     if (ends && s->stage->head) out->softmax_bytes = SOFTMAX_HEAD_BYTES + s->tokens * 3 * 4;
 }
 
@@ -221,7 +236,7 @@ static void recompute(work_list *out, const sizes *z, const shape *s)
     if (z->run.recompute == RECOMPUTE_SELECTIVE) attention(out, s, s->layers);
     if (z->run.recompute != RECOMPUTE_FULL) return;
     layers_forward(out, s);
-    out->sums += 2 * s->layers;
+    sums(out, s, 2 * s->layers, 2 * s->layers);
 }
 
 static void backward(work_list *out, const sizes *z, const shape *s, int halves, bool again)
@@ -234,8 +249,13 @@ static void backward(work_list *out, const sizes *z, const shape *s, int halves,
     if (ends && s->stage->head && of_head != 0) head_backward(out, s, of_head);
     layers_backward(out, s, halves);
     if (ends && s->stage->embedding && (halves & HALF_I)) embedding(out, s, false);
-    /* Megatron's f before QKV and MLP up; one before the split head */
-    if (halves & HALF_I) out->sums += 2 * s->layers + (ends && s->stage->head ? 1 : 0);
+    /* Megatron's f before QKV and MLP up; one before the split head. The gradients of outputs are
+     * gathered for both halves, the inputs once more for the weights' */
+    const double heads = ends && s->stage->head ? 1 : 0;
+    if (halves & HALF_I)
+        sums(out, s, 2 * s->layers + heads, 2 * s->layers + (ends && s->stage->embedding ? 1 : 0));
+    if (halves == HALF_W) sums(out, s, 0, 2 * s->layers);
+    if (halves & HALF_W) sums(out, s, 0, 2 * s->layers + heads);
 }
 
 td_status work_of(const sizes *z, const pass_query *q, bool with_recompute, work_list *out,
@@ -257,7 +277,7 @@ td_status work_of(const sizes *z, const pass_query *q, bool with_recompute, work
     case PASS_W: backward(out, z, &s, HALF_W, false); break;
     case PASS_R:
         layers_forward(out, &s);
-        out->sums += 2 * s.layers;
+        sums(out, &s, 2 * s.layers, 2 * s.layers);
         break;
     case PASS_S:
     case PASS_T: vocab_pass(out, &s, q->pass == PASS_S, z->vocab_fused); break;
@@ -266,7 +286,7 @@ td_status work_of(const sizes *z, const pass_query *q, bool with_recompute, work
     default: return td_fail(err, TD_EUSAGE, "pass %d: no such pass", (int)q->pass);
     }
     out->sum_bytes = s.bytes * s.tokens * s.h;
-    if (s.tp <= 1) out->sums = out->softmax_bytes = 0;
+    if (s.tp <= 1) out->sums = out->gathers = out->scatters = out->softmax_bytes = 0;
     return TD_OK;
 }
 

@@ -183,9 +183,52 @@ static param_list list_of(const model_desc *m, const stage_desc *s, param_tensor
     return l;
 }
 
+/* Norms lie one behind the other, so that shards that have each seen a part of the tokens sum their
+ * gradients at once; the head's table stays the last tensor. */
+enum { PLACE_FIRST, PLACE_NORMS, PLACE_LAST, PLACES };
+
+static int place_of(int32_t kind)
+{
+    switch ((param_kind)kind) {
+    case PARAM_NORM1_WEIGHT:
+    case PARAM_NORM1_BIAS:
+    case PARAM_NORM2_WEIGHT:
+    case PARAM_NORM2_BIAS:
+    case PARAM_FINAL_NORM_WEIGHT:
+    case PARAM_FINAL_NORM_BIAS: return PLACE_NORMS;
+    case PARAM_HEAD_BIAS:
+    case PARAM_HEAD_WEIGHT: return PLACE_LAST;
+    default: return PLACE_FIRST;
+    }
+}
+
 int64_t stage_params(const model_desc *m, const stage_desc *stage, param_tensor *out, int64_t max)
 {
-    return list_of(m, stage, out, max).n;
+    const param_list l = list_of(m, stage, out, max);
+    int64_t at = 0;
+    if (out == NULL || l.n > max || l.elements == INT64_MAX) return l.n;
+    for (int place = 0; place < PLACES; place++)
+        for (int64_t i = 0; i < l.n; i++) {
+            if (place_of(out[i].kind) != place) continue;
+            out[i].offset = at;
+            at += align_up(out[i].rows * out[i].cols);
+        }
+    return l.n;
+}
+
+int64_t stage_norm_elements(const model_desc *m, const stage_desc *stage, int64_t *first)
+{
+    const int64_t each = align_up(m->hidden) * (m->rms_norm ? 1 : 2);
+    const bool head = stage->head && !stage->shard;
+    const int64_t n = stage->shard ? 0 : each * (2 * stage->n_layers + (head ? 1 : 0));
+    /* what lies behind them is the head's */
+    int64_t last = 0;
+    if (stage->head && has_tables(stage)) {
+        if (m->family == MODEL_BERT) last += align_up(table_rows(m, stage));
+        if (!(m->tied && stage->embedding)) last += align_up(table_rows(m, stage) * m->hidden);
+    }
+    *first = stage_param_elements(m, stage) - last - n;
+    return n;
 }
 
 int64_t stage_param_elements(const model_desc *m, const stage_desc *stage)

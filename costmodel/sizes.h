@@ -121,6 +121,8 @@ typedef enum param_kind {
  * with the head of a tied model lists its own copy of the table as PARAM_HEAD_WEIGHT, unless the
  * same stage holds the embedding. */
 int64_t stage_params(const model_desc *m, const stage_desc *stage, param_tensor *out, int64_t max);
+/* Elements of the norms of its layers and head, which lie one behind the other from *first on. */
+int64_t stage_norm_elements(const model_desc *m, const stage_desc *stage, int64_t *first);
 /* Their total number of elements, with each tensor's start rounded up to 16 elements. */
 int64_t stage_param_elements(const model_desc *m, const stage_desc *stage);
 
@@ -138,7 +140,9 @@ int64_t model_tensor_count(const model_desc *m);
 int64_t stage_first_tensor(const model_desc *m, const stage_desc *stage);
 
 /* Where one layer's tensors lie, in bytes from the start of the layer's block; -1: not there. With
- * N = micro_batch * slice_len rows. Statistics of norms and of the softmax are fp32. */
+ * N = micro_batch * slice_len rows; with sequence parallelism y1, sum1, y2, the norms' statistics
+ * and the levels between layers have a shard's N / tp. Statistics of norms and of the softmax are
+ * fp32. */
 typedef struct layer_layout {
     int64_t y1, mean1,
         rstd1;      /* input of the QKV product and its norm's statistics; BERT: y1 is -1 */
@@ -203,6 +207,8 @@ typedef struct scratch_layout {
     int64_t logits;     /* [logits_rows, logits_ld] under full recomputation; else -1 */
     int64_t logits_rows;
     int64_t losses;     /* [N] fp64, stages with a head; else -1 */
+    int64_t gathered;   /* with sequence parallelism: [N, hidden] of all tokens, what shards bring
+                           together or add up; else -1 */
     int64_t statistics; /* with tensor parallelism, of the softmax of a piece [3, logits_rows] fp32;
                            else -1 */
     int64_t tokens;     /* of a slice, stages with an end: its ids, then its targets [N]; else -1 */

@@ -16,8 +16,9 @@ typedef struct work_item {
 typedef struct work_list {
     work_item items[WORK_MAX];
     int32_t n;
-    /* Tensor-parallel sums inside the pass: how many, and bytes of each. */
-    double sums, sum_bytes;
+    /* Where tensor-parallel shards meet inside the pass, on sum_bytes each time: all-reduces, and
+     * with sequence parallelism all-gathers and reduce-scatters. */
+    double sums, gathers, scatters, sum_bytes;
     double softmax_bytes; /* statistics that the shards of a head join; 0: none */
 } work_list;
 

@@ -170,7 +170,7 @@ static td_status check_finite(exec_rank *r, const stage_code *c, int32_t stage, 
                        "%d, rank %u); a lower --lr or --clip may help",
                        r->now->step.number, m, stage, r->index);
     }
-    if (isfinite(k_sumsq_cpu(r->ctx, c->rows * c->m->hidden, a->output))) return TD_OK;
+    if (isfinite(k_sumsq_cpu(r->ctx, c->own_rows * c->m->hidden, a->output))) return TD_OK;
     if (r->now->step.skip || r->ahead) return spoil(r);
     return td_fail(err, TD_EMISMATCH,
                    "step %ld: the output of stage %d for microbatch %u is not "

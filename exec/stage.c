@@ -1,6 +1,8 @@
 /* Opening stages; where the tensors of a pass lie. */
 #include "exec/stage_inside.h"
 
+#include "costmodel/segments.h"
+
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
@@ -12,12 +14,10 @@ static td_status refuse_shards(const sizes *z, td_err *err)
     const model_desc *const m = z->model;
     const int64_t tp = z->run.tp;
     if (tp <= 1) return TD_OK;
-    if (m->family == MODEL_BERT || z->run.sequence_parallel || z->vocab_shards > 0)
+    if (m->family == MODEL_BERT || z->vocab_shards > 0)
         return td_fail(err, TD_EUSAGE, "--tp %lld: not executed with %s yet; leave one of them out",
                        (long long)tp,
-                       m->family == MODEL_BERT    ? "BERT-style models"
-                       : z->run.sequence_parallel ? "sequence parallelism"
-                                                  : "sharded vocabulary layers");
+                       m->family == MODEL_BERT ? "BERT-style models" : "sharded vocabulary layers");
     if (m->n_heads % tp != 0 || m->n_kv_heads % tp != 0 || m->ffn % tp != 0 || m->vocab < tp)
         return td_fail(err, TD_EUSAGE,
                        "--tp %lld: model %s has %lld heads, %lld of keys and values, and an MLP "
@@ -52,11 +52,20 @@ static td_status refuse_unsupported(const sizes *z, td_err *err)
     return TD_OK;
 }
 
+/* A pass over `seq` tokens of each sequence. */
+static td_status set_rows(const sizes *z, int64_t seq, stage_code *c, td_err *err)
+{
+    TD_TRY(segments_check_rows(z, seq, err));
+    c->seq = seq;
+    c->rows = c->own_rows = c->batch * seq;
+    if (z->run.sequence_parallel) c->own_rows /= c->shards;
+    return TD_OK;
+}
+
 static td_status open_layouts(const sizes *z, int32_t stage, int64_t seq, bool split, stage_code *c,
                               td_err *err)
 {
-    c->seq = seq;
-    c->rows = c->batch * seq;
+    TD_TRY(set_rows(z, seq, c, err));
     c->split = split;
     TD_TRY(scratch_layout_of(z, stage, seq, &c->scratch, err));
     TD_TRY(stash_layout_of(z, stage, seq, split ? STASH_F_TO_I : STASH_F_TO_B, &c->stash, err));
@@ -133,8 +142,7 @@ td_status stage_open_forward(const sizes *z, int32_t stage, const stage_code *wh
                              stage_code *out, td_err *err)
 {
     *out = *whole;
-    out->seq = seq;
-    out->rows = out->batch * seq;
+    TD_TRY(set_rows(z, seq, out, err));
     out->split = false;
     return forward_layout_of(z, stage, seq, &out->stash, &out->scratch, err);
 }

@@ -14,6 +14,8 @@ typedef struct stage_code {
     stage_desc at;
     recompute_mode recompute;
     int64_t batch, seq, rows;
+    int64_t own_rows;      /* of the rows those of one shard's norms and residual stream: fewer with
+                              sequence parallelism, where shard k has the k-th piece of them */
     int64_t element_bytes; /* of weights and activations; of type float * all the same: k_ops.h */
     int64_t vocab;         /* of the whole model: m is one shard's share of it */
     int64_t shards;        /* tensor-parallel degree */

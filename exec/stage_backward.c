@@ -53,15 +53,15 @@ static void down_weights(const back *b, int64_t l, const layer_view *v, const fl
 }
 
 /* dup: [rows, up], gated: columns of the gate first. */
-static void up_weights(const back *b, int64_t l, const layer_view *v, const float *dup)
+static void up_weights(const back *b, int64_t l, const float *y2, const float *dup)
 {
     const stage_dims d = b->d;
     const bool gated = b->c->m->gated;
     if (!gated) bias_gradient(b, l, PARAM_UP_BIAS, d.ffn, dup);
     if (gated)
-        weight_gradient(b, d.hidden, d.ffn, dup, d.up, v->y2,
+        weight_gradient(b, d.hidden, d.ffn, dup, d.up, y2,
                         stage_grad(b->c, b->p, l, PARAM_GATE_WEIGHT));
-    weight_gradient(b, d.hidden, d.ffn, gated ? stage_skip(b->c, dup, d.ffn) : dup, d.up, v->y2,
+    weight_gradient(b, d.hidden, d.ffn, gated ? stage_skip(b->c, dup, d.ffn) : dup, d.up, y2,
                     stage_grad(b->c, b->p, l, PARAM_UP_WEIGHT));
 }
 
@@ -72,10 +72,10 @@ static void out_weights(const back *b, int64_t l, const layer_view *v, const flo
                     stage_grad(b->c, b->p, l, PARAM_OUT_WEIGHT));
 }
 
-static void qkv_weights(const back *b, int64_t l, const layer_view *v, const float *dqkv)
+static void qkv_weights(const back *b, int64_t l, const float *y1, const float *dqkv)
 {
     bias_gradient(b, l, PARAM_QKV_BIAS, b->d.qkv, dqkv);
-    weight_gradient(b, b->d.hidden, b->d.qkv, dqkv, b->d.qkv, v->y1,
+    weight_gradient(b, b->d.hidden, b->d.qkv, dqkv, b->d.qkv, y1,
                     stage_grad(b->c, b->p, l, PARAM_QKV_WEIGHT));
 }
 
@@ -85,7 +85,7 @@ static void head_weights(const back *b, long first, const float *dlogits)
     const stage_code *const c = b->c;
     const long hidden = b->d.hidden, vocab = c->m->vocab, ld = c->stash.logits_ld;
     const long n = stage_piece(c, first);
-    const float *const y = stage_skip(c, STAGE_KEPT(c, b->p, final_out), first * hidden);
+    const float *const y = stage_skip(c, stage_head_input(c, b->p), first * hidden);
     float *const dbias = stage_grad(c, b->p, -1, PARAM_HEAD_BIAS);
     k_ops_of(b->ctx)->gemm_grad(b->ctx, true, false, vocab, hidden, n, 1.0f, dlogits, ld, y, hidden,
                                 1.0f, b->p->grads + stage_head_grad(c), hidden);
@@ -109,29 +109,51 @@ static void norm_backward(const back *b, int64_t l, param_kind gamma, const floa
     const float *const w = stage_weight(c, b->p, l, gamma);
     float *const dw = stage_grad(c, b->p, l, gamma);
     if (c->m->rms_norm)
-        k_ops_of(b->ctx)->rmsnorm_bwd(b->ctx, b->d.rows, b->d.hidden, dy, s, w, rstd, dres, dx, dw);
+        k_ops_of(b->ctx)->rmsnorm_bwd(b->ctx, c->own_rows, b->d.hidden, dy, s, w, rstd, dres, dx,
+                                      dw);
     else
-        k_ops_of(b->ctx)->layernorm_bwd(b->ctx, b->d.rows, b->d.hidden, dy, s, w, mean, rstd, dres,
-                                        dx, dw, stage_grad(c, b->p, l, gamma + 1));
+        k_ops_of(b->ctx)->layernorm_bwd(b->ctx, c->own_rows, b->d.hidden, dy, s, w, mean, rstd,
+                                        dres, dx, dw, stage_grad(c, b->p, l, gamma + 1));
 }
 
-/* From cur to narrow, the gradient of y2. */
-static void mlp_backward(const back *b, int64_t l, const layer_view *v, const layer_slots *s)
+/* All rows of a tensor that the shards have pieces of. */
+static const float *gather(const back *b, const float *own)
+{
+    return stage_gather(b->ctx, b->c, b->p, own);
+}
+
+/* Behind the cut at which the shards add up what is in narrow. */
+static const float *add_up(const back *b)
+{
+    stage_pass_cut(b->p);
+    return stage_own(b->c, b->p, b->narrow);
+}
+
+/* From dy, the gradient of the MLP's output, to that before the activation. */
+static void mlp_backward(const back *b, int64_t l, const layer_view *v, const float *dy,
+                         const layer_slots *s)
 {
     const stage_code *const c = b->c;
     const stage_dims d = b->d;
-    const float *const w_up = stage_weight(c, b->p, l, PARAM_UP_WEIGHT);
     float *const dact = c->m->gated ? b->act : b->wide;
-    if (!c->split) down_weights(b, l, v, b->cur);
-    input_gradient(b, d.ffn, d.hidden, b->cur, d.hidden,
-                   stage_weight(c, b->p, l, PARAM_DOWN_WEIGHT), 0.0f, dact);
+    if (!c->split) down_weights(b, l, v, dy);
+    input_gradient(b, d.ffn, d.hidden, dy, d.hidden, stage_weight(c, b->p, l, PARAM_DOWN_WEIGHT),
+                   0.0f, dact);
     if (c->m->gated)
         k_ops_of(b->ctx)->swiglu_bwd(b->ctx, d.rows, d.ffn, v->up, stage_skip(c, v->up, d.ffn),
                                      d.up, dact, s->up, stage_skip(c, s->up, d.ffn), d.up);
     else
         k_ops_of(b->ctx)->gelu_bwd(b->ctx, stage_gelu(c), d.rows, d.ffn, v->up,
                                    stage_weight(c, b->p, l, PARAM_UP_BIAS), dact, s->up);
-    if (!c->split) up_weights(b, l, v, s->up);
+}
+
+/* On to narrow, the gradient of y2. */
+static void up_backward(const back *b, int64_t l, const float *y2, const layer_slots *s)
+{
+    const stage_code *const c = b->c;
+    const stage_dims d = b->d;
+    const float *const w_up = stage_weight(c, b->p, l, PARAM_UP_WEIGHT);
+    if (!c->split) up_weights(b, l, y2, s->up);
     if (!c->m->gated) {
         input_gradient(b, d.hidden, d.ffn, s->up, d.up, w_up, 0.0f, b->narrow);
     } else {
@@ -183,17 +205,26 @@ static void scores_backward(const back *b, int64_t l, const layer_view *v, float
                                d.qkv);
 }
 
-/* From slots.sum1 to narrow, the gradient of y1. */
-static void attention_backward(const back *b, int64_t l, const layer_view *v, const layer_slots *s)
+/* From dy, the gradient of attention's output, to those of q, k and v. */
+static void attention_backward(const back *b, int64_t l, const layer_view *v, const float *dy,
+                               const layer_slots *s)
 {
     const stage_code *const c = b->c;
     const stage_dims d = b->d;
-    if (!c->split) out_weights(b, l, v, s->sum1);
-    input_gradient(b, d.attn, d.hidden, s->sum1, d.hidden,
-                   stage_weight(c, b->p, l, PARAM_OUT_WEIGHT), 0.0f, b->narrow);
+    if (!c->split) out_weights(b, l, v, dy);
+    input_gradient(b, d.attn, d.hidden, dy, d.hidden, stage_weight(c, b->p, l, PARAM_OUT_WEIGHT),
+                   0.0f, b->narrow);
     scores_backward(b, l, v, s->qkv);
+}
+
+/* On to narrow, the gradient of y1. */
+static void qkv_backward(const back *b, int64_t l, const layer_view *v, const float *y1,
+                         const layer_slots *s)
+{
+    const stage_code *const c = b->c;
+    const stage_dims d = b->d;
     if (!c->split)
-        qkv_weights(b, l, v, s->qkv);
+        qkv_weights(b, l, y1, s->qkv);
     else if (s->qkv != v->dqkv) /* q, k and v were needed until here */
         k_ops_of(b->ctx)->copy(b->ctx, v->dqkv, s->qkv,
                                (size_t)(d.rows * d.qkv * c->element_bytes));
@@ -204,17 +235,22 @@ static void attention_backward(const back *b, int64_t l, const layer_view *v, co
 /* Norms before the products; the residual stream passes them by. */
 static void pre_norm_backward(const back *b, int64_t l, const layer_view *v, const layer_slots *s)
 {
-    const float *const x = stage_level(b->c, b->p, l);
-    if (stage_now(b->p)) mlp_backward(b, l, v, s);
-    stage_pass_cut(b->p);
-    if (stage_now(b->p)) {
-        norm_backward(b, l, PARAM_NORM2_WEIGHT, b->narrow, v->sum1, v->mean2, v->rstd2, b->cur,
-                      s->sum1);
-        attention_backward(b, l, v, s);
-    }
-    stage_pass_cut(b->p);
-    if (stage_now(b->p))
-        norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, x, v->mean1, v->rstd1, s->sum1, s->in);
+    const stage_args *const p = b->p;
+    const float *const x = stage_level(b->c, p, l);
+    const float *const dmlp = gather(b, b->cur);
+    if (stage_now(p)) mlp_backward(b, l, v, dmlp, s);
+    const float *const y2 = gather(b, v->y2);
+    if (stage_now(p)) up_backward(b, l, y2, s);
+    const float *const dy2 = add_up(b);
+    if (stage_now(p))
+        norm_backward(b, l, PARAM_NORM2_WEIGHT, dy2, v->sum1, v->mean2, v->rstd2, b->cur, s->sum1);
+    const float *const dattention = gather(b, s->sum1);
+    if (stage_now(p)) attention_backward(b, l, v, dattention, s);
+    const float *const y1 = gather(b, v->y1);
+    if (stage_now(p)) qkv_backward(b, l, v, y1, s);
+    const float *const dy1 = add_up(b);
+    if (stage_now(p))
+        norm_backward(b, l, PARAM_NORM1_WEIGHT, dy1, x, v->mean1, v->rstd1, s->sum1, s->in);
 }
 
 /* Norms behind the sums: the gradient of each sum goes to the product and past it. */
@@ -223,10 +259,12 @@ static void post_norm_backward(back *b, int64_t l, const layer_view *v, const la
     const long n = b->d.rows * b->d.hidden;
     norm_backward(b, l, PARAM_NORM2_WEIGHT, b->cur, v->sum2, v->mean2, v->rstd2, NULL, s->sum2);
     b->cur = s->sum2;
-    mlp_backward(b, l, v, s);
+    mlp_backward(b, l, v, b->cur, s);
+    up_backward(b, l, v->y2, s);
     k_ops_of(b->ctx)->add(b->ctx, n, b->narrow, s->sum2, b->narrow);
     norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, v->sum1, v->mean1, v->rstd1, NULL, s->sum1);
-    attention_backward(b, l, v, s);
+    attention_backward(b, l, v, s->sum1, s);
+    qkv_backward(b, l, v, v->y1, s);
     k_ops_of(b->ctx)->add(b->ctx, n, b->narrow, s->sum1, s->in);
 }
 
@@ -301,6 +339,7 @@ static void head_backward(back *b)
         b->cur = dx;
         return;
     }
+    (void)gather(b, STAGE_KEPT(c, p, final_out));
     for (long r = 0; r < c->rows && stage_now(p); r += c->scratch.logits_rows) {
         const float *const dlogits = logits_gradient(b, r);
         k_ops_of(b->ctx)->gemm(b->ctx, false, false, stage_piece(c, r), hidden, c->m->vocab, 1.0f,
@@ -308,7 +347,7 @@ static void head_backward(back *b)
                                stage_skip(c, b->narrow, r * hidden), hidden);
         if (!head_is_split(c)) head_weights(b, r, dlogits);
     }
-    stage_pass_cut(p);
+    const float *const dnorm = add_up(b);
     b->cur = dx;
     if (!stage_now(p)) return;
     if (stage_post_norm(c)) {
@@ -316,7 +355,7 @@ static void head_backward(back *b)
         bert_transform_backward(b->ctx, c, p, b->narrow, ddense, dx);
         if (!head_is_split(c)) bert_transform_weights(b->ctx, c, p, x, ddense);
     } else {
-        norm_backward(b, -1, PARAM_FINAL_NORM_WEIGHT, b->narrow, x, STAGE_KEPT(c, p, final_mean),
+        norm_backward(b, -1, PARAM_FINAL_NORM_WEIGHT, dnorm, x, STAGE_KEPT(c, p, final_mean),
                       STAGE_KEPT(c, p, final_rstd), NULL, dx);
     }
 }
@@ -327,7 +366,7 @@ static void walk_back(k_ctx *ctx, const stage_code *c, stage_args *p)
     back b = {.ctx = ctx, .c = c, .p = p, .d = stage_dims_of(c), .cur = p->doutput};
     if (stage_passes_on(c)) {
         k_ops_of(ctx)->copy(ctx, p->dinput, p->doutput,
-                            (size_t)(b.d.rows * b.d.hidden * c->element_bytes));
+                            (size_t)(c->own_rows * b.d.hidden * c->element_bytes));
         return;
     }
     stage_find_rows(ctx, c, p);
@@ -339,6 +378,7 @@ static void walk_back(k_ctx *ctx, const stage_code *c, stage_args *p)
     b.delta = at_bytes(p->scratch, c->scratch.delta);
     if (c->at.head) head_backward(&b);
     for (int64_t l = c->at.n_layers; l-- > 0;) layer_backward(&b, l);
+    const float *const dlevel = c->at.embedding ? gather(&b, b.cur) : NULL;
     if (!stage_now(p)) return;
     if (c->at.embedding && !whole && b.cur != p->dinput)
         k_ops_of(ctx)->copy(ctx, p->dinput, b.cur,
@@ -346,7 +386,7 @@ static void walk_back(k_ctx *ctx, const stage_code *c, stage_args *p)
     if (c->at.embedding && stage_post_norm(c))
         bert_embed_backward(ctx, c, p, b.cur, b.grad);
     else if (c->at.embedding && c->shards > 1)
-        shard_embed_backward(c, p, b.cur);
+        shard_embed_backward(c, p, dlevel);
     else if (c->at.embedding)
         k_ops_of(ctx)->embed_bwd(ctx, b.d.rows, c->seq, p->prefix, b.d.hidden, p->row_ids, b.cur,
                                  stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
@@ -376,8 +416,8 @@ void stage_weight_gradient(k_ctx *ctx, const stage_code *c, const stage_args *p)
         const layer_view v = stage_layer_view(c, p, l);
         const bool ends = l + 1 == c->at.n_layers && !c->at.head;
         down_weights(&b, l, &v, post ? v.sum2 : ends ? p->doutput : stage_level(c, p, l + 1));
-        up_weights(&b, l, &v, v.up);
+        up_weights(&b, l, v.y2, v.up);
         out_weights(&b, l, &v, v.sum1);
-        qkv_weights(&b, l, &v, v.dqkv);
+        qkv_weights(&b, l, v.y1, v.dqkv);
     }
 }

@@ -6,7 +6,7 @@
 void stage_norm(k_ctx *ctx, const stage_code *c, float *x, const float *bias, const float *res,
                 const float *gamma, const float *beta, float *y, float *mean, float *rstd)
 {
-    const long rows = c->rows, cols = c->m->hidden;
+    const long rows = c->own_rows, cols = c->m->hidden;
     const float eps = (float)c->m->norm_eps;
     float *const sum = res != NULL ? x : NULL;
     if (!c->m->rms_norm) {
@@ -33,10 +33,10 @@ void stage_attend(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t 
     k_ops_of(ctx)->attn_fwd(ctx, &a, v->qkv, k, stage_skip(c, k, d.kv), v->o, v->lse);
 }
 
-/* q, k and v, with their bias and positions: side by side; a slice's k and v go where later slices
- * will read them, unless they are there from an earlier time. */
+/* q, k and v out of y1, with their bias and positions: side by side; a slice's k and v go where
+ * later slices will read them, unless they are there from an earlier time. */
 static void project_qkv(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
-                        const layer_view *v, bool again)
+                        const layer_view *v, const float *y1, bool again)
 {
     const stage_dims d = stage_dims_of(c);
     const model_desc *const m = c->m;
@@ -55,7 +55,7 @@ static void project_qkv(k_ctx *ctx, const stage_code *c, const stage_args *p, in
     for (int i = 0; i < (sliced && !again ? 3 : 1); i++) {
         float *const out = parts[i].out;
         const long first = parts[i].first, n = parts[i].n;
-        stage_project(ctx, d.rows, d.hidden, n, v->y1, stage_skip(c, w, first * d.hidden), out, n);
+        stage_project(ctx, d.rows, d.hidden, n, y1, stage_skip(c, w, first * d.hidden), out, n);
         if (bias != NULL)
             k_ops_of(ctx)->bias_add(ctx, d.rows, n, out, n, stage_skip(c, bias, first));
         if (c->rope != NULL && parts[i].turned > 0)
@@ -70,13 +70,15 @@ static void attention_forward(k_ctx *ctx, const stage_code *c, const stage_args 
                               bool again)
 {
     const stage_dims d = stage_dims_of(c);
-    if (!stage_post_norm(c)) /* else y1 is x */
+    if (!stage_post_norm(c) && stage_now(p)) /* else y1 is x */
         stage_norm(ctx, c, x, bias, res, stage_weight(c, p, l, PARAM_NORM1_WEIGHT),
                    stage_weight(c, p, l, PARAM_NORM1_BIAS), v->y1, v->mean1, v->rstd1);
-    project_qkv(ctx, c, p, l, v, again);
+    const float *const y1 = stage_gather(ctx, c, p, v->y1);
+    if (!stage_now(p)) return;
+    project_qkv(ctx, c, p, l, v, y1, again);
     stage_attend(ctx, c, p, l, v);
     stage_project(ctx, d.rows, d.attn, d.hidden, v->o, stage_weight(c, p, l, PARAM_OUT_WEIGHT),
-                  v->sum1, d.hidden);
+                  stage_partial(c, p, v->sum1), d.hidden);
 }
 
 /* The layer's MLP without its last product. */
@@ -87,18 +89,21 @@ static void mlp_forward(k_ctx *ctx, const stage_code *c, const stage_args *p, in
     const model_desc *const m = c->m;
     const bool post = stage_post_norm(c);
     const param_kind norm = post ? PARAM_NORM1_WEIGHT : PARAM_NORM2_WEIGHT;
-    stage_norm(ctx, c, v->sum1, stage_weight(c, p, l, PARAM_OUT_BIAS), x,
-               stage_weight(c, p, l, norm), stage_weight(c, p, l, norm + 1), v->y2,
-               post ? v->mean1 : v->mean2, post ? v->rstd1 : v->rstd2);
+    if (stage_now(p))
+        stage_norm(ctx, c, v->sum1, stage_weight(c, p, l, PARAM_OUT_BIAS), x,
+                   stage_weight(c, p, l, norm), stage_weight(c, p, l, norm + 1), v->y2,
+                   post ? v->mean1 : v->mean2, post ? v->rstd1 : v->rstd2);
+    const float *const y2 = stage_gather(ctx, c, p, v->y2);
+    if (!stage_now(p)) return;
     const float *const w_up = stage_weight(c, p, l, PARAM_UP_WEIGHT);
     if (m->gated) {
-        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, stage_weight(c, p, l, PARAM_GATE_WEIGHT),
+        stage_project(ctx, d.rows, d.hidden, d.ffn, y2, stage_weight(c, p, l, PARAM_GATE_WEIGHT),
                       v->up, d.up);
-        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, stage_skip(c, v->up, d.ffn), d.up);
+        stage_project(ctx, d.rows, d.hidden, d.ffn, y2, w_up, stage_skip(c, v->up, d.ffn), d.up);
         k_ops_of(ctx)->swiglu_fwd(ctx, d.rows, d.ffn, v->up, stage_skip(c, v->up, d.ffn), d.up,
                                   v->act);
     } else {
-        stage_project(ctx, d.rows, d.hidden, d.ffn, v->y2, w_up, v->up, d.up);
+        stage_project(ctx, d.rows, d.hidden, d.ffn, y2, w_up, v->up, d.up);
         k_ops_of(ctx)->gelu_fwd(ctx, stage_gelu(c), d.rows, d.ffn, v->up,
                                 stage_weight(c, p, l, PARAM_UP_BIAS), v->act);
     }
@@ -108,33 +113,35 @@ void stage_layer_inner(k_ctx *ctx, const stage_code *c, const stage_args *p, int
                        const layer_view *v, float *x, const float *bias, const float *res,
                        bool again)
 {
-    if (stage_now(p)) attention_forward(ctx, c, p, l, v, x, bias, res, again);
-    stage_pass_cut(p);
-    if (stage_now(p)) mlp_forward(ctx, c, p, l, v, x);
+    attention_forward(ctx, c, p, l, v, x, bias, res, again);
+    stage_scatter(ctx, c, p, v->sum1);
+    mlp_forward(ctx, c, p, l, v, x);
 }
 
 void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long first, long n,
                   float *out)
 {
     const long hidden = c->m->hidden;
-    const float *const y = stage_skip(c, STAGE_KEPT(c, p, final_out), first * hidden);
+    const float *const y = stage_skip(c, stage_head_input(c, p), first * hidden);
     const float *const bias = stage_weight(c, p, -1, PARAM_HEAD_BIAS);
     stage_project(ctx, n, hidden, c->m->vocab, y, stage_head_weight(c, p), out, c->stash.logits_ld);
     if (bias != NULL) k_ops_of(ctx)->bias_add(ctx, n, c->m->vocab, out, c->stash.logits_ld, bias);
 }
 
-/* Final norm, logits, loss; keeps the gradient of the logits where the stash has room for it. */
-static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p, float *x,
-                         const float *bias, const float *res)
+static void final_norm(k_ctx *ctx, const stage_code *c, const stage_args *p, float *x,
+                       const float *bias, const float *res)
 {
-    const long ld = c->stash.logits_ld, vocab = c->m->vocab;
     float *const normed = stage_post_norm(c) ? bert_transform(ctx, c, p, x) : x;
-    const bool whole = c->at.vocab_rows == 0;
     stage_norm(ctx, c, normed, bias, res, stage_weight(c, p, -1, PARAM_FINAL_NORM_WEIGHT),
                stage_weight(c, p, -1, PARAM_FINAL_NORM_BIAS),
-               whole ? STAGE_KEPT(c, p, final_out) : p->output, STAGE_KEPT(c, p, final_mean),
-               STAGE_KEPT(c, p, final_rstd));
-    if (!whole) return;
+               c->at.vocab_rows == 0 ? STAGE_KEPT(c, p, final_out) : p->output,
+               STAGE_KEPT(c, p, final_mean), STAGE_KEPT(c, p, final_rstd));
+}
+
+/* Logits, loss; keeps the gradient of the logits where the stash has room for it. */
+static void head_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
+{
+    const long ld = c->stash.logits_ld, vocab = c->m->vocab;
     if (c->shards > 1) {
         shard_softmax(ctx, c, p);
         return;
@@ -179,7 +186,7 @@ static void embed_forward(k_ctx *ctx, const stage_code *c, const stage_args *p)
     else if (stage_post_norm(c))
         bert_embed(ctx, c, p);
     else if (c->shards > 1)
-        shard_embed(c, p, stage_level(c, p, 0));
+        shard_embed(c, p, stage_partial(c, p, stage_level(c, p, 0)));
     else
         k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, p->prefix, d.hidden, p->row_ids,
                                  stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
@@ -194,7 +201,10 @@ static void end_forward(k_ctx *ctx, const stage_code *c, stage_args *p, const fl
     const stage_dims d = stage_dims_of(c);
     float *const x = stage_level(c, p, c->at.n_layers);
     if (c->at.head) {
-        if (stage_now(p)) head_forward(ctx, c, p, x, bias, res);
+        if (stage_now(p)) final_norm(ctx, c, p, x, bias, res);
+        if (c->at.vocab_rows > 0) return;
+        (void)stage_gather(ctx, c, p, STAGE_KEPT(c, p, final_out));
+        if (stage_now(p)) head_forward(ctx, c, p);
         if (c->shards == 1) return;
         stage_pass_cut(p);
         if (stage_now(p)) shard_loss(ctx, c, p);
@@ -202,8 +212,8 @@ static void end_forward(k_ctx *ctx, const stage_code *c, stage_args *p, const fl
     }
     if (!stage_now(p)) return;
     /* the same sum in the same order as the norm of a next layer would form it */
-    if (bias != NULL) k_ops_of(ctx)->bias_add(ctx, d.rows, d.hidden, x, d.hidden, bias);
-    if (res != NULL) k_ops_of(ctx)->add(ctx, d.rows * d.hidden, x, res, x);
+    if (bias != NULL) k_ops_of(ctx)->bias_add(ctx, c->own_rows, d.hidden, x, d.hidden, bias);
+    if (res != NULL) k_ops_of(ctx)->add(ctx, c->own_rows * d.hidden, x, res, x);
 }
 
 static void begin_forward(k_ctx *ctx, const stage_code *c, const stage_args *p)
@@ -220,12 +230,12 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
     if (stage_now(p)) begin_forward(ctx, c, p);
     if (stage_passes_on(c)) {
         k_ops_of(ctx)->copy(ctx, p->output, p->input,
-                            (size_t)(d.rows * d.hidden * c->element_bytes));
+                            (size_t)(c->own_rows * d.hidden * c->element_bytes));
         return;
     }
     stage_find_rows(ctx, c, p);
     if (c->at.embedding && stage_now(p)) embed_forward(ctx, c, p);
-    if (c->at.embedding) stage_pass_cut(p);
+    if (c->at.embedding) stage_scatter(ctx, c, p, stage_level(c, p, 0));
     for (int64_t l = 0; l < c->at.n_layers; l++) {
         const layer_view v = stage_layer_view(c, p, l);
         float *const x = stage_level(c, p, l), *const out = stage_level(c, p, l + 1);
@@ -236,8 +246,9 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
         }
         if (stage_now(p))
             stage_project(ctx, d.rows, d.ffn, d.hidden, v.act,
-                          stage_weight(c, p, l, PARAM_DOWN_WEIGHT), out, d.hidden);
-        stage_pass_cut(p);
+                          stage_weight(c, p, l, PARAM_DOWN_WEIGHT), stage_partial(c, p, out),
+                          d.hidden);
+        stage_scatter(ctx, c, p, out);
         bias = stage_weight(c, p, l, PARAM_DOWN_BIAS);
         res = v.sum1;
     }

@@ -80,6 +80,23 @@ void shard_loss(k_ctx *ctx, const stage_code *c, stage_args *p);
 /* The gradient of the logits of a piece, made again. */
 void shard_dlogits(k_ctx *ctx, const stage_code *c, const stage_args *p, long first, float *logits);
 
+/* --- stage_sp.c: sequence parallelism, where a shard has its own rows of the residual stream ---
+ */
+
+static inline bool stage_is_shared(const stage_code *c) { return c->own_rows < c->rows; }
+/* The shard's own rows of a tensor of all. */
+float *stage_own(const stage_code *c, const stage_args *p, const float *all);
+/* Comes to the cut at which all rows of a tensor come together, and returns where they then are; a
+ * shard that has all rows has them already. */
+const float *stage_gather(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *own);
+/* Where a product's output goes that the shards add up: `to`, unless each keeps its own rows only.
+ */
+float *stage_partial(const stage_code *c, const stage_args *p, float *to);
+/* Comes to that cut; behind it `to` is there. */
+void stage_scatter(k_ctx *ctx, const stage_code *c, const stage_args *p, float *to);
+/* The final norm's output, of all rows. */
+const float *stage_head_input(const stage_code *c, const stage_args *p);
+
 /* Whether norms follow the sums (BERT) instead of preceding the products. */
 static inline bool stage_post_norm(const stage_code *c) { return c->m->family == MODEL_BERT; }
 static inline k_gelu stage_gelu(const stage_code *c)

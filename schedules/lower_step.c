@@ -5,7 +5,13 @@
 
 enum { TAIL_MARK, TAIL_NORM, TAIL_OPTIMIZER, TAIL_GATHERED, TAIL_MOST };
 
-/* The last mark is there for weights that are gathered and then sent on. */
+/* Whether shards sum the gradients of norms, before which there is one more mark, for the syncs. */
+static bool sums_norms(const lowering *l)
+{
+    return l->o->sizes->run.sequence_parallel && l->tp > 1 && l->o->sizes->model != NULL;
+}
+
+/* From TAIL_MARK on. The last mark is there for weights that are gathered and then sent on. */
 static uint32_t tail_tasks(const lowering *l)
 {
     const bool gathers = sizes_optimizer_shards(l->o->sizes) > 1 && l->o->sizes->model != NULL;
@@ -19,22 +25,30 @@ static uint32_t tail_task(const lowering *l, const plan *out, uint32_t rank, uin
     return s->first_task + s->n_tasks - tail_tasks(l) + which;
 }
 
-/* Every rank's compute stream ends with MARK (gradient syncs are done), NORM, OPTIMIZER, and where
- * shared-out weights travel on, MARK (they are gathered). */
+/* Where the syncs are done. */
+static uint32_t synced_task(const lowering *l, const plan *out, uint32_t rank)
+{
+    return tail_task(l, out, rank, TAIL_MARK) - (sums_norms(l) ? 1 : 0);
+}
+
+/* Every rank's compute stream ends with MARK (gradients are summed; with sequence parallelism one
+ * more for the syncs alone), NORM, OPTIMIZER, and where shared-out weights travel on, MARK (they
+ * are gathered). */
 static td_status step_tails(const lowering *l, const plan *in, plan *out, td_err *err)
 {
-    static const uint8_t kinds[TAIL_MOST] = {TASK_MARK, TASK_NORM, TASK_OPTIMIZER, TASK_MARK};
-    const uint32_t tail = tail_tasks(l);
+    static const uint8_t kinds[] = {TASK_MARK, TASK_MARK, TASK_NORM, TASK_OPTIMIZER, TASK_MARK};
+    const uint32_t more = sums_norms(l) ? 1 : 0, tail = tail_tasks(l) + more;
     insertion *const items = TD_NEW_N(l->a, insertion, (size_t)in->n_ranks * tail);
     if (items == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the step");
     for (uint32_t r = 0; r < in->n_ranks; r++)
         for (uint32_t j = 0; j < tail; j++)
-            items[r * tail + j] = (insertion){.at = plan_compute(in, r)->n_tasks, .kind = kinds[j]};
+            items[r * tail + j] =
+                (insertion){.at = plan_compute(in, r)->n_tasks, .kind = kinds[1 - more + j]};
     TD_TRY(lower_insert(l, in, items, tail, out, err));
     for (uint32_t i = 0; i < out->n_tasks; i++)
         if (out->tasks[i].kind == TASK_COLL &&
             out->classes[out->tasks[i].cls].purpose == PURPOSE_GRAD_SYNC)
-            out->tasks[i].join = tail_task(l, out, plan_task_rank(out, i), TAIL_MARK);
+            out->tasks[i].join = synced_task(l, out, plan_task_rank(out, i));
     return TD_OK;
 }
 
@@ -107,6 +121,37 @@ static td_status step_norm(collect *c, td_err *err)
     return TD_OK;
 }
 
+/* With sequence parallelism the shards of a rank sum the gradients of norms, once each has the sums
+ * of its own over all copies. A rank that stands for its shards is a group alone. */
+static td_status step_norm_gradients(collect *c, td_err *err)
+{
+    const lowering *const l = c->l;
+    if (!sums_norms(l)) return TD_OK;
+    for (uint32_t r = 0; r < c->in->n_ranks; r++) {
+        const plan_rank *const rank = &c->in->ranks[r];
+        const model_desc shard = model_shard(l->o->sizes->model, rank->tp);
+        for (uint32_t i = 0; i < c->in->n_insts && rank->tp > 1; i++) {
+            const plan_inst *const inst = &c->in->insts[i];
+            if (!plan_trains(inst, rank->row)) continue;
+            const stage_desc at = sizes_stage(l->o->sizes, inst->stage);
+            int64_t first = 0;
+            const int64_t n = stage_norm_elements(&shard, &at, &first);
+            collective item = {.when = UINT64_MAX,
+                               .kind = COLL_ALL_REDUCE,
+                               .purpose = PURPOSE_NORM_GRADS,
+                               .m = -1,
+                               .at = (int32_t)(first / SYNC_ALIGN)};
+            if (n == 0) continue;
+            TD_TRY(td_mul_i64(n, data_type_bytes(l->o->sizes->run.grad_dtype), &item.bytes, err));
+            TD_TRY(collect_group(c, &r, 1, 1, &item.group, err));
+            TD_TRY(collect_begin(c, item, err));
+            TD_TRY(collect_member(c, synced_task(l, c->in, r), tail_task(l, c->in, r, TAIL_MARK), i,
+                                  err));
+        }
+    }
+    return TD_OK;
+}
+
 /* Each copy of a stage has updated its piece of the weights: all get all of them. */
 static td_status step_weights(collect *c, td_err *err)
 {
@@ -151,6 +196,7 @@ td_status lower_step(const lowering *l, const plan *in, plan *out, td_err *err)
     *out = *tailed;
     collect c = {.l = l, .in = tailed, .out = out, .first_group = in->n_groups};
     TD_TRY(copy_groups(&c, err));
+    TD_TRY(step_norm_gradients(&c, err));
     TD_TRY(step_tied(&c, err));
     if (!l->s->validate) TD_TRY(step_norm(&c, err));
     TD_TRY(step_weights(&c, err));

@@ -95,7 +95,7 @@ static td_status number_rank(unfold *u, uint32_t rank, td_err *err)
                 k->n_cuts += (uint32_t)cuts->n;
             }
             if (pieces == 0) pieces = 1;
-            norms += unfold_is_norm(p, &p->tasks[t]);
+            norms += unfold_is_of_all(p, &p->tasks[t]);
             u->first[t] = n;
             n += pieces;
             u->last[t] = n - 1;
@@ -114,7 +114,7 @@ static void order_norms(unfold *u, const plan_stream *s)
     uint32_t at = s->n_tasks == 0 ? 0 : u->first[s->first_task];
     for (int norms = 0; s->kind == STREAM_COLL && norms < 2; norms++)
         for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++)
-            if (unfold_is_norm(u->in, &u->in->tasks[t]) == (norms == 1))
+            if (unfold_is_of_all(u->in, &u->in->tasks[t]) == (norms == 1))
                 u->first[t] = u->last[t] = at++;
 }
 
@@ -225,7 +225,7 @@ static td_status put_other(unfold *u, const shard_at *at, uint32_t task, uint32_
         link_message(u, at, copy, &cls, &t);
     } else if (t.kind == TASK_COLL) {
         const plan_coll *const c = &p->colls[t.link];
-        const bool all = unfold_is_norm(p, &p->tasks[task]);
+        const bool all = unfold_is_of_all(p, &p->tasks[task]);
         uint32_t member = 0, shards = 0;
         for (; p->coll_tasks[c->first_task + member] != task; member++)
             shards += u->ranks[p->group_members[p->groups[c->group].first_member + member]].shards;
@@ -286,7 +286,7 @@ static td_status put_old_stream(unfold *u, const shard_at *at, const plan_stream
         for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++) {
             plan_member m[2];
             const int n = passes_of(p, t, m);
-            if (coll && unfold_is_norm(p, &p->tasks[t]) != (norms == 1)) continue;
+            if (coll && unfold_is_of_all(p, &p->tasks[t]) != (norms == 1)) continue;
             for (int j = 0; j < n; j++) TD_TRY(put_pass(u, &m[j], p->tasks[t].flags, err));
             if (n == 0) TD_TRY(put_other(u, at, t, 0, err));
         }
@@ -312,12 +312,16 @@ static uint32_t buffer_of(const plan *p, const plan_member *m, cut_buffer in)
 static td_status put_cuts(unfold *u, const shard_at *at, const plan_member *m, uint32_t id,
                           uint32_t *coll, td_err *err)
 {
+    static const coll_kind kinds[] = {[CUT_SUM] = COLL_ALL_REDUCE,
+                                      [CUT_SOFTMAX] = COLL_VOCAB_STATS,
+                                      [CUT_GATHER] = COLL_ALL_GATHER,
+                                      [CUT_SCATTER] = COLL_REDUCE_SCATTER};
     class_cuts *k = NULL;
     TD_TRY(cuts_of(u, m, &k, err));
     for (int32_t i = 0; i < k->n; i++, (*coll)++, id++) {
         const pass_cut *const cut = &k->cuts[i];
         const plan_class c = {.kind = TASK_COLL,
-                              .detail = cut->softmax ? COLL_VOCAB_STATS : COLL_ALL_REDUCE,
+                              .detail = (uint8_t)kinds[cut->kind],
                               .purpose = PURPOSE_SHARDS,
                               .inst = u->in->classes[m->cls].inst,
                               .second = PLAN_NONE,

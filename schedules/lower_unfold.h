@@ -35,9 +35,11 @@ typedef struct unfold {
     uint32_t n_tasks, n_uses; /* written */
 } unfold;
 
-static inline bool unfold_is_norm(const plan *p, const plan_task *t)
+/* Whether the shards of all members meet, not only those of one number. */
+static inline bool unfold_is_of_all(const plan *p, const plan_task *t)
 {
-    return t->kind == TASK_COLL && p->classes[t->cls].purpose == PURPOSE_NORM;
+    const uint8_t purpose = p->classes[t->cls].purpose;
+    return t->kind == TASK_COLL && (purpose == PURPOSE_NORM || purpose == PURPOSE_NORM_GRADS);
 }
 
 /* How many messages one message of a rank becomes on each of its shards: a rank of fewer shards

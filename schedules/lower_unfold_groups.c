@@ -121,7 +121,7 @@ td_status unfold_colls(unfold *u, td_err *err)
         const plan_group *const g = &p->groups[c->group];
         uint32_t members = 0;
         const uint32_t tp = shards_of(u, g, &members);
-        const bool all = unfold_is_norm(p, &p->tasks[p->coll_tasks[c->first_task]]);
+        const bool all = unfold_is_of_all(p, &p->tasks[p->coll_tasks[c->first_task]]);
         u->coll[i] = out->n_colls;
         if (tp == 0 && !all)
             return td_fail(err, TD_EUSAGE, "a collective of rows of unequal degrees");

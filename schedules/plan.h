@@ -50,8 +50,9 @@ typedef enum coll_purpose {
     PURPOSE_EMBED_SUM,
     PURPOSE_EMBED_GRAD, /* sharded input layer */
     PURPOSE_LOSS,
-    PURPOSE_WEIGHTS, /* a sharded optimizer's new weights, to all copies of the stage */
-    PURPOSE_SHARDS,  /* what tensor-parallel shards bring together inside a pass */
+    PURPOSE_WEIGHTS,    /* a sharded optimizer's new weights, to all copies of the stage */
+    PURPOSE_SHARDS,     /* what tensor-parallel shards bring together inside a pass */
+    PURPOSE_NORM_GRADS, /* gradients of norms, of which each shard has seen its own tokens only */
     PURPOSE_COUNT
 } coll_purpose;
 

@@ -87,7 +87,12 @@ static td_status price_collective(const plan *p, uint32_t coll, const plan_class
         for (int32_t d = 0; d < copies; d++)
             devices[n++] = p->ranks[p->group_members[g->first_member + i]].device +
                            d * p->ranks[p->group_members[g->first_member + i]].tp;
-    return cost_collective(cost, (coll_kind)c->detail, devices, n, g->true_size, c->bytes, ns, err);
+    /* a rank that stands for its shards meets them */
+    const int32_t shards = c->purpose == PURPOSE_NORM_GRADS && p->folded_tp
+                               ? p->ranks[p->group_members[g->first_member]].tp
+                               : 1;
+    return cost_collective(cost, (coll_kind)c->detail, devices, n, g->true_size * shards, c->bytes,
+                           ns, err);
 }
 
 /* Whether a row's optimizer begins with what shards of a backward row have sent. */

@@ -96,10 +96,55 @@ static void one_state_for_all_copies(void **state)
     assert_int_equal(part, (whole / 8 + 2) / 3 * 8);
 }
 
+static bool is_norm(int32_t kind)
+{
+    return kind == PARAM_NORM1_WEIGHT || kind == PARAM_NORM1_BIAS || kind == PARAM_NORM2_WEIGHT ||
+           kind == PARAM_NORM2_BIAS || kind == PARAM_FINAL_NORM_WEIGHT ||
+           kind == PARAM_FINAL_NORM_BIAS;
+}
+
+/* Norms lie together, nothing else among them, no tensors overlap, and the token table is the
+ * first tensor and a head's the last. */
+static void norms_lie_together(void **state)
+{
+    (void)state;
+    for (size_t kind = 0; kind < 4; kind++)
+        for (int rms = 0; rms < 2; rms++)
+            for (int ends = 0; ends < 4; ends++)
+                for (int64_t layers = 0; layers < 3; layers++) {
+                    enum { MOST = 64 };
+                    model_desc m = model_of(kind, 31);
+                    m.rms_norm = rms == 1;
+                    const stage_desc s = {
+                        .n_layers = layers, .embedding = ends & 1, .head = ends & 2};
+                    param_tensor t[MOST];
+                    int64_t first = 0, inside = 0;
+                    const int64_t norms = stage_norm_elements(&m, &s, &first);
+                    const int64_t n = stage_params(&m, &s, t, MOST);
+                    const int64_t all = stage_param_elements(&m, &s);
+                    assert_true(n <= MOST);
+                    for (int64_t i = 0; i < n; i++) {
+                        const int64_t count = t[i].rows * t[i].cols, at = t[i].offset;
+                        const bool in = at >= first && at + count <= first + norms;
+                        assert_int_equal(in, is_norm(t[i].kind));
+                        assert_int_equal(at % SYNC_ALIGN, 0);
+                        assert_true(at + count <= all);
+                        inside += in ? (count + SYNC_ALIGN - 1) / SYNC_ALIGN * SYNC_ALIGN : 0;
+                        if (t[i].kind == PARAM_TOKEN_EMBEDDING) assert_int_equal(at, 0);
+                        if (t[i].kind == PARAM_HEAD_WEIGHT) assert_true(at + count + 16 > all);
+                        for (int64_t j = 0; j < i; j++)
+                            assert_true(t[j].offset >= at + count ||
+                                        at >= t[j].offset + t[j].rows * t[j].cols);
+                    }
+                    assert_int_equal(inside, norms);
+                }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(parts_cover),
+        cmocka_unit_test(norms_lie_together),
         cmocka_unit_test(one_state_for_all_copies),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -84,6 +84,7 @@ static sizes sizes_of(const exec_law *k, const stage_desc *stages, int32_t n_sta
                            .tp = k->tp < 1 ? 1 : k->tp,
                            .dp = k->dp < 1 ? 1 : k->dp,
                            .zero1 = k->zero1,
+                           .sequence_parallel = k->sequence_parallel,
                            .recompute = k->recompute}};
 }
 

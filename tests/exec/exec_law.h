@@ -14,7 +14,7 @@ typedef struct exec_law {
     int64_t seq_len, steps; /* 0: 12, 5 */
     recompute_mode recompute;
     plan_mapping mapping;
-    bool zero1;
+    bool zero1, sequence_parallel;
     double clip; /* 0: 1 */
     int64_t jitter_ns;
     device *device; /* NULL: the cores */

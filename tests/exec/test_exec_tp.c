@@ -159,13 +159,13 @@ static void test_refusals(void **state)
     } cases[] = {{&law_gpt2, 2, false, "3 heads"},
                  {&law_llama, 4, false, "2 of keys and values"},
                  {&law_bert, 3, false, "BERT"},
-                 {&law_llama, 2, true, "sequence parallelism"}};
+                 {&law_llama, 2, true, "5 tokens (1 sequences)"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const sizes z = {.model = cases[i].m,
                          .stages = &at,
                          .n_stages = 1,
                          .run = {.micro_batch = 1,
-                                 .seq_len = 4,
+                                 .seq_len = 5,
                                  .tp = cases[i].tp,
                                  .dp = 1,
                                  .sequence_parallel = cases[i].sequence_parallel}};

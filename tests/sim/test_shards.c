@@ -8,7 +8,7 @@ typedef struct shard_case {
     const char *family, *model;
     int32_t pp, m, chunks, slices, tp, dp;
     recompute_mode recompute;
-    bool fold, zero1;
+    bool fold, zero1, sequence_parallel;
     plan_mapping mapping;
 } shard_case;
 
@@ -40,6 +40,7 @@ static void lower_case(const shard_case *k, bool shards, td_arena *a, shard_run 
                              .tp = k->tp,
                              .dp = k->dp,
                              .zero1 = k->zero1,
+                             .sequence_parallel = k->sequence_parallel,
                              .recompute = k->recompute}};
     const lower_options o = {.sizes = &out->z,
                              .dp = k->dp,
@@ -144,6 +145,28 @@ static void shards_are_as_busy(void **state)
          .dp = 1,
          .recompute = RECOMPUTE_SELECTIVE},
         {.family = "fbd", .model = "tiny-gpt2", .pp = 2, .m = 4, .tp = 2, .dp = 1},
+        {.family = "fbd",
+         .model = "tiny-gpt2",
+         .pp = 2,
+         .m = 4,
+         .tp = 2,
+         .dp = 1,
+         .sequence_parallel = true},
+        {.family = "1f1b",
+         .model = "tiny-llama",
+         .pp = 2,
+         .m = 4,
+         .tp = 2,
+         .dp = 2,
+         .sequence_parallel = true},
+        {.family = "1f1b",
+         .model = "tiny-gpt2",
+         .pp = 2,
+         .m = 4,
+         .tp = 4,
+         .dp = 1,
+         .recompute = RECOMPUTE_FULL,
+         .sequence_parallel = true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) compare(&cases[i], *state);
 }
@@ -208,7 +231,11 @@ static void refusals(void **state)
     lower_options o = {.sizes = &r.z, .dp = 1, .tp = 2, .shards = true, .lookahead = 1};
     plan p;
     r.z.run.sequence_parallel = true;
-    T_FAILS(plan_lower(&r.s, &o, *state, &p, &err), TD_EUSAGE, &err, "sequence parallelism");
+    r.z.run.micro_batch = 1;
+    r.z.run.seq_len = 31;
+    T_FAILS(plan_lower(&r.s, &o, *state, &p, &err), TD_EUSAGE, &err, "31 tokens (1 sequences)");
+    r.z.run.seq_len = 32;
+    r.z.run.micro_batch = 2;
     r.z.run.sequence_parallel = false;
     r.s.validate = true;
     T_FAILS(plan_lower(&r.s, &o, *state, &p, &err), TD_EUSAGE, &err, "their forwards meet");
