@@ -7,7 +7,7 @@
 enum { CASE_SEEDS = 12 };
 
 /* What a case says of itself: it went as CUDA does, a wrong result, an error of a call. */
-enum { CASE_RIGHT = 0, CASE_WRONG = 1, CASE_ERROR = 2 };
+enum { CASE_RIGHT = 0, CASE_WRONG = 10, CASE_ERROR = 20 };
 
 struct standin_case {
     const char *name;

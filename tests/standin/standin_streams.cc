@@ -39,14 +39,15 @@ static std::mutex the_mutex;
 std::mutex &standin_mutex(void) { return the_mutex; }
 
 /* All under the lock. */
-static struct {
+struct gpu_state {
     std::vector<CUstream_st *> streams; /* the first one is CUDA's default stream */
     std::map<const void *, size_t> shared_limits;
     std::condition_variable_any moved;
     bool running = false, seeded = false;
     uint64_t random = 0, eagerness = 0; /* of 256: how often a call runs what it can */
     cudaError_t broken = cudaSuccess;   /* by a kernel: stays */
-} s;
+};
+static gpu_state &s = *new gpu_state; /* never ends: threads may outlive static objects */
 
 static thread_local cudaError_t last_error = cudaSuccess;
 

@@ -296,7 +296,7 @@ int main(void)
         {"fragments of mma", fragments, c::ALL_RIGHT, nullptr},
         {"matrices turned by ldmatrix", ldmatrix, c::ALL_RIGHT, nullptr},
         {"shared memory holds nothing at first", poisoned, c::ALL_RIGHT, nullptr},
-        {"behind dynamic shared memory", behind_shared, c::REFUSED, "kernel behind_kernel"},
+        {"behind dynamic shared memory", behind_shared, c::REFUSED, "behind_kernel"},
         {"behind an array in shared memory", behind_array, c::REFUSED, "kernel"},
         {"arrays over 48 KiB", much_shared, c::REFUSED, "over 49152"},
         {"copies that are waited for", copies, c::ALL_RIGHT, nullptr},
