@@ -102,9 +102,9 @@ td_status plan_check_activations(const plan *p, double limit, activation_deltas 
     if (n_over == 0) return TD_OK;
     return td_fail(err, TD_EPLAN,
                    "--activation-limit %g: rank %u keeps %g microbatch activations (%u of %u ranks "
-                   "are over); legal: --activation-limit %g or more, or --schedule zb-auto, which "
-                   "searches below a limit",
-                   limit, worst, most, n_over, p->n_ranks, most);
+                   "are over); legal: --activation-limit %g or more%s",
+                   limit, worst, most, n_over, p->n_ranks, most,
+                   limit < 1 ? "" : ", or --schedule zb-auto, which searches below a limit");
 }
 
 static void measure_rank(const plan *p, const task_times *t, uint32_t rank, rank_metrics *out)

@@ -335,7 +335,7 @@ static td_status least_memory(const request *q, const char *after, td_arena *a, 
     for (uint32_t r = 0; r < out->plan.n_ranks; r++)
         if (out->plan.ranks[r].arena_bytes > need) need = out->plan.ranks[r].arena_bytes;
     if (need <= q->memory_limit) return TD_OK;
-    return td_fail(err, TD_EUSAGE,
+    return td_fail(err, TD_EPLAN,
                    "--memory-limit: no order of %s fits %s a rank; the least that works is "
                    "%lld bytes",
                    q->schedule, td_print_bytes(most, sizeof most, q->memory_limit),

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-static void half_block(int32_t p, int32_t r, int32_t at[4])
+void v_half_block(int32_t p, int32_t r, int32_t at[4])
 {
     const int32_t gap = p % 2 == 0 ? 3 : 0;
     at[V_FD] = 2 * r;
@@ -15,7 +15,7 @@ static void half_block(int32_t p, int32_t r, int32_t at[4])
     at[V_IU] = 6 * p + gap - 2 - r;
 }
 
-static void min_block(int32_t p, int32_t r, int32_t at[4])
+void v_min_block(int32_t p, int32_t r, int32_t at[4])
 {
     const int32_t gap = p % 3 == 0 ? 2 : 0;
     at[V_FD] = r;
@@ -190,8 +190,8 @@ static td_status order_of(const v_slots *v, int32_t m, td_arena *a, zb_order *ou
     return TD_OK;
 }
 
-td_status v_pack(int32_t p, int32_t m, int32_t least, const int32_t (*block)[4], td_arena *a,
-                 zb_order *out, td_err *err)
+td_status v_pack(int32_t p, int32_t m, int32_t least, int32_t period, const int32_t (*block)[4],
+                 td_arena *a, zb_order *out, td_err *err)
 {
     const int32_t n = m > least ? m : least;
     v_slots v;
@@ -199,11 +199,11 @@ td_status v_pack(int32_t p, int32_t m, int32_t least, const int32_t (*block)[4],
     row_view *const rows = TD_NEW_N(a, row_view, p);
     if (rows == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a schedule");
     for (int32_t r = 0; r < p; r++) {
-        const size_t width = (size_t)block[r][V_IU] + 16 + (size_t)12 * (size_t)n;
+        const size_t width = (size_t)block[r][V_IU] + 16 + 2 * (size_t)period * (size_t)n;
         rows[r].at = TD_NEW_N(a, uint8_t, width);
         if (rows[r].at == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a schedule");
         for (int kind = 0; kind < V_WD; kind++)
-            for (int32_t k = 0; k < n; k++) v_row(&v, kind, r)[k] = block[r][kind] + 6 * k;
+            for (int32_t k = 0; k < n; k++) v_row(&v, kind, r)[k] = block[r][kind] + period * k;
     }
     packer t = {.v = &v, .weights = true, .row = rows};
     TD_TRY(pack(&t, a, err));
@@ -216,27 +216,32 @@ td_status v_pack(int32_t p, int32_t m, int32_t least, const int32_t (*block)[4],
 
 /* --- the families --- */
 
-static td_status generate(const sched_request *q, const char *family,
-                          void (*block)(int32_t, int32_t, int32_t[4]), td_arena *a, schedule *out,
-                          td_err *err)
+td_status v_block_order(int32_t p, int32_t m, v_block *block, td_arena *a, zb_order *out,
+                        td_err *err)
+{
+    int32_t(*const slots)[4] = td_alloc(a, (size_t)p, sizeof *slots);
+    if (slots == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %d ranks", p);
+    for (int32_t r = 0; r < p; r++) block(p, r, slots[r]);
+    return v_pack(p, m, 1, V_PERIOD, (const int32_t(*)[4])slots, a, out, err);
+}
+
+static td_status generate(const sched_request *q, const char *family, v_block *block, td_arena *a,
+                          schedule *out, td_err *err)
 {
     zb_order o;
     TD_TRY(zb_check_shape(q, family, 2, err));
-    int32_t(*const slots)[4] = td_alloc(a, (size_t)q->pp, sizeof *slots);
-    if (slots == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %d ranks", q->pp);
-    for (int32_t r = 0; r < q->pp; r++) block(q->pp, r, slots[r]);
-    TD_TRY(v_pack(q->pp, q->microbatches, 1, (const int32_t(*)[4])slots, a, &o, err));
+    TD_TRY(v_block_order(q->pp, q->microbatches, block, a, &o, err));
     return zb_order_schedule(&o, a, out, err);
 }
 
 static td_status generate_half(const sched_request *q, td_arena *a, schedule *out, td_err *err)
 {
-    return generate(q, "v-half", half_block, a, out, err);
+    return generate(q, "v-half", v_half_block, a, out, err);
 }
 
 static td_status generate_min(const sched_request *q, td_arena *a, schedule *out, td_err *err)
 {
-    return generate(q, "v-min", min_block, a, out, err);
+    return generate(q, "v-min", v_min_block, a, out, err);
 }
 
 static const sched_option no_options[] = {{NULL, NULL, NULL}};

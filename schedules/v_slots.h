@@ -5,6 +5,9 @@
 
 #include "schedules/zb_core.h"
 
+/* Slots from one microbatch to the next when none is idle: the passes of two chunks. */
+enum { V_PERIOD = 6 };
+
 /* Rows of passes at slots. Kinds: F of chunk 0, F of chunk 1, I of chunk 1, I of chunk 0, in the
  * order in which a microbatch meets them, then W of chunk 1 and W of chunk 0 (or, while `joint`,
  * all W in one list: the first). */
@@ -40,11 +43,18 @@ TD_MUST_USE td_status v_visit(const v_slots *v, td_arena *a, v_pass **out, size_
 /* Sets each pass to the earliest unit slot that its data and its row's order allow. */
 TD_MUST_USE td_status v_squeeze(v_slots *v, td_arena *a, td_err *err);
 
+/* The blocks of V-Half and V-Min on rank r of p. */
+typedef void v_block(int32_t p, int32_t r, int32_t at[4]);
+v_block v_half_block, v_min_block;
+/* The order of V-Half or V-Min. */
+TD_MUST_USE td_status v_block_order(int32_t p, int32_t m, v_block *block, td_arena *a,
+                                    zb_order *out, td_err *err);
+
 /* The order of m microbatches whose first one has its F of chunk 0 and 1 and its I of chunk 1 and 0
- * on rank r in the unit slots block[r], the others six slots after each other: squeezed, with
+ * on rank r in the unit slots block[r], the others `period` slots after each other: squeezed, with
  * warm-up and cool-down packed below the peak of the whole (v_memory.c). Packs at least `least`
  * microbatches and drops what is too many. */
-TD_MUST_USE td_status v_pack(int32_t p, int32_t m, int32_t least, const int32_t (*block)[4],
-                             td_arena *a, zb_order *out, td_err *err);
+TD_MUST_USE td_status v_pack(int32_t p, int32_t m, int32_t least, int32_t period,
+                             const int32_t (*block)[4], td_arena *a, zb_order *out, td_err *err);
 
 #endif

@@ -1,6 +1,7 @@
 /* zb-auto: an order of split passes found for given durations and limits of memory. */
 #include "schedules/families.h"
 #include "schedules/schedule_build.h"
+#include "schedules/v_slots.h"
 #include "schedules/zb_search.h"
 #include "schedules/zb_v.h"
 
@@ -78,7 +79,37 @@ static td_status offer_variants(best_order *best, td_arena *a, td_err *err)
     return TD_OK;
 }
 
-/* The V's known forms, and blocks for the memory that every rank has. */
+/* The fixed orders of the placement: a search is not worse than what can be had without one. */
+static td_status offer_fixed(best_order *best, td_arena *a, td_err *err)
+{
+    const zb_problem *const q = best->q;
+    zb_order o;
+    for (int32_t lead = 1; lead <= 2 && q->chunks == 1; lead++) {
+        TD_TRY(zb_slot_order(q->p, q->m, lead, a, &o, err));
+        (void)offer(best, &o);
+    }
+    if (q->chunks == 1) return TD_OK;
+    static v_block *const blocks[] = {v_half_block, v_min_block};
+    for (int i = 0; i < 2; i++) {
+        TD_TRY(v_block_order(q->p, q->m, blocks[i], a, &o, err));
+        (void)offer(best, &o);
+    }
+    TD_TRY(zb_v_hand(q->p, q->m, a, &o, err));
+    (void)offer(best, &o);
+    /* few microbatches may need less than the limit that ZB-V is made for */
+    zb_problem like = *q;
+    bool found = false;
+    int64_t *const own = TD_NEW_N(a, int64_t, q->p);
+    if (own == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a search");
+    for (int32_t r = 0; r < q->p; r++)
+        own[r] = q->p * (q->delta[ZB_F][r] + q->delta[ZB_F][2 * q->p - 1 - r]);
+    like.limit = own;
+    TD_TRY(zb_v_even(&like, a, &o, &found, err));
+    if (found) (void)offer(best, &o);
+    return TD_OK;
+}
+
+/* Blocks on the V for the memory that every rank has. */
 static td_status offer_v(best_order *best, td_arena *a, td_err *err)
 {
     const zb_problem *const q = best->q;
@@ -104,10 +135,11 @@ static td_status first_orders(best_order *best, bool heuristic_only, td_arena *a
         if (found) (void)offer(best, &o);
         if (!heuristic_only) TD_TRY(offer_variants(best, a, err));
     } else {
-        TD_TRY(zb_v_auto(q, a, &o, &found, err));
+        TD_TRY(zb_v_even(q, a, &o, &found, err));
         if (found) (void)offer(best, &o);
         if (!found || !heuristic_only) TD_TRY(offer_v(best, a, err));
     }
+    if (!heuristic_only) TD_TRY(offer_fixed(best, a, err));
     if (!best->found || !heuristic_only) TD_TRY(offer_frugal(best, a, err));
     return TD_OK;
 }
@@ -149,9 +181,9 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
     best_order best = {.q = &z, .objective = o.objective};
     TD_TRY(first_orders(&best, search == SEARCH_HEURISTIC, a, err));
     if (!best.found)
-        return td_fail(err, TD_EUSAGE,
-                       "--activation-limit %g: no schedule keeps less than one microbatch's "
-                       "activations; legal: 1 or more",
+        return td_fail(err, TD_EPLAN,
+                       "--activation-limit %g: zb-auto keeps 1 microbatch activation, as every "
+                       "schedule does; legal: --activation-limit 1 or more",
                        q->activation_limit);
     int64_t bound_ns = work_ns(&z);
     if (search != SEARCH_HEURISTIC) TD_TRY(zb_improve(&z, &o, a, &best.order, &best.score, err));

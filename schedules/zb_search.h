@@ -24,6 +24,10 @@ static inline bool zb_better(const zb_score *x, const zb_score *y, zb_objective 
 TD_MUST_USE td_status zb_heuristic(const zb_problem *q, zb_objective objective, td_arena *a,
                                    zb_order *out, zb_score *score, bool *found, td_err *err);
 
+/* ZB-H1 (lead 1) or ZB-H2 (lead 2). */
+TD_MUST_USE td_status zb_slot_order(int32_t p, int32_t m, int32_t lead, td_arena *a, zb_order *out,
+                                    td_err *err);
+
 /* Takes an order that a search may start from; false when it does not fit the limits. */
 typedef bool (*zb_taker)(void *to, const zb_order *o);
 

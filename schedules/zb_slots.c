@@ -1,7 +1,7 @@
 /* ZB-H1 and ZB-H2 (arXiv 2401.10241, section 2): 1F1B with split backwards. W of a microbatch lags
  * its I by r (H1) or 2r (H2) microbatches on rank r, so every rank keeps as much as rank 0. */
 #include "schedules/families.h"
-#include "schedules/zb_core.h"
+#include "schedules/zb_search.h"
 
 /* In slot x a rank runs F(x), I(x - d_i), W(x - d_w), each where there is such a microbatch. */
 static void add_row(zb_order *o, int32_t rank, int64_t lead)
@@ -14,13 +14,19 @@ static void add_row(zb_order *o, int32_t rank, int64_t lead)
     }
 }
 
-static td_status generate(const sched_request *q, const char *family, int64_t lead, td_arena *a,
+td_status zb_slot_order(int32_t p, int32_t m, int32_t lead, td_arena *a, zb_order *out, td_err *err)
+{
+    TD_TRY(zb_order_new(a, p, m, 1, out, err));
+    for (int32_t r = 0; r < p; r++) add_row(out, r, lead);
+    return TD_OK;
+}
+
+static td_status generate(const sched_request *q, const char *family, int32_t lead, td_arena *a,
                           schedule *out, td_err *err)
 {
     zb_order o;
     TD_TRY(zb_check_shape(q, family, 1, err));
-    TD_TRY(zb_order_new(a, q->pp, q->microbatches, 1, &o, err));
-    for (int32_t r = 0; r < o.p; r++) add_row(&o, r, lead);
+    TD_TRY(zb_slot_order(q->pp, q->microbatches, lead, a, &o, err));
     return zb_order_schedule(&o, a, out, err);
 }
 

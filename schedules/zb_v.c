@@ -4,6 +4,7 @@
 #include "schedules/zb_v.h"
 #include "schedules/families.h"
 #include "schedules/schedule_build.h"
+#include "schedules/zb_search.h"
 
 #include <string.h>
 
@@ -59,6 +60,13 @@ static void hand_row(zb_order *o, int32_t rank)
     }
     for (int chunk = 1; chunk >= 0; chunk--)
         while (done(&h, ZB_W, chunk) < n) add(&h, ZB_W, chunk);
+}
+
+td_status zb_v_hand(int32_t p, int32_t m, td_arena *a, zb_order *out, td_err *err)
+{
+    TD_TRY(zb_order_new(a, p, m, 2, out, err));
+    for (int32_t r = 0; r < p; r++) hand_row(out, r);
+    return TD_OK;
 }
 
 /* --- the automatic order --- */
@@ -305,22 +313,44 @@ td_status zb_v_auto(const zb_problem *q, td_arena *a, zb_order *out, bool *found
     return TD_OK;
 }
 
-/* The order for stages that all take as long as the mean of them: where they differ much, the
- * warm-up can run out of memory. */
-static td_status even_auto(const zb_problem *q, td_arena *a, zb_order *out, bool *found,
-                           td_err *err)
+/* Stages whose durations lie so many eighths of the way from their mean to what they are. */
+static td_status blend(const zb_problem *q, int eighths, td_arena *a, zb_problem *out, td_err *err)
 {
-    zb_problem even = *q;
     const int32_t n = 2 * q->p;
+    *out = *q;
     for (int k = 0; k < 3; k++) {
-        int64_t *const mean = TD_NEW_N(a, int64_t, n);
-        if (mean == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %d stages", n);
-        for (int32_t s = 0; s < n; s++) mean[0] += q->pass_ns[k][s];
-        mean[0] /= n;
-        for (int32_t s = 1; s < n; s++) mean[s] = mean[0];
-        even.pass_ns[k] = mean;
+        int64_t *const ns = TD_NEW_N(a, int64_t, n);
+        int64_t mean = 0;
+        if (ns == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %d stages", n);
+        for (int32_t s = 0; s < n; s++) mean += q->pass_ns[k][s];
+        mean /= n;
+        for (int32_t s = 0; s < n; s++) ns[s] = mean + (q->pass_ns[k][s] - mean) / 8 * eighths;
+        out->pass_ns[k] = ns;
     }
-    return zb_v_auto(&even, a, out, found, err);
+    return TD_OK;
+}
+
+td_status zb_v_even(const zb_problem *q, td_arena *a, zb_order *out, bool *found, td_err *err)
+{
+    zb_replay replay;
+    zb_score best = {0};
+    TD_TRY(zb_v_auto(q, a, out, found, err));
+    if (*found) return TD_OK;
+    TD_TRY(zb_replay_new(a, q, &replay, err));
+    for (int eighths = 7; eighths >= 0; eighths--) {
+        zb_problem like;
+        zb_order o;
+        zb_score s;
+        bool fits = false;
+        TD_TRY(blend(q, eighths, a, &like, err));
+        TD_TRY(zb_v_auto(&like, a, &o, &fits, err));
+        if (!fits || !zb_replay_run(q, &o, &replay, &s)) continue;
+        if (*found && !zb_better(&s, &best, ZB_SPAN)) continue;
+        *found = true;
+        best = s;
+        zb_order_copy(out, &o);
+    }
+    return TD_OK;
 }
 
 /* --- the family --- */
@@ -334,22 +364,20 @@ static td_status generate(const sched_request *q, td_arena *a, schedule *out, td
     TD_TRY(zb_check_shape(q, "zb-v", 2, err));
     TD_TRY(sched_option_choice(q, "form", forms, &form, err));
     if (form == 1) {
-        TD_TRY(zb_order_new(a, q->pp, q->microbatches, 2, &o, err));
-        for (int32_t r = 0; r < o.p; r++) hand_row(&o, r);
+        TD_TRY(zb_v_hand(q->pp, q->microbatches, a, &o, err));
         return zb_order_schedule(&o, a, out, err);
     }
     bool found = false;
     sched_request no_bytes = *q; /* this form has one peak; whoever lowers it checks the bytes */
     no_bytes.memory_limit = 0;
     TD_TRY(zb_problem_of(&no_bytes, 2, false, q->pp, a, &z, err));
-    TD_TRY(zb_v_auto(&z, a, &o, &found, err));
-    if (!found) TD_TRY(even_auto(&z, a, &o, &found, err));
+    TD_TRY(zb_v_even(&z, a, &o, &found, err));
     if (!found)
-        return td_fail(err, TD_EUSAGE,
-                       "zb-v: the limit leaves a rank less than P = %d microbatch activations, "
-                       "which this form needs; legal: --activation-limit %d or more, --schedule "
-                       "v-half or v-min, or --schedule zb-auto --opt placement=v",
-                       q->pp, q->pp);
+        return td_fail(err, TD_EPLAN,
+                       "--activation-limit %g: zb-v keeps %d microbatch activations; legal: "
+                       "--activation-limit %d or more, --schedule v-half or v-min, or --schedule "
+                       "zb-auto --opt placement=v, which searches below a limit",
+                       q->activation_limit, q->pp, q->pp);
     return zb_order_schedule(&o, a, out, err);
 }
 
@@ -363,9 +391,9 @@ const sched_family family_zb_v = {
     .name = "zb-v",
     .summary = "split backward, two chunks a rank in a V: no bubble for equal passes, at 1F1B's "
                "memory",
-    .constraints = "P >= 1, M >= 1, V = 2; equal passes unless --times or a model says more, and "
-                   "where stages differ too much for P activations the order for their mean; "
-                   "--memory-limit refuses, it does not steer",
+    .constraints = "P >= 1, M >= 1, V = 2; equal passes unless --times or a model says more; where "
+                   "stages differ too much for P activations, the best order for stages that "
+                   "differ less; --memory-limit refuses, it does not steer",
     .options = options,
     .generate = generate,
 };

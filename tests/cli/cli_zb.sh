@@ -21,15 +21,15 @@ expect 2 'psim: *rows of 4 stages, there are 8*' \
     psim run zb-auto --pp 4 --microbatches 8 --times "$work/times" --opt placement=v
 
 # limits: in activations, in bytes, and the least that works
-expect 2 'psim: *legal: 1 or more*' \
+expect 1 'psim: *legal: --activation-limit 1 or more*' \
     psim run zb-auto --pp 4 --microbatches 8 --times $times --activation-limit 0.5
 expect 2 'psim: *give --model*' \
     psim run zb-auto --pp 4 --microbatches 8 --times $times --memory-limit 1GiB
 run="psim run zb-auto --pp 4 --microbatches 8 --model tiny-gpt2 --cluster h100-dgx --json"
-expect 2 'psim: *no order of zb-auto fits*the least that works is *' $run --memory-limit 1KiB
+expect 1 'psim: *no order of zb-auto fits*the least that works is *' $run --memory-limit 1KiB
 least=$(sed 's/.*works is \([0-9]*\) bytes.*/\1/' "$work/.stderr")
 expect 0 '' $run --memory-limit "$least"
-expect 2 'psim: *the least that works is *' $run --memory-limit $((least - 1))
+expect 1 'psim: *the least that works is *' $run --memory-limit $((least - 1))
 
 # an order that stays the same for a little less does not end in one microbatch at a time
 for limit in 3700 3750; do
@@ -48,6 +48,7 @@ expect 0 '' psim run zb-h1 $unit --activation-limit 4
 expect 1 'psim: --activation-limit 2.5: rank 0 keeps 3 *' \
     psim plan --schedule v-half --pp 4 --microbatches 8 --activation-limit 2.5
 expect 1 'psim: --activation-limit 3: *' psim run zb-v --opt form=hand $unit --activation-limit 3
+expect 1 'psim: --activation-limit 3: zb-v keeps 4 *' psim run zb-v $unit --activation-limit 3
 expect 0 '' psim run zb-auto $unit --activation-limit 8 --opt deltas=2,-1,-1
 expect 0 '' psim schedule v-min --pp 4 --microbatches 8
 cp "$work/.stdout" "$work/v-min.csv"

@@ -201,7 +201,7 @@ static void bad_input(void **state)
     q.pp = 3;
     T_FAILS(zb_generate(*state, &q, &s, &err), TD_EUSAGE, &err, "legal: --microbatches 12");
     q = (zb_query){.family = "zb-v", .pp = 4, .m = 8, .f = 1, .i = 1, .w = 1, .options = "limit=2"};
-    T_FAILS(zb_generate(*state, &q, &s, &err), TD_EUSAGE, &err, "--activation-limit 4 or more");
+    T_FAILS(zb_generate(*state, &q, &s, &err), TD_EPLAN, &err, "--activation-limit 4 or more");
     q.options = "form=feet";
     T_FAILS(zb_generate(*state, &q, &s, &err), TD_EUSAGE, &err, "form");
 }

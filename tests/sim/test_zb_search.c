@@ -1,6 +1,8 @@
 /* Searched orders: never above their limits, never worse than the heuristic, proofs that hold
  * against every order there is. */
+#include "schedules/v_slots.h"
 #include "schedules/zb_search.h"
+#include "schedules/zb_v.h"
 #include "t.h"
 #include "zb_run.h"
 
@@ -87,6 +89,133 @@ static void within_limits(void **state)
         td_arena_free(a);
     }
     if (better < 30) fail_msg("better than the heuristic in %d of 120 cases only", better);
+}
+
+/* --- fixed orders --- */
+
+/* A problem whose activations are counted in chunks. */
+typedef struct counted {
+    int64_t ns[3][64], delta[3][64], limit[32];
+    zb_problem q;
+} counted;
+
+static void count(counted *c, const uneven *u, int32_t p, int32_t m, int32_t chunks)
+{
+    for (int s = 0; s < 64; s++)
+        for (int k = 0; k < 3; k++) {
+            c->ns[k][s] = u->ns[s][k];
+            c->delta[k][s] = 1 - k;
+        }
+    for (int r = 0; r < 32; r++) c->limit[r] = (int64_t)chunks * p;
+    c->q = (zb_problem){.p = p,
+                        .m = m,
+                        .chunks = chunks,
+                        .pass_ns = {c->ns[0], c->ns[1], c->ns[2]},
+                        .comm_ns = 1,
+                        .delta = {c->delta[0], c->delta[1], c->delta[2]},
+                        .limit = c->limit};
+}
+
+/* The search keeps to what the order keeps, and is not worse. Returns whether it is better. */
+static bool beats(td_arena *a, const counted *c, const uneven *u, const zb_order *o)
+{
+    zb_replay w;
+    zb_score fixed;
+    schedule s;
+    td_err err = {0};
+    int64_t peak = 0;
+    T_OK(zb_replay_new(a, &c->q, &w, &err), &err);
+    assert_true(zb_replay_run(&c->q, o, &w, &fixed));
+    for (int32_t r = 0; r < o->p; r++)
+        if (zb_peak(&c->q, o, r) > peak) peak = zb_peak(&c->q, o, r);
+    const double limit = (double)peak / o->chunks;
+    T_OK(search(a, u, o->p, o->m, limit, "local", o->chunks == 1 ? "linear" : "v", &s, &err), &err);
+    check_memory(&s, limit);
+    if (s.search.span_ns > fixed.span_ns)
+        fail_msg("P=%d M=%d, %d chunks, limit %g: span %lld, of a fixed order %lld", o->p, o->m,
+                 o->chunks, limit, (long long)s.search.span_ns, (long long)fixed.span_ns);
+    return s.search.span_ns < fixed.span_ns;
+}
+
+static void never_worse(void **state)
+{
+    (void)state;
+    td_rng rng = td_rng_seed(21);
+    int better = 0, even = 0;
+    for (int n = 0; n < 16; n++) {
+        td_arena *const a = td_arena_new();
+        const int32_t p = 2 + n % 8, m = 1 + (int32_t)td_rng_below(&rng, 3 * p);
+        const uneven u = random_stages(&rng, n % 3 == 0);
+        td_err err = {0};
+        counted c;
+        zb_order o;
+        bool found = false;
+        count(&c, &u, p, m, 1);
+        for (int32_t lead = 1; lead <= 2; lead++) {
+            T_OK(zb_slot_order(p, m, lead, a, &o, &err), &err);
+            better += beats(a, &c, &u, &o);
+        }
+        count(&c, &u, p, m, 2);
+        T_OK(v_block_order(p, m, v_half_block, a, &o, &err), &err);
+        better += beats(a, &c, &u, &o);
+        T_OK(v_block_order(p, m, v_min_block, a, &o, &err), &err);
+        better += beats(a, &c, &u, &o);
+        T_OK(zb_v_hand(p, m, a, &o, &err), &err);
+        better += beats(a, &c, &u, &o);
+        /* ZB-V has an order at its own limit for any stages */
+        T_OK(zb_v_auto(&c.q, a, &o, &found, &err), &err);
+        even += !found;
+        T_OK(zb_v_even(&c.q, a, &o, &found, &err), &err);
+        assert_true(found);
+        for (int32_t r = 0; r < p; r++) assert_true(zb_peak(&c.q, &o, r) <= 2 * p);
+        better += beats(a, &c, &u, &o);
+        td_arena_free(a);
+    }
+    assert_true(better > 50 && even > 0);
+}
+
+/* Costs that the adaptive scheduler of arXiv 2405.15362 was measured to reach (times of chunks),
+ * and what is below V-Min's memory, which it has no orders for: better with each chunk more, and
+ * never more than as many times one microbatch's span as there are microbatches for one at a time.
+ */
+static void adaptive(void **state)
+{
+    static const struct {
+        int32_t p, m, chunks;
+        double cost;
+    } rows[] = {{4, 8, 4, 705},    {4, 8, 6, 585},    {4, 8, 8, 530},   {8, 32, 8, 2643},
+                {8, 32, 10, 2251}, {8, 32, 12, 2186}, {8, 32, 16, 2066}};
+    for (size_t n = 0; n < sizeof rows / sizeof *rows; n++) {
+        const zb_query q = {.family = "zb-auto",
+                            .pp = rows[n].p,
+                            .m = rows[n].m,
+                            .f = 10,
+                            .i = 12,
+                            .w = 9,
+                            .comm = 1,
+                            .options =
+                                td_sprintf(*state, "placement=v limit=%g", rows[n].chunks / 2.0)};
+        const zb_result r = zb_run(*state, &q);
+        if (r.span > rows[n].cost || r.peak > rows[n].chunks)
+            fail_msg("%s: span %g, peak %g; measured %g", zb_text(*state, &q), r.span, r.peak,
+                     rows[n].cost);
+    }
+    double last = INFINITY;
+    for (int32_t chunks = 2; chunks <= 8; chunks++) {
+        const zb_query q = {
+            .family = "zb-auto",
+            .pp = 8,
+            .m = 32,
+            .f = 1,
+            .i = 1,
+            .w = 1,
+            .options = td_sprintf(*state, "placement=v search=heuristic limit=%g", chunks / 2.0)};
+        const zb_result r = zb_run(*state, &q);
+        if (r.span >= last || r.peak > chunks || r.span > 32 * 34 * 2.4 / chunks)
+            fail_msg("%s: span %g, peak %g; %g with a chunk less", zb_text(*state, &q), r.span,
+                     r.peak, last);
+        last = r.span;
+    }
 }
 
 /* --- proofs --- */
@@ -271,7 +400,8 @@ static void bad_input(void **state)
     T_FAILS(zb_generate(*state, &q, &s, &err), TD_EUSAGE, &err, "--times F=MS,I=MS,W=MS");
     q = (zb_query){.family = "zb-auto", .pp = 4, .m = 8, .f = 1, .i = 1, .w = 1};
     q.options = "limit=0.5";
-    T_FAILS(zb_generate(*state, &q, &s, &err), TD_EUSAGE, &err, "legal: 1 or more");
+    T_FAILS(zb_generate(*state, &q, &s, &err), TD_EPLAN, &err,
+            "legal: --activation-limit 1 or more");
     q.options = "deltas=1,1,-1";
     T_FAILS(zb_generate(*state, &q, &s, &err), TD_EUSAGE, &err, "sum is 0");
     q.options = "deltas=1,0";
@@ -285,9 +415,14 @@ static void bad_input(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(within_limits),      cmocka_unit_test(proofs),
-        cmocka_unit_test(memory_for_bubbles), T_TEST(known_optima),
-        T_TEST(same_seed_same_order),         T_TEST(bad_input),
+        cmocka_unit_test(within_limits),
+        cmocka_unit_test(never_worse),
+        T_TEST(adaptive),
+        cmocka_unit_test(proofs),
+        cmocka_unit_test(memory_for_bubbles),
+        T_TEST(known_optima),
+        T_TEST(same_seed_same_order),
+        T_TEST(bad_input),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
