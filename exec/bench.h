@@ -5,7 +5,7 @@
 #include "costmodel/samples.h"
 #include "exec/pexec.h"
 
-enum { BENCH_ROUNDS = 1000, BENCH_CORES = 64 };
+enum { BENCH_ROUNDS = 1000, BENCH_CORES = 64, BENCH_HELD = 64 };
 
 /* --- bench_loop.c: repeats --- */
 
@@ -57,9 +57,15 @@ typedef struct bench {
     samples out;
     bench_limits limits;
     bench_count count;
-    int cores;
+    int cores; /* workers: 1 on a device */
     k_ctx *ctx[BENCH_CORES];
-    team *team; /* NULL: ranks are threads */
+    device *device; /* what computes; NULL: the cores */
+    void *stream, *from, *to;
+    void *held[BENCH_HELD]; /* memory of the device for what is being measured */
+    int n_held;
+    int64_t issue_ns; /* how long work was being given to the device */
+    td_err failed;    /* what the device said; TD_OK: nothing */
+    team *team;       /* NULL: ranks are threads */
     sample_link link;
 } bench;
 
@@ -84,8 +90,22 @@ TD_MUST_USE td_status bench_copies(bench *b, td_err *err);
 TD_MUST_USE td_status bench_message(bench *b, int64_t bytes, td_err *err);
 TD_MUST_USE td_status bench_sum(bench *b, int32_t members, int64_t bytes, td_err *err);
 
-/* Random numbers of a weight's size, never 0; NULL: out of memory. */
-float *bench_numbers(td_arena *a, int64_t n);
+/* --- bench_place.c: where the bench computes --- */
+
+/* Lets ctx[0] compute on the device. */
+TD_MUST_USE td_status bench_place_open(bench *b, td_err *err);
+/* Frees what lies on the device; what lies in the cores' memory is the arena's. */
+void bench_place_clear(bench *b);
+/* Of weights and activations. */
+int64_t bench_element_bytes(const bench *b);
+/* Memory that the bench computes on; NULL: there is not enough. Random numbers of a weight's size,
+ * never all 0, as floats or as elements; a copy of bytes. */
+float *bench_numbers(bench *b, td_arena *a, int64_t n);
+float *bench_elements(bench *b, td_arena *a, int64_t n);
+void *bench_put(bench *b, td_arena *a, const void *from, int64_t bytes);
+/* The time of what is done between them. */
+int64_t bench_begin(bench *b);
+int64_t bench_end(bench *b, int64_t begin);
 
 /* --- bench_machine.c: where it ran --- */
 

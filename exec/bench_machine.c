@@ -106,12 +106,23 @@ static td_status clocks(const bench *b, samples *out, td_err *err)
     return samples_header(out, "precision", text, err);
 }
 
+static void device_text(char *out, size_t size)
+{
+    td_text t = {0};
+    int n = 0;
+    device_list_cuda(&t, &n);
+    (void)snprintf(out, size, "%s", t.s == NULL ? "unknown" : t.s);
+    out[strcspn(out, ";")] = '\0'; /* the first one */
+    td_text_free(&t);
+}
+
 td_status bench_headers(bench *b, const char *blas, td_err *err)
 {
-    char text[128], cores[16], date[32];
+    char text[256], cores[16], date[32];
     const time_t now = time(NULL);
     struct tm day;
     cpu_text("model name", text, sizeof text);
+    if (b->device != NULL) device_text(text, sizeof text);
     (void)snprintf(cores, sizeof cores, "%d", b->cores);
     (void)strftime(date, sizeof date, "%Y-%m-%d", gmtime_r(&now, &day));
     const sample_header all[] = {

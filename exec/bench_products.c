@@ -1,8 +1,6 @@
 /* What single kernels take: the matrix products of the model by shape, and copies by size. */
 #include "exec/bench.h"
 
-#include <string.h>
-
 /* --- matrix products --- */
 
 enum { PRODUCTS_MAX = 3 * 5 };
@@ -14,7 +12,7 @@ typedef struct product {
 } product;
 
 typedef struct product_bench {
-    k_ctx *ctx;
+    bench *of_bench;
     product of[PRODUCTS_MAX];
     int n;
     float *a, *b, *y;
@@ -25,10 +23,14 @@ static int64_t run_product(void *self, int worker, int piece)
     product_bench *const s = self;
     const product *const p = &s->of[piece];
     (void)worker;
-    const int64_t begin = td_now_ns();
-    k_gemm_cpu(s->ctx, p->trans_a, p->trans_b, p->m, p->n, p->k, 1.0f, s->a,
-               p->trans_a ? p->m : p->k, s->b, p->trans_b ? p->k : p->n, 0.0f, s->y, p->n);
-    return td_now_ns() - begin;
+    bench *const b = s->of_bench;
+    const k_ops *const ops = k_ops_of(b->ctx[0]);
+    const int64_t begin = bench_begin(b);
+    /* gradients of weights are floats */
+    (p->trans_a ? ops->gemm_grad : ops->gemm)(b->ctx[0], p->trans_a, p->trans_b, p->m, p->n, p->k,
+                                              1.0f, s->a, p->trans_a ? p->m : p->k, s->b,
+                                              p->trans_b ? p->k : p->n, 0.0f, s->y, p->n);
+    return bench_end(b, begin);
 }
 
 /* A linear layer's three products: its output, the gradients of its input and of its weights. */
@@ -46,7 +48,7 @@ td_status bench_products(bench *b, int64_t rows, td_err *err)
     const model_desc m = model_shard(b->m, b->run.tp);
     const int64_t attn = m.n_heads * m.head_dim, kv = m.n_kv_heads * m.head_dim;
     enum { HEAD_ROWS = 256 }; /* the head works in pieces */
-    product_bench s = {.ctx = b->ctx[0]};
+    product_bench s = {.of_bench = b};
     add_layer(&s, rows, m.hidden, attn + 2 * kv);
     add_layer(&s, rows, attn, m.hidden);
     add_layer(&s, rows, m.hidden, (m.gated ? 2 : 1) * m.ffn);
@@ -60,13 +62,14 @@ td_status bench_products(bench *b, int64_t rows, td_err *err)
         for (int k = 0; k < 3; k++) most[k] = sizes_of[k] > most[k] ? sizes_of[k] : most[k];
         what[i] = (sample){.what = SAMPLE_PRODUCT, .shape = {p->m, p->n, p->k}};
     }
-    s.a = bench_numbers(a, most[0]);
-    s.b = bench_numbers(a, most[1]);
-    s.y = bench_numbers(a, most[2]);
+    s.a = bench_elements(b, a, most[0]);
+    s.b = bench_elements(b, a, most[1]);
+    s.y = bench_numbers(b, a, most[2]);
     const bench_set set = {.what = what, .n = s.n, .workers = 1, .run = run_product, .self = &s};
     const td_status st = s.a == NULL || s.b == NULL || s.y == NULL
                              ? td_fail(err, TD_ENOMEM, "out of memory for the bench")
                              : bench_measure(&set, &b->limits, &b->out, &b->count, err);
+    bench_place_clear(b);
     td_arena_free(a);
     return st;
 }
@@ -80,6 +83,7 @@ static const int64_t copy_bytes[COPIES] = {
 };
 
 typedef struct copy_bench {
+    bench *b;
     char *from, *to;
 } copy_bench;
 
@@ -87,11 +91,10 @@ static int64_t run_copy(void *self, int worker, int piece)
 {
     copy_bench *const s = self;
     (void)worker;
-    const int64_t begin = td_now_ns();
-    memcpy(s->to, s->from, (size_t)copy_bytes[piece]);
-    const int64_t ns = td_now_ns() - begin;
-    *(volatile char *)s->from = s->to[0]; /* so that no copy is left out */
-    return ns;
+    k_ctx *const ctx = s->b->ctx[0];
+    const int64_t begin = bench_begin(s->b);
+    k_ops_of(ctx)->copy(ctx, s->to, s->from, (size_t)copy_bytes[piece]);
+    return bench_end(s->b, begin);
 }
 
 td_status bench_copies(bench *b, td_err *err)
@@ -99,7 +102,8 @@ td_status bench_copies(bench *b, td_err *err)
     td_arena *const a = td_arena_new();
     if (a == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
     const int64_t most = copy_bytes[COPIES - 1];
-    copy_bench s = {(char *)bench_numbers(a, most / 4), (char *)bench_numbers(a, most / 4)};
+    copy_bench s = {b, (char *)bench_numbers(b, a, most / 4),
+                    (char *)bench_numbers(b, a, most / 4)};
     sample what[COPIES];
     for (int i = 0; i < COPIES; i++)
         what[i] = (sample){.what = SAMPLE_COPY, .amount = copy_bytes[i]};
@@ -107,6 +111,7 @@ td_status bench_copies(bench *b, td_err *err)
     const td_status st = s.from == NULL || s.to == NULL
                              ? td_fail(err, TD_ENOMEM, "out of memory for the bench")
                              : bench_measure(&set, &b->limits, &b->out, &b->count, err);
+    bench_place_clear(b);
     td_arena_free(a);
     return st;
 }

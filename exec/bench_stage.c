@@ -8,8 +8,9 @@ typedef enum work { WORK_F, WORK_B, WORK_I, WORK_W, WORK_R, WORK_STEP, WORK_NORM
 typedef struct worker {
     k_ctx *ctx;
     stage_args args;
-    float *moments;
-    double sink; /* what a norm gives, so that it is computed */
+    k_adamw_piece all;
+    k_adamw_stage step;
+    double *scale, *table; /* norm and factor; one partial sum */
 } worker;
 
 typedef struct stage_bench {
@@ -21,14 +22,6 @@ typedef struct stage_bench {
     work works[WORKS];
     sample what[WORKS];
 } stage_bench;
-
-float *bench_numbers(td_arena *a, int64_t n)
-{
-    float *const x = td_alloc(a, (size_t)(n < 1 ? 1 : n), sizeof *x);
-    td_rng r = td_rng_seed(11);
-    for (int64_t i = 0; x != NULL && i < n; i++) x[i] = (float)(0.1 * td_rng_unit(&r) - 0.05);
-    return x;
-}
 
 static void run_forward(const stage_bench *s, worker *w, bool again)
 {
@@ -42,35 +35,32 @@ static int64_t run(void *self, int index, int piece)
 {
     stage_bench *const s = self;
     worker *const w = &s->workers[index];
-    const int64_t n = s->whole->elements;
     const k_adamw step = {
         .lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .grad_scale = 1.0f, .step = 1};
     const work what = s->works[piece];
     /* backwards work where the forward left what it kept, and leave other numbers there */
     if (what == WORK_B) stage_forward(w->ctx, s->whole, &w->args);
     if (what == WORK_I) stage_forward(w->ctx, s->split, &w->args);
-    const int64_t begin = td_now_ns();
+    const int64_t begin = bench_begin(s->b);
     switch (what) {
     case WORK_F: run_forward(s, w, false); break;
     case WORK_R: run_forward(s, w, true); break;
     case WORK_B: stage_backward(w->ctx, s->whole, &w->args); break;
     case WORK_I: stage_input_gradient(w->ctx, s->split, &w->args); break;
     case WORK_W: stage_weight_gradient(w->ctx, s->split, &w->args); break;
-    case WORK_STEP:
-        k_adamw_cpu(w->ctx, &step, n, (float *)(uintptr_t)w->args.weights, w->args.grads,
-                    w->moments, w->moments + n);
-        break;
-    default: w->sink += k_sumsq_cpu(w->ctx, n, w->args.grads); break;
+    case WORK_STEP: k_ops_of(w->ctx)->adamw(w->ctx, &step, &w->step, w->scale); break;
+    default: k_ops_of(w->ctx)->norms(w->ctx, &w->step, w->table); break;
     }
-    return td_now_ns() - begin;
+    return bench_end(s->b, begin);
 }
 
 /* --- opening --- */
 
 /* Keys and values of the slice and of what is before it, in two pieces, and their gradients. */
-static td_status open_cache(const sizes *z, const bench_part *k, td_arena *a, stage_args *out,
-                            td_err *err)
+static td_status open_cache(const stage_bench *s, td_arena *a, stage_args *out, td_err *err)
 {
+    const sizes *const z = &s->z;
+    const bench_part *const k = s->part;
     if (k->prefix == 0) return TD_OK;
     stage_kv *const kv = TD_NEW_N(a, stage_kv, 2);
     int64_t dkv = 0;
@@ -79,7 +69,7 @@ static td_status open_cache(const sizes *z, const bench_part *k, td_arena *a, st
     out->n_kv = 2;
     out->kv = kv;
     out->keys = TD_NEW_N(a, k_keys, 2);
-    out->dkv = bench_numbers(a, dkv / 4);
+    out->dkv = bench_numbers(s->b, a, dkv / 4);
     if (kv == NULL || out->keys == NULL || out->dkv == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the bench");
     kv[0].len = k->prefix;
@@ -87,7 +77,7 @@ static td_status open_cache(const sizes *z, const bench_part *k, td_arena *a, st
     for (int i = 0; i < 2; i++) {
         int64_t bytes = 0;
         TD_TRY(sizes_bytes(z, SIZE_KV, 0, kv[i].len, 0, &bytes, err));
-        kv[i].at = bench_numbers(a, bytes / 4);
+        kv[i].at = bench_elements(s->b, a, bytes / bench_element_bytes(s->b));
         if (kv[i].at == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
     }
     return TD_OK;
@@ -95,37 +85,78 @@ static td_status open_cache(const sizes *z, const bench_part *k, td_arena *a, st
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Weights, gradients, and what a step of the optimizer works on. */
+static td_status open_step(const stage_bench *s, td_arena *a, worker *w, td_err *err)
+{
+    bench *const b = s->b;
+    const stage_code *const c = s->whole;
+    const int64_t n = c->elements, areas = bench_element_bytes(b) == (int64_t)sizeof(float) ? 2 : 3;
+    static const double scale[] = {1, 1};
+    w->all = (k_adamw_piece){.count = n, .decays = true};
+    w->step = (k_adamw_stage){.pieces = bench_put(b, a, &w->all, sizeof w->all),
+                              .n_pieces = 1,
+                              .n_blocks = (n + K_ADAMW_BLOCK - 1) / K_ADAMW_BLOCK,
+                              .moments = n,
+                              .weights = bench_elements(b, a, n),
+                              .grads = bench_numbers(b, a, c->grad_elements)};
+    td_arena *const host = td_arena_new();
+    float *const m = host == NULL ? NULL : td_alloc(host, (size_t)(areas * n), sizeof *m);
+    td_rng r = td_rng_seed(12);
+    for (int64_t i = 0; m != NULL && i < areas * n; i++) m[i] = (float)(1e-3 * td_rng_unit(&r));
+    if (m != NULL) w->step.m = bench_put(b, a, m, areas * n * (int64_t)sizeof *m);
+    td_arena_free(host);
+    w->scale = bench_put(b, a, scale, sizeof scale);
+    w->table = bench_put(b, a, scale, sizeof *scale);
+    w->args.weights = w->step.weights;
+    w->args.grads = w->step.grads;
+    return w->step.pieces == NULL || w->step.weights == NULL || w->step.grads == NULL ||
+                   w->step.m == NULL || w->scale == NULL || w->table == NULL
+               ? td_fail(err, TD_ENOMEM, "out of memory for the bench")
+               : TD_OK;
+}
+
 static td_status open_worker(const stage_bench *s, int i, td_arena *a, worker *w, td_err *err)
 {
+    bench *const b = s->b;
     const stage_code *const c = s->whole, *const d = s->split;
     const int64_t border = c->rows * c->m->hidden, tokens = c->batch * c->whole;
+    const int64_t size = bench_element_bytes(b);
     int32_t *const ids = td_alloc(a, (size_t)(2 * tokens), sizeof *ids);
-    float *const weights = td_alloc(a, (size_t)c->elements, sizeof *weights);
-    *w = (worker){.ctx = s->b->ctx[i], .moments = bench_numbers(a, 2 * c->elements)};
-    w->args =
-        (stage_args){.input = bench_numbers(a, border),
-                     .output = bench_numbers(a, border),
-                     .doutput = bench_numbers(a, border),
-                     .dinput = bench_numbers(a, border),
-                     .weights = weights,
-                     .grads = bench_numbers(a, c->grad_elements),
-                     .stash = td_alloc(a, 1, (size_t)larger(c->stash.bytes, d->stash.bytes) + 64),
-                     .stash_w = (char *)bench_numbers(a, d->stash_w.bytes / 4),
-                     .wstash = (char *)bench_numbers(a, d->wstash.bytes / 4),
-                     .scratch = td_alloc(a, 1, (size_t)larger(c->scratch.bytes, d->scratch.bytes)),
-                     .ids = ids,
-                     .targets = ids + tokens,
-                     .shard = i % (int32_t)c->shards,
-                     .grad_scale = 1.0f};
-    if (ids == NULL || weights == NULL || w->moments == NULL || w->args.input == NULL ||
-        w->args.output == NULL || w->args.doutput == NULL || w->args.dinput == NULL ||
-        w->args.grads == NULL || w->args.stash == NULL || w->args.stash_w == NULL ||
-        w->args.wstash == NULL || w->args.scratch == NULL)
-        return td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    params_init(c->m, c->params, c->n_params, 1, weights);
-    for (int64_t k = 0; k < 2 * c->elements; k++) w->moments[k] *= w->moments[k];
+    if (ids == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
     corpus_random(5, c->vocab, tokens, ids, ids + tokens);
-    return open_cache(&s->z, s->part, a, &w->args, err);
+    const int32_t *const there = bench_put(b, a, ids, 2 * tokens * (int64_t)sizeof *ids);
+    *w = (worker){.ctx = b->ctx[i]};
+    w->args = (stage_args){
+        .input = bench_elements(b, a, border),
+        .output = bench_elements(b, a, border),
+        .doutput = bench_elements(b, a, border),
+        .dinput = bench_elements(b, a, border),
+        .stash = (char *)bench_elements(b, a, (larger(c->stash.bytes, d->stash.bytes) + 64) / size),
+        .stash_w = (char *)bench_elements(b, a, d->stash_w.bytes / size),
+        .wstash = (char *)bench_elements(b, a, d->wstash.bytes / size),
+        .scratch = (char *)bench_elements(b, a, larger(c->scratch.bytes, d->scratch.bytes) / size),
+        .ids = there,
+        .targets = there + tokens,
+        .shard = i % (int32_t)c->shards,
+        .grad_scale = 1.0f,
+        .row_weight = 1.0 / (double)tokens,
+        .loss_at = bench_put(b, a, &(double){0}, sizeof(double))};
+    const stage_args *const g = &w->args;
+    if (there == NULL || g->input == NULL || g->output == NULL || g->doutput == NULL ||
+        g->dinput == NULL || g->stash == NULL || g->stash_w == NULL || g->wstash == NULL ||
+        g->scratch == NULL || g->loss_at == NULL)
+        return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    TD_TRY(open_step(s, a, w, err));
+    return open_cache(s, a, &w->args, err);
+}
+
+/* The rotary table, where the bench computes. */
+static td_status put_table(const stage_bench *s, stage_code *all, td_arena *a, td_err *err)
+{
+    const int64_t n = all->whole * all->m->head_dim;
+    if (all->rope == NULL || s->b->device == NULL) return TD_OK;
+    all->rope = bench_put(s->b, a, all->rope, n * (int64_t)sizeof *all->rope);
+    return all->rope != NULL ? TD_OK : td_fail(err, TD_ENOMEM, "out of memory for the bench");
 }
 
 static td_status open_codes(stage_bench *s, td_arena *a, td_err *err)
@@ -133,6 +164,7 @@ static td_status open_codes(stage_bench *s, td_arena *a, td_err *err)
     stage_code *all = NULL, *const both = TD_NEW_N(a, stage_code, 2);
     if (both == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
     TD_TRY(stage_open(&s->z, s->b->ctx[0], a, &all, err));
+    TD_TRY(put_table(s, all, a, err));
     TD_TRY(stage_open_as(&s->z, 0, all, s->part->seq, false, &both[0], err));
     TD_TRY(stage_open_as(&s->z, 0, all, s->part->seq, true, &both[1], err));
     s->whole = &both[0];
@@ -198,6 +230,7 @@ td_status bench_stage(bench *b, const run_shape *shape, const bench_part *part, 
         .z = {.model = b->m, .run = *shape, .stages = &part->stage, .n_stages = 1, .chunks = 1}};
     s.z.run.seq_len = part->prefix + part->seq;
     const td_status st = measure(&s, a, err);
+    bench_place_clear(b);
     td_arena_free(a);
     return st;
 }

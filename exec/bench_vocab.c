@@ -8,56 +8,61 @@ enum { KINDS = sizeof kinds / sizeof *kinds };
 typedef struct vocab_bench {
     vocab_pass *passes; /* [cores] */
     stage_args *args;   /* [cores] */
-    double sink;
+    bench *b;
 } vocab_bench;
 
 static int64_t run(void *self, int worker, int piece)
 {
     vocab_bench *const v = self;
-    double loss = 0;
+    double *const loss = v->args[worker].loss_at;
     /* T works where S left the softmax, and leaves other numbers there */
-    if (kinds[piece] == PASS_T) vocab_pass_compute(&v->passes[worker], PASS_S, &loss);
-    const int64_t begin = td_now_ns();
-    vocab_pass_compute(&v->passes[worker], kinds[piece], &loss);
-    return td_now_ns() - begin;
+    if (kinds[piece] == PASS_T) vocab_pass_compute(&v->passes[worker], PASS_S, loss);
+    const int64_t begin = bench_begin(v->b);
+    vocab_pass_compute(&v->passes[worker], kinds[piece], loss);
+    return bench_end(v->b, begin);
 }
 
-static td_status open_worker(const bench *b, const sizes *z, const stage_code *c, int i,
-                             td_arena *a, vocab_bench *v, td_err *err)
+static td_status open_worker(bench *b, const sizes *z, const stage_code *c, int i, td_arena *a,
+                             vocab_bench *v, td_err *err)
 {
     vocab_pass *const p = &v->passes[i];
     stage_args *const args = &v->args[i];
     const int64_t rows = z->run.micro_batch * z->run.seq_len, border = rows * z->model->hidden;
+    const int64_t size = bench_element_bytes(b);
     int32_t *const ids = td_alloc(a, (size_t)(2 * rows), sizeof *ids);
+    if (ids == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
+    corpus_random(5, z->model->vocab, rows, ids, ids + rows);
+    const int32_t *const there = bench_put(b, a, ids, 2 * rows * (int64_t)sizeof *ids);
     int64_t first = 0;
     *p =
         (vocab_pass){.ctx = b->ctx[i], .c = c, .a = args, .rows = rows, .hidden = z->model->hidden};
     p->words = vocab_words(c, 0, &first);
     p->first = first;
     TD_TRY(vocab_layout_of(z, z->run.seq_len, &p->at, err));
-    p->joined = (char *)bench_numbers(a, p->at.bytes / 4);
-    p->softmax = bench_numbers(a, rows * p->at.ld);
-    *args = (stage_args){.input = bench_numbers(a, border),
-                         .output = bench_numbers(a, border),
-                         .doutput = bench_numbers(a, border),
-                         .dinput = bench_numbers(a, border),
-                         .weights = bench_numbers(a, c->elements),
-                         .grads = bench_numbers(a, c->grad_elements),
-                         .ids = ids,
-                         .targets = ids + rows,
+    p->joined = (char *)bench_elements(b, a, p->at.bytes / size);
+    p->softmax = bench_numbers(b, a, rows * p->at.ld);
+    *args = (stage_args){.input = bench_elements(b, a, border),
+                         .output = bench_elements(b, a, border),
+                         .doutput = bench_elements(b, a, border),
+                         .dinput = bench_elements(b, a, border),
+                         .weights = bench_elements(b, a, c->elements),
+                         .grads = bench_numbers(b, a, c->grad_elements),
+                         .ids = there,
+                         .targets = there + rows,
+                         .loss_at = bench_put(b, a, &(double){0}, sizeof(double)),
                          .grad_scale = 1.0f};
-    if (ids == NULL || p->joined == NULL || p->softmax == NULL || args->input == NULL ||
-        args->output == NULL || args->doutput == NULL || args->dinput == NULL ||
-        args->weights == NULL || args->grads == NULL)
+    if (there == NULL || args->loss_at == NULL || p->joined == NULL || p->softmax == NULL ||
+        args->input == NULL || args->output == NULL || args->doutput == NULL ||
+        args->dinput == NULL || args->weights == NULL || args->grads == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the bench");
-    corpus_random(5, z->model->vocab, rows, ids, ids + rows);
     return TD_OK;
 }
 
 static td_status measure(bench *b, const sizes *z, td_arena *a, td_err *err)
 {
     vocab_bench v = {.passes = TD_NEW_N(a, vocab_pass, b->cores),
-                     .args = TD_NEW_N(a, stage_args, b->cores)};
+                     .args = TD_NEW_N(a, stage_args, b->cores),
+                     .b = b};
     stage_code *codes = NULL;
     if (v.passes == NULL || v.args == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the bench");
@@ -98,6 +103,7 @@ td_status bench_vocab(bench *b, int32_t shards, bool fused, int64_t seq, td_err 
     z.run.tp = 1;
     z.run.recompute = RECOMPUTE_NONE;
     const td_status st = measure(b, &z, a, err);
+    bench_place_clear(b);
     td_arena_free(a);
     return st;
 }

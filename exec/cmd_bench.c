@@ -130,7 +130,7 @@ static void plan_all(agenda *g, bool any_tp, bool any_mode)
     }
     plan_passes(g, tp, b->run.recompute, false);
     plan_kernels(g);
-    plan_wires(g);
+    if (b->device == NULL) plan_wires(g); /* one device has no links to itself */
     for (recompute_mode mode = RECOMPUTE_NONE; any_mode && mode <= RECOMPUTE_FULL; mode++)
         if (mode != b->run.recompute) plan_passes(g, tp, mode, true);
     if (b->m->family != MODEL_BERT && (any_tp || any_mode)) plan_vocab(g);
@@ -182,6 +182,8 @@ static td_status measure_all(bench *b, const agenda *g, double budget_s, int *le
         b->limits.deadline_ns = now + left / (g->n - i);
         show_case(&progress, &g->cases[i], i + 1, g->n);
         st = measure_case(b, &g->cases[i], err);
+        if (st == TD_OK && b->failed.code != TD_OK)
+            st = td_fail(err, b->failed.code, "%s", b->failed.msg);
     }
     cli_progress_end(&progress);
     return st;
@@ -245,7 +247,7 @@ static td_status open_bench(bench *b, const pexec_options *o, const k_blas *blas
         if (b->ctx[i] == NULL)
             return td_fail(err, TD_EDEVICE, "kernel threads could not be started");
     }
-    return TD_OK;
+    return bench_place_open(b, err);
 }
 
 static td_status run_bench(bench *b, const cli_args *args, const pexec_options *o, td_arena *a,
@@ -265,7 +267,9 @@ static td_status run_bench(bench *b, const cli_args *args, const pexec_options *
 
 static td_status check_options(const pexec_options *o, const team *t, td_err *err)
 {
-    TD_TRY(pexec_cores_only(o, "pexec bench", err));
+    if (t != NULL && o->backend != 0)
+        return td_fail(err, TD_EUSAGE,
+                       "--backend cuda: one process measures the device; leave out the launcher");
     if (!(o->precision >= 0 && o->precision < 1))
         return td_fail(err, TD_EUSAGE,
                        "--precision %g: a part of the median, from 0 (as many repeats as "
@@ -292,6 +296,11 @@ static td_status bench_with(team *t, const cli_args *args, const pexec_options *
     }
     q.shards = true;
     TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, &setup, err));
+    const bool bf16 = setup.sizes.run.dtype == TYPE_BF16;
+    if (setup.sizes.run.dtype != TYPE_FP32 && (o->backend == 0 || !bf16))
+        return td_fail(err, TD_EUSAGE, "--dtype %s: %s", data_type_name(setup.sizes.run.dtype),
+                       o->backend == 0 ? "the CPU backend computes in fp32"
+                                       : "devices compute in fp32 and bf16");
     const long online = sysconf(_SC_NPROCESSORS_ONLN);
     bench *const b = TD_NEW(a, bench);
     if (b == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
@@ -303,6 +312,8 @@ static td_status bench_with(team *t, const cli_args *args, const pexec_options *
                                 : online > BENCH_CORES ? BENCH_CORES
                                                        : online),
                  .team = t};
+    TD_TRY(pexec_device(o, bf16, a, &b->device, err));
+    if (b->device != NULL) b->cores = 1; /* one stream at a time */
     k_blas blas;
     if (!k_blas_open(&blas, pexec_blas(o)))
         return td_fail(err, TD_EDEVICE, "--blas %s: this machine has no such library",
@@ -311,6 +322,7 @@ static td_status bench_with(team *t, const cli_args *args, const pexec_options *
     if (st == TD_OK) st = run_bench(b, args, o, a, err);
     for (int i = 0; i < b->cores; i++) k_ctx_stop(b->ctx[i]);
     k_blas_close(&blas);
+    if (b->device != NULL) b->device->methods->close(b->device);
     return st;
 }
 

@@ -16,8 +16,9 @@ typedef struct device_methods {
     const char *name;
     void (*close)(device *d);
     /* Memory of the device, which the host reads and writes only through what follows; 256-byte
-     * aligned. Freed by close. */
+     * aligned. Freed by release, or by close. */
     td_status (*alloc)(device *d, int64_t bytes, void **at, td_err *err);
+    void (*release)(device *d, void *at);
     /* Memory of the host that the device copies from and to without waiting for anybody; zeroed.
      * Freed by close. */
     td_status (*alloc_host)(device *d, int64_t bytes, void **at, td_err *err);

@@ -12,6 +12,7 @@
 typedef struct held_thing {
     enum { HELD_MEMORY, HELD_HOST, HELD_STREAM, HELD_EVENT, HELD_LANE } kind;
     void *it;
+    int64_t bytes;
     struct held_thing *next;
 } held_thing;
 
@@ -68,9 +69,23 @@ static td_status alloc_cuda(device *d, int64_t bytes, void **at, td_err *err)
                        (long long)bytes, (long long)info.free_bytes);
     *at = k_cuda_alloc(s->index, (size_t)bytes, why);
     if (*at == NULL) return refused(why, err);
+    TD_TRY(hold(s, HELD_MEMORY, *at, err));
+    s->held->bytes = bytes;
     d->room_bytes += bytes;
     d->n_allocs++;
-    return hold(s, HELD_MEMORY, *at, err);
+    return TD_OK;
+}
+
+static void release_cuda(device *d, void *at)
+{
+    cuda_state *const s = d->state;
+    for (held_thing *h = s->held; h != NULL; h = h->next)
+        if (h->kind == HELD_MEMORY && h->it == at) {
+            k_cuda_free(at);
+            d->room_bytes -= h->bytes;
+            h->it = NULL;
+            return;
+        }
 }
 
 static td_status alloc_host_cuda(device *d, int64_t bytes, void **at, td_err *err)
@@ -213,6 +228,7 @@ td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_er
     static const device_methods methods = {.name = "cuda",
                                            .close = close_cuda,
                                            .alloc = alloc_cuda,
+                                           .release = release_cuda,
                                            .alloc_host = alloc_host_cuda,
                                            .read = read_cuda,
                                            .write = write_cuda,

@@ -389,13 +389,6 @@ const char *pexec_blas(const pexec_options *o)
     return names[o->blas];
 }
 
-td_status pexec_cores_only(const pexec_options *o, const char *verb, td_err *err)
-{
-    if (o->backend == 0) return TD_OK;
-    return td_fail(err, TD_EUSAGE, "%s: --backend cuda is not measured so far; use --backend cpu",
-                   verb);
-}
-
 int main(int argc, char **argv)
 {
     pexec_options options;

@@ -58,9 +58,6 @@ TD_MUST_USE td_status pexec_device(const pexec_options *o, bool bf16, td_arena *
                                    td_err *err);
 /* The name of --blas for k_blas_open. */
 const char *pexec_blas(const pexec_options *o);
-/* Refuses what computes on the cores alone. */
-TD_MUST_USE td_status pexec_cores_only(const pexec_options *o, const char *verb, td_err *err);
-
 /* --- cmd_team.c --- */
 
 /* Joins the processes of the run, or starts them; *out is NULL when there is one, *who says which

@@ -30,6 +30,8 @@ static td_status alloc_standin(device *d, int64_t bytes, void **at, td_err *err)
     return TD_OK;
 }
 
+static void release_standin(device *d, void *at) { (void)d, (void)at; }
+
 static td_status fill_standin(device *d, void *at, uint64_t word, int64_t n, td_err *err)
 {
     (void)d, (void)err;
@@ -148,6 +150,7 @@ void standin_open(td_arena *a, int forget, device *out)
     static const device_methods methods = {.name = "stand-in",
                                            .close = close_standin,
                                            .alloc = alloc_standin,
+                                           .release = release_standin,
                                            .alloc_host = alloc_standin,
                                            .read = read_standin,
                                            .write = move_standin,
