@@ -100,8 +100,8 @@ static td_status read_value(td_arena *a, const cli_option *o, const char *value,
         return td_parse_i64(value, any ? INT64_MIN : o->min, any ? INT64_MAX : o->max, name, field,
                             err);
     case CLI_REAL:
-        return td_parse_f64(value, any ? -1e300 : (double)o->min, any ? 1e300 : (double)o->max,
-                            name, field, err);
+        return td_parse_f64(value, any ? -1e300 : (double)o->min,
+                            any || o->max == INT64_MAX ? 1e300 : (double)o->max, name, field, err);
     case CLI_BYTES: return td_parse_bytes(value, name, field, err);
     case CLI_TEXT: *(const char **)field = value; return TD_OK;
     case CLI_CHOICE: return read_choice(a, o, value, name, field, err);

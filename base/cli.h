@@ -73,9 +73,10 @@ typedef struct cli_option {
     const char *def;     /* the default as it would be typed, or NULL: the field is zeroed */
     const char *choices; /* CLI_CHOICE: "eager|rendezvous" */
     const char *help;    /* one sentence without capital and full stop */
-    int64_t min, max;    /* CLI_INT, CLI_REAL; both 0: any */
+    int64_t min, max;    /* CLI_INT, CLI_REAL; both 0: any; INT64_MAX: no limit above */
     const char *also;    /* what other programs call it, "a-name another"; or NULL. Such a name is
                             no option, but is answered with this one's. */
+    bool writes;         /* CLI_TEXT: a file that the verb writes; see cli_check_outputs */
 } cli_option;
 
 typedef struct cli_table {
@@ -145,6 +146,11 @@ TD_MUST_USE td_status cli_parse(td_arena *a, const cli_program *program, const c
 
 /* Whether an option was on the command line (or --no-NAME); asserts that the verb has it. */
 bool cli_given(const cli_args *args, const char *name);
+
+/* Can the files that options with `writes` name be written, as far as one can tell before the work:
+ * their folders are there, and none is another file of this command line? Devices are left alone.
+ * Errors: TD_EIO for a folder, TD_EUSAGE for a name. */
+TD_MUST_USE td_status cli_check_outputs(const cli_args *args, td_err *err);
 
 /* An option that was given several values. */
 typedef struct cli_axis {

@@ -453,7 +453,7 @@ static td_status read_all(store *s, checkpoint_state *out, td_err *err)
     TD_TRY(list_tensors(s, err));
     const tensor_file ours = s->file;
     s->fd = open(s->path, O_RDONLY | O_CLOEXEC);
-    if (s->fd < 0) return td_fail(err, TD_EIO, "%s: cannot read: %s", s->path, strerror(errno));
+    if (s->fd < 0) return td_cannot_open(s->path, err);
     TD_TRY(tensor_file_read(s->fd, s->path, s->a, &s->file, err));
     if (tensor_file_note(&s->file, SUMS_KEY) == NULL)
         return td_fail(err, TD_EUSAGE,

@@ -55,8 +55,7 @@ static td_status list(const char *dir, td_arena *a, int64_t **steps, size_t *n, 
 td_status checkpoint_newest(const char *path, td_arena *a, const char **out, td_err *err)
 {
     struct stat is;
-    if (stat(path, &is) != 0)
-        return td_fail(err, TD_EIO, "%s: cannot read: %s", path, strerror(errno));
+    if (stat(path, &is) != 0) return td_cannot_open(path, err);
     *out = path;
     if (!S_ISDIR(is.st_mode)) return TD_OK;
     int64_t *steps = NULL;

@@ -288,7 +288,11 @@ static td_status bench_with(team *t, const cli_args *args, const pexec_options *
 {
     run_setup setup;
     request q = o->what;
+    TD_TRY(cli_check_outputs(args, err));
     TD_TRY(check_options(o, t, err));
+    if (q.model == NULL)
+        return td_fail(err, TD_EUSAGE,
+                       "--model is missing: whose passes to measure, such as --model tiny-gpt2");
     if (q.schedule == NULL && q.plan == NULL) { /* parts are measured, not a plan */
         q.schedule = "1f1b";
         q.pp = 1;

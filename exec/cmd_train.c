@@ -363,25 +363,6 @@ static td_status resume(training *t, const cli_args *args, td_arena *a, td_err *
     return TD_OK;
 }
 
-/* What is written at the end must not fail for want of a folder after hours of training. */
-static td_status check_folder(const char *path, td_err *err)
-{
-    if (path == NULL) return TD_OK;
-    const char *const slash = strrchr(path, '/');
-    const size_t len = slash == NULL ? 1 : slash == path ? 1 : (size_t)(slash - path);
-    char folder[4096];
-    if (len >= sizeof folder) return td_fail(err, TD_EIO, "%s: file name too long", path);
-    memcpy(folder, slash == NULL ? "." : path, len);
-    folder[len] = '\0';
-    struct stat is;
-    if (stat(folder, &is) != 0)
-        return td_fail(err, TD_EIO, "%s: no folder %s: %s", path, folder, strerror(errno));
-    if (!S_ISDIR(is.st_mode)) return td_fail(err, TD_EIO, "%s: %s is no folder", path, folder);
-    if (access(folder, W_OK | X_OK) != 0)
-        return td_fail(err, TD_EIO, "%s: cannot write into %s: %s", path, folder, strerror(errno));
-    return TD_OK;
-}
-
 static td_status check_save(const char *folder, td_err *err)
 {
     if (folder == NULL) return TD_OK;
@@ -395,15 +376,15 @@ static td_status check_save(const char *folder, td_err *err)
 }
 
 /* What every process finds out for itself; all of them then agree on it. */
-static td_status find_inputs(training *t, td_arena *a, run_setup *s, td_err *err)
+static td_status find_inputs(training *t, const cli_args *args, td_arena *a, run_setup *s,
+                             td_err *err)
 {
     const pexec_options *const o = t->o;
     if (o->data == NULL)
         return td_fail(err, TD_EUSAGE,
                        "--data is missing: any text file, such as "
                        "/usr/share/common-licenses/GPL-3");
-    TD_TRY(check_folder(o->trace, err));
-    TD_TRY(check_folder(o->out, err));
+    TD_TRY(cli_check_outputs(args, err));
     if (o->save_every > 0 && o->save == NULL)
         return td_fail(err, TD_EUSAGE, "--save-every: --save says into which folder");
     TD_TRY(check_save(o->save, err));
@@ -419,7 +400,7 @@ static td_status find_inputs(training *t, td_arena *a, run_setup *s, td_err *err
 static td_status train(training *t, const cli_args *args, td_arena *a, td_err *err)
 {
     run_setup *const setup = &t->setup;
-    TD_TRY(team_agree(t->team, find_inputs(t, a, setup, err), err));
+    TD_TRY(team_agree(t->team, find_inputs(t, args, a, setup, err), err));
     TD_TRY(pexec_same(t->team, setup, args, err));
     TD_TRY(team_same(t->team, corpus_hash(&t->text), "text of --data", err));
     TD_TRY(prepare(t, setup, a, err));

@@ -95,7 +95,7 @@ static const cli_option launch_options[] = {
 #define CLIP_OPTION                                                                                \
     {                                                                                              \
         .kind = CLI_REAL, .name = "clip", .also = "clip-grad gradient-clipping max-grad-norm",     \
-        .arg = "X", .at = AT(clip), .def = "1",                                                    \
+        .arg = "X", .at = AT(clip), .def = "1", .max = INT64_MAX,                                  \
         .help = "largest norm of the gradient; 0: no clipping"                                     \
     }
 static const cli_option check_options[] = {CLIP_OPTION};
@@ -135,6 +135,7 @@ static const cli_option train_options[] = {
      .arg = "X",
      .at = AT(lr),
      .def = "0.001",
+     .max = INT64_MAX,
      .help = "highest learning rate"},
     {.kind = CLI_INT,
      .name = "warmup",
@@ -151,6 +152,7 @@ static const cli_option train_options[] = {
      .arg = "X",
      .at = AT(weight_decay),
      .def = "0.1",
+     .max = INT64_MAX,
      .help = "of matrices and tables"},
     {.kind = CLI_INT,
      .name = "val-every",
@@ -172,11 +174,13 @@ static const cli_option train_options[] = {
      .help = "microbatches of a validation"},
     {.kind = CLI_TEXT,
      .name = "trace",
+     .writes = true,
      .arg = "FILE",
      .at = AT(trace),
      .help = "write the last step's trace (*.gz is compressed)"},
     {.kind = CLI_TEXT,
      .name = "out",
+     .writes = true,
      .letter = 'o',
      .arg = "FILE",
      .at = AT(out),
@@ -277,6 +281,7 @@ static const cli_option bench_options[] = {
              "vocabulary shards that were not asked for are left out"},
     {.kind = CLI_TEXT,
      .name = "out",
+     .writes = true,
      .letter = 'o',
      .arg = "FILE",
      .at = AT(out),

@@ -75,6 +75,7 @@ td_status cmd_calibrate(td_arena *a, const cli_args *args, const void *options, 
     const psim_options *const o = options;
     profile *const fitted = TD_NEW(a, profile);
     inputs *const in = TD_NEW(a, inputs);
+    TD_TRY(cli_check_outputs(args, err));
     if (fitted == NULL || in == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the profile");
     td_text report = {0};

@@ -178,6 +178,7 @@ td_status cmd_compare(td_arena *a, const cli_args *args, const void *options, td
     const psim_options *const o = options;
     const size_t n = (size_t)args->n_operands;
     trace *const traces = TD_NEW_N(a, trace, n);
+    TD_TRY(cli_check_outputs(args, err));
     if (traces == NULL) return td_fail(err, TD_ENOMEM, "out of memory for %zu traces", n);
     for (size_t i = 0; i < n; i++) TD_TRY(trace_read(args->operands[i], a, &traces[i], err));
     td_text out = {0};

@@ -25,6 +25,7 @@ void psim_timeline(const trace *t, int width, td_text *out)
 td_status cmd_draw(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
     const psim_options *const o = options;
+    TD_TRY(cli_check_outputs(args, err));
     if (o->output == NULL)
         return td_fail(err, TD_EUSAGE, "-o is missing: where does the figure go? -o timeline.svg");
     const size_t n = (size_t)args->n_operands;

@@ -25,6 +25,7 @@ td_status cmd_run_sim(td_arena *a, const cli_args *args, const void *options, td
 {
     const psim_options *const o = options;
     psim_result *const r = TD_NEW(a, psim_result);
+    TD_TRY(cli_check_outputs(args, err));
     if (r == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     TD_TRY(psim_simulate(a, args, o, r, err));
     const plan *const p = &r->setup.plan;

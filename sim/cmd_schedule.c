@@ -7,6 +7,7 @@ td_status cmd_schedule(td_arena *a, const cli_args *args, const void *options, t
 {
     const psim_options *const o = options;
     request q;
+    TD_TRY(cli_check_outputs(args, err));
     TD_TRY(psim_request(args, o, &q, err));
     run_setup *const setup = TD_NEW(a, run_setup);
     if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
@@ -69,6 +70,7 @@ td_status cmd_plan(td_arena *a, const cli_args *args, const void *options, td_er
 {
     const psim_options *const o = options;
     request q;
+    TD_TRY(cli_check_outputs(args, err));
     TD_TRY(psim_request(args, o, &q, err));
     run_setup *const setup = TD_NEW(a, run_setup);
     if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");

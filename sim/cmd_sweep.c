@@ -357,6 +357,7 @@ static td_status draw_rows(const sweep *s, td_err *err)
 td_status cmd_sweep(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
     sweep s = {.a = a, .args = args, .o = options};
+    TD_TRY(cli_check_outputs(args, err));
     TD_TRY(find_axes(&s, err));
     TD_TRY(make_rows(&s, err));
     if (s.o->output != NULL) {

@@ -36,6 +36,14 @@ expect 3 'pexec: *no-folder*' pexec train $run --steps 1000000 --data "$work/tex
     --out "$work/no-folder/weights.safetensors"
 expect 3 'pexec: *no folder*' pexec train $run --steps 1000000 --data "$work/text.txt" \
     --out "$work/text.txt/weights.safetensors"
+cp "$work/text.txt" "$work/text-before.txt"
+expect 2 'pexec: --out *text.txt: --data names the same file*' pexec train $run --steps 1 \
+    --data "$work/text.txt" --out "$work/text.txt"
+cmp -s "$work/text.txt" "$work/text-before.txt" || complain "the text was written over"
+expect 2 'pexec: --lr: -1 *' pexec train $run --steps 1 --data "$work/text.txt" --lr -1
+expect 2 'pexec: --model is missing*' pexec bench --out "$work/samples.txt"
+expect 2 'pexec: *no-checkpoint*' pexec train $run --steps 1 --data "$work/text.txt" \
+    --resume "$work/no-checkpoint"
 expect 0 '' pexec train $run --steps 2 --val-every 1 --quiet --json --data "$work/text.txt" \
     --out "$work/weights.safetensors"
 says '{*"best_step_s":*}*'

@@ -113,7 +113,25 @@ expect 3 'psim: *no-folder*' psim run --schedule 1f1b --pp 2 --microbatches 2 $u
     --trace "$work/no-folder/trace.json"
 expect 2 'psim: *' psim run --schedule 1f1b --pp 2 --microbatches 2 $unit -o "$work/figure.xyz"
 absent "$work/figure.xyz"
+# nothing is written where another output cannot be, and never over what is read
+expect 3 'psim: *no-folder*' psim run --schedule 1f1b --pp 2 --microbatches 2 $unit \
+    --trace "$work/early.json" -o "$work/no-folder/figure.svg"
+absent "$work/early.json"
+expect 0 '' psim schedule 1f1b --pp 2 --microbatches 2 -o "$work/own.csv"
+cp "$work/own.csv" "$work/own-before.csv"
+ln -s own.csv "$work/own-link.csv"
+expect 2 'psim: --output *own-link.csv: --schedule names the same file*' \
+    psim run --schedule "$work/own.csv" $unit -o "$work/own-link.csv"
+expect 2 'psim: --output *own.csv: this is read*' psim schedule "$work/own.csv" -o "$work/own.csv"
+cmp -s "$work/own.csv" "$work/own-before.csv" || complain "an input was written over"
+n=$((n + 1))
 }
+
+# --- names of other programs ---
+expect 2 'psim: *--pipeline-model-parallel-size; did you mean --pp[?]' psim run 1f1b \
+    --pipeline-model-parallel-size 4
+expect 2 'psim: *--num_microbatches; did you mean --microbatches[?]' psim run 1f1b \
+    --num_microbatches=4
 if [ -e /dev/full ]; then
     # a device is written, never replaced: through a link, so that a mistake costs only the link
     ln -s /dev/full "$work/full.json"
