@@ -123,7 +123,7 @@ refuse 2 'tensor .* another model' --resume "$whole" --model tiny-llama
 refuse 2 'no checkpoint (--save' --resume "$work/whole.w"
 mkdir "$work/empty"
 refuse 2 'empty: no checkpoint in it' --resume "$work/empty"
-refuse 3 'no-such' --resume "$work/no-such"
+refuse 2 'no-such' --resume "$work/no-such"
 refuse 2 '--seed 5: ' --resume "$whole" --seed 5
 refuse 2 'ask for more' --resume "$whole" --steps 12
 tr 'e' 'a' <"$work/text.txt" >"$work/other.txt"
