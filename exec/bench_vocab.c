@@ -33,14 +33,12 @@ static td_status open_worker(bench *b, const sizes *z, const stage_code *c, int 
     if (ids == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the bench");
     corpus_random(5, z->model->vocab, rows, ids, ids + rows);
     const int32_t *const there = bench_put(b, a, ids, 2 * rows * (int64_t)sizeof *ids);
-    int64_t first = 0;
     *p =
         (vocab_pass){.ctx = b->ctx[i], .c = c, .a = args, .rows = rows, .hidden = z->model->hidden};
-    p->words = vocab_words(c, 0, &first);
-    p->first = first;
+    p->words = vocab_words(c, 0);
     TD_TRY(vocab_layout_of(z, z->run.seq_len, &p->at, err));
     p->joined = (char *)bench_elements(b, a, p->at.bytes / size);
-    p->softmax = bench_numbers(b, a, rows * p->at.ld);
+    p->softmax = bench_elements(b, a, rows * p->at.ld);
     *args = (stage_args){.input = bench_elements(b, a, border),
                          .output = bench_elements(b, a, border),
                          .doutput = bench_elements(b, a, border),
@@ -50,6 +48,7 @@ static td_status open_worker(bench *b, const sizes *z, const stage_code *c, int 
                          .ids = there,
                          .targets = there + rows,
                          .loss_at = bench_put(b, a, &(double){0}, sizeof(double)),
+                         .row_weight = 1.0 / (double)rows,
                          .grad_scale = 1.0f};
     if (there == NULL || args->loss_at == NULL || p->joined == NULL || p->softmax == NULL ||
         args->input == NULL || args->output == NULL || args->doutput == NULL ||

@@ -15,12 +15,11 @@ td_status check_shards(const executor *x, const reference *f, const float *const
     for (int64_t i = 0; whole != NULL && i < c->n_params; i++) {
         param_tensor t = c->params[i];
         for (uint32_t inst = 0; inst < p->n_insts; inst++) {
-            int64_t first = 0;
             if (p->insts[inst].stage != p->n_stages) continue;
-            const int64_t words = vocab_words(c, p->insts[inst].backward_row, &first);
-            if (words > 0)
-                memcpy(whole + first * t.cols, values[inst] + t.offset,
-                       (size_t)(words * t.cols) * sizeof *whole);
+            const k_words words = vocab_words(c, p->insts[inst].backward_row);
+            if (words.count > 0)
+                memcpy(whole + words.first * t.cols, values[inst] + t.offset,
+                       (size_t)(words.count * t.cols) * sizeof *whole);
         }
         t.rows = c->m->vocab;
         reference_compare_tensor(f, stage_tensor_entry(c, i), &t, whole, reference_values, out);

@@ -108,10 +108,9 @@ static bool run_of(const store *s, uint32_t rank, uint32_t inst, int64_t i, int6
     const int32_t stage = p->insts[inst].stage;
     const stage_code *const c = exec_code(s->x, rank, stage);
     if (!c->at.shard) return shard_run_at(&s->x->whole[stage], c, p->ranks[rank].shard, i, n, out);
-    int64_t first = 0;
-    const int64_t words = vocab_words(c, p->insts[inst].backward_row, &first);
+    const k_words words = vocab_words(c, p->insts[inst].backward_row);
     const int64_t cols = c->params[i].cols;
-    *out = (shard_run){.whole = first * cols, .count = words * cols};
+    *out = (shard_run){.whole = words.first * cols, .count = words.count * cols};
     return n == 0;
 }
 

@@ -189,13 +189,10 @@ static void combine_cuda(device *d, void *stream, wire_kind kind, void *const *d
                          int64_t bytes, uint32_t only)
 {
     cuda_state *const s = d->state;
-    char why[K_CUDA_WHY] = "";
-    if (kind == WIRE_VOCAB) { /* the softmax of shards is joined by the host */
-        if (!k_cuda_stream_synchronize(stream, why)) s->failed = true;
-        wire_combine(kind, data, n, bytes, only);
-    } else if (!k_cuda_sum(stream, number_of(kind), data, n, bytes, only)) {
-        s->failed = true;
-    }
+    const bool fine = kind == WIRE_VOCAB
+                          ? k_cuda_vocab_join(stream, s->bf16, data, n)
+                          : k_cuda_sum(stream, number_of(kind), data, n, bytes, only);
+    if (!fine) s->failed = true;
 }
 
 static void idle_cuda(device *d, void *stream, int64_t ns)

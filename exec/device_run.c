@@ -91,9 +91,6 @@ static td_status refuse(const executor *x, td_err *err)
     if (p->tp > 1)
         return td_fail(err, TD_EUSAGE,
                        "--tp %d: tensor parallelism is executed by --backend cpu so far", p->tp);
-    if (x->z->vocab_shards > 0 && d->element_bytes != (int64_t)sizeof(float))
-        return td_fail(err, TD_EUSAGE,
-                       "--dtype bf16: sharded vocabulary layers are executed in fp32 so far");
     return TD_OK;
 }
 

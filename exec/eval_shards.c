@@ -66,12 +66,10 @@ static td_status look_up(const executor *x, uint32_t inst, const shards_work *w,
     const int32_t row = x->p->insts[inst].backward_row;
     td_arena *const a = td_arena_new();
     const float *table = NULL;
-    int64_t first = 0;
-    const int64_t words = vocab_words(c, row, &first);
     const td_status st = a == NULL
                              ? td_fail(err, TD_ENOMEM, "out of memory for evaluations")
                              : exec_weights(x, exec_rank_of(x, inst, 0), inst, a, &table, err);
-    if (st == TD_OK) vocab_look_up(c, table, first, words, w->n, ids, w->rows);
+    if (st == TD_OK) vocab_look_up(x->ctx, c, table, vocab_words(c, row), w->n, ids, w->rows);
     td_arena_free(a);
     return st;
 }
@@ -104,9 +102,8 @@ static td_status look_at(const executor *x, uint32_t inst, const shards_work *w,
     const stage_code *const c = &x->stages[x->p->n_stages];
     td_arena *const a = td_arena_new();
     const float *table = NULL;
-    int64_t first = 0;
-    const int64_t words = vocab_words(c, x->p->insts[inst].backward_row, &first);
-    const k_vocab_shard shard = {first, words, w->at.ld, targets};
+    const k_words words = vocab_words(c, x->p->insts[inst].backward_row);
+    const k_vocab_shard shard = {words, w->at.ld, targets};
     const td_status st = a == NULL
                              ? td_fail(err, TD_ENOMEM, "out of memory for evaluations")
                              : exec_weights(x, exec_rank_of(x, inst, 0), inst, a, &table, err);

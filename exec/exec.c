@@ -152,8 +152,8 @@ static td_status open_ctx(const k_blas *blas, int threads, td_arena *a, k_ctx **
 static wire_kind kind_of(const executor *x, const plan_class *c)
 {
     /* activations and weights are elements, gradients of weights floats */
-    const bool elements = c->purpose == PURPOSE_WEIGHTS || c->purpose == PURPOSE_EMBED_SUM ||
-                          c->purpose == PURPOSE_SHARDS;
+    const bool elements = c->purpose == PURPOSE_WEIGHTS || c->purpose == PURPOSE_C2 ||
+                          c->purpose == PURPOSE_EMBED_SUM || c->purpose == PURPOSE_SHARDS;
     if (elements && x->z->run.dtype == TYPE_BF16) {
         if (c->detail == COLL_ALL_GATHER) return WIRE_GATHER_BF16;
         if (c->detail == COLL_REDUCE) return WIRE_SUM_ROOT_BF16;
@@ -237,7 +237,6 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
             TD_TRY(rank_arena_open(p->ranks[i].arena_bytes, &r->arena, err));
             continue;
         }
-        TD_TRY(open_ctx(&x->blas, 1, a, &r->host, err));
         TD_TRY(device_run_arena(x, r, err));
     }
     TD_TRY(device_run_tokens(x, a, err));
@@ -287,7 +286,6 @@ void exec_close(executor *x)
     wire_close(x->wire); /* first, because it may still write to the memory of ranks */
     for (uint32_t i = 0; i < x->p->n_ranks; i++) {
         k_ctx_stop(x->ranks[i].ctx);
-        k_ctx_stop(x->ranks[i].host);
         /* messages of a run that was given up may be under way until the process ends */
         if (team_error(x->options.team).code == TD_OK) rank_arena_close(&x->ranks[i].arena);
     }

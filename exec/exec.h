@@ -44,7 +44,6 @@ typedef struct exec_rank {
     uint32_t index;
     rank_arena arena;
     k_ctx *ctx;
-    k_ctx *host;            /* with a device: of the cores, for what only they do */
     k_adamw_stage *updates; /* [n_insts] what the rank updates; no pieces where it does not */
     exec_post *posts;       /* [n_posts] in the order in which they are posted */
     uint32_t n_posts;
@@ -309,21 +308,22 @@ typedef struct vocab_pass {
     const stage_code *c; /* of the shard */
     const stage_args *a;
     vocab_layout at;
-    long rows, hidden, words, first; /* words, first: of this shard */
-    char *joined;                    /* the SIZE_VOCAB_STATS buffer */
-    float *softmax;                  /* the SIZE_VOCAB_STASH buffer [rows, at.ld] */
+    long rows, hidden;
+    k_words words;  /* of this shard */
+    char *joined;   /* the SIZE_VOCAB_STATS buffer */
+    float *softmax; /* the SIZE_VOCAB_STASH buffer [rows, at.ld] */
 } vocab_pass;
-/* kind: S, T, E or G; *loss is set by T. */
+/* kind: S, T, E or G; *loss is set by T, where loss is not NULL. */
 void vocab_pass_compute(const vocab_pass *v, pass_kind kind, double *loss);
 
 /* Logits of a shard's words; rows of its table for ids that it has, 0 for others: [rows, hidden].
  */
-void vocab_logits(k_ctx *ctx, const stage_code *shard, const float *weights, int64_t words,
+void vocab_logits(k_ctx *ctx, const stage_code *shard, const float *weights, k_words words,
                   long rows, const float *x, float *logits, long ld);
-void vocab_look_up(const stage_code *shard, const float *weights, int64_t first, int64_t words,
+void vocab_look_up(k_ctx *ctx, const stage_code *shard, const float *weights, k_words words,
                    long rows, const int32_t *ids, float *out);
-/* The words of the shard of a row, and the first of them; the shard's other rows are padding. */
-int64_t vocab_words(const stage_code *shard, int32_t row, int64_t *first);
+/* The words of the shard of a row; the shard's other rows are padding. */
+k_words vocab_words(const stage_code *shard, int32_t row);
 
 /* --- optimizer.c --- */
 

@@ -12,11 +12,10 @@ static td_status init_weights(const executor *x, uint32_t rank, uint32_t inst, u
                       : a == NULL       ? NULL
                                         : td_alloc(a, (size_t)c->elements, sizeof *to);
     td_status st = TD_OK;
-    int64_t first = 0;
     if (to == NULL) st = td_fail(err, TD_ENOMEM, "out of memory for first weights");
-    const int64_t words = c->at.shard ? vocab_words(c, x->p->ranks[rank].row, &first) : 0;
+    const k_words words = vocab_words(c, x->p->ranks[rank].row);
     if (st == TD_OK && c->at.shard)
-        params_init_shard(c->m, c->params, c->n_params, seed, first, words, to);
+        params_init_shard(c->m, c->params, c->n_params, seed, words.first, words.count, to);
     else if (st == TD_OK)
         st = exec_shards_init(x, rank, i->stage, seed, to, err);
     if (st == TD_OK && x->device != NULL) st = device_run_weights(x, rank, inst, to, at, err);

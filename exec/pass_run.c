@@ -178,18 +178,6 @@ static td_status check_finite(exec_rank *r, const stage_code *c, int32_t stage, 
                    r->now->step.number, stage, m, r->index);
 }
 
-/* The cores do this in a device's place, when it has done what comes before. */
-static td_status run_vocab(executor *x, exec_rank *r, const plan_member *m, const bound *b,
-                           td_err *err)
-{
-    k_ctx *const own = r->ctx;
-    TD_TRY(device_run_wait(x, r, err));
-    if (r->host != NULL) r->ctx = r->host;
-    const td_status st = vocab_pass_run(x, r, m, &b->a, b->joined, b->softmax, err);
-    r->ctx = own;
-    return st;
-}
-
 td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
 {
     const plan *const p = x->p;
@@ -211,7 +199,7 @@ td_status pass_run(executor *x, exec_rank *r, const plan_member *m, td_err *err)
     case PASS_S:
     case PASS_T:
     case PASS_E:
-    case PASS_G: return run_vocab(x, r, m, &b, err);
+    case PASS_G: return vocab_pass_run(x, r, m, a, b.joined, b.softmax, err);
     case PASS_F: break;
     default: TD_TRY(bind_joined(x, &b, err)); break;
     }

@@ -386,9 +386,10 @@ static void walk_back(k_ctx *ctx, const stage_code *c, stage_args *p)
     if (c->at.embedding && stage_post_norm(c))
         bert_embed_backward(ctx, c, p, b.cur, b.grad);
     else if (c->at.embedding && c->shards > 1)
-        shard_embed_backward(c, p, dlevel);
+        shard_embed_backward(ctx, c, p, dlevel);
     else if (c->at.embedding)
-        k_ops_of(ctx)->embed_bwd(ctx, b.d.rows, c->seq, p->prefix, b.d.hidden, p->row_ids, b.cur,
+        k_ops_of(ctx)->embed_bwd(ctx, b.d.rows, c->seq, p->prefix, b.d.hidden, p->row_ids,
+                                 (k_words){0, c->m->vocab}, b.cur,
                                  stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
                                  stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING), NULL);
 }

@@ -7,7 +7,7 @@ void bert_embed(k_ctx *ctx, const stage_code *c, const stage_args *p)
     const stage_dims d = stage_dims_of(c);
     float *const sum = STAGE_KEPT(c, p, embed_sum);
     /* every token is of the first type: its row of the type table is the "extra" one */
-    k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, 0, d.hidden, p->ids,
+    k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, 0, d.hidden, p->ids, (k_words){0, c->m->vocab},
                              stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
                              stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING),
                              stage_weight(c, p, -1, PARAM_TYPE_EMBEDDING), sum);
@@ -25,9 +25,10 @@ void bert_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, c
                                  STAGE_KEPT(c, p, embed_mean), STAGE_KEPT(c, p, embed_rstd), NULL,
                                  dsum, stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
                                  stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_BIAS));
-    k_ops_of(ctx)->embed_bwd(
-        ctx, d.rows, c->seq, 0, d.hidden, p->ids, dsum, stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
-        stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING), stage_grad(c, p, -1, PARAM_TYPE_EMBEDDING));
+    k_ops_of(ctx)->embed_bwd(ctx, d.rows, c->seq, 0, d.hidden, p->ids, (k_words){0, c->m->vocab},
+                             dsum, stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
+                             stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING),
+                             stage_grad(c, p, -1, PARAM_TYPE_EMBEDDING));
 }
 
 void bert_layer_end(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t layer,

@@ -186,12 +186,12 @@ static void embed_forward(k_ctx *ctx, const stage_code *c, const stage_args *p)
     else if (stage_post_norm(c))
         bert_embed(ctx, c, p);
     else if (c->shards > 1)
-        shard_embed(c, p, stage_partial(c, p, stage_level(c, p, 0)));
+        shard_embed(ctx, c, p, stage_partial(c, p, stage_level(c, p, 0)));
     else
-        k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, p->prefix, d.hidden, p->row_ids,
-                                 stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
-                                 stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL,
-                                 stage_level(c, p, 0));
+        k_ops_of(ctx)->embed_fwd(
+            ctx, d.rows, c->seq, p->prefix, d.hidden, p->row_ids, (k_words){0, c->m->vocab},
+            stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
+            stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING), NULL, stage_level(c, p, 0));
 }
 
 /* Behind the layers: the head, or the stage's output. */

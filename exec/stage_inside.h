@@ -71,8 +71,8 @@ static inline void stage_pass_cut(const stage_args *p)
 /* --- stage_tp.c: what one of several shards does otherwise --- */
 
 /* This shard's part of level 0, and the gradients of its tables: the rows of its own words. */
-void shard_embed(const stage_code *c, const stage_args *p, float *x);
-void shard_embed_backward(const stage_code *c, const stage_args *p, const float *dy);
+void shard_embed(k_ctx *ctx, const stage_code *c, const stage_args *p, float *x);
+void shard_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *dy);
 /* The softmax over this shard's words, and the statistics that all shards join; then, with those,
  * the loss and the gradient of the shard's logits where it is kept. */
 void shard_softmax(k_ctx *ctx, const stage_code *c, const stage_args *p);

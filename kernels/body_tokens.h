@@ -25,11 +25,13 @@ static void embed_fwd(const void *p, long piece, float *scratch)
     const k_embed_args *a = (const k_embed_args *)p;
     (void)scratch;
     for (long r = piece * a->block; r < k_min(a->rows, (piece + 1) * a->block); r++) {
-        const float *tok = a->tok + (long)a->ids[r] * a->cols;
+        const long word = (long)a->ids[r] - a->words.first;
+        const bool here = word >= 0 && word < a->words.count;
+        const float *tok = here ? a->tok + word * a->cols : NULL;
         const float *pos = a->pos ? a->pos + (a->pos0 + r % a->seq) * a->cols : NULL;
         for (long c = 0; c < a->cols; c += LANES) {
             const long n = a->cols - c;
-            fv v = vload_n(tok + c, n);
+            fv v = tok ? vload_n(tok + c, n) : vset(0.0f);
             if (pos) v += vload_n(pos + c, n);
             if (a->extra) v += vload_n(a->extra + c, n);
             vstore_n(a->y + r * a->cols + c, v, n);
@@ -52,7 +54,8 @@ static void embed_bwd(const void *p, long piece, float *scratch)
     (void)scratch;
     for (long r = 0; r < a->rows; r++) {
         const float *dy = a->dy + r * a->cols;
-        if (a->dtok) add_span(a->dtok + (long)a->ids[r] * a->cols, dy, from, to);
+        const long word = a->dtok ? (long)a->ids[r] - a->words.first : -1;
+        if (word >= 0 && word < a->words.count) add_span(a->dtok + word * a->cols, dy, from, to);
         if (a->dpos) add_span(a->dpos + (a->pos0 + r % a->seq) * a->cols, dy, from, to);
         if (a->dextra) add_span(a->dextra, dy, from, to);
     }

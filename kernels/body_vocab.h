@@ -8,16 +8,16 @@ static void VOCAB_NAME(softmax_rows)(long from, long to, const k_vocab_shard *w,
 {
     for (long r = from; r < to; r++) {
         VOCAB_REAL *const x = y + r * w->ld, max = -(VOCAB_REAL)INFINITY, sum = 0;
-        for (long c = 0; c < w->words; c++) max = x[c] > max ? x[c] : max;
-        const long target = (long)w->target[r] - w->first;
-        const bool here = w->target[r] >= 0 && target >= 0 && target < w->words;
+        for (long c = 0; c < w->words.count; c++) max = x[c] > max ? x[c] : max;
+        const long target = (long)w->target[r] - w->words.first;
+        const bool here = w->target[r] >= 0 && target >= 0 && target < w->words.count;
         stats[2 * rows + r] = here ? x[target] - max : (VOCAB_REAL)K_VOCAB_ELSEWHERE;
-        for (long c = 0; c < w->words; c++) {
+        for (long c = 0; c < w->words.count; c++) {
             x[c] = VOCAB_EXP(x[c] - max);
             sum += x[c];
         }
-        for (long c = 0; c < w->words; c++) x[c] /= sum;
-        for (long c = w->words; c < w->ld; c++) x[c] = 0;
+        for (long c = 0; c < w->words.count; c++) x[c] /= sum;
+        for (long c = w->words.count; c < w->ld; c++) x[c] = 0;
         stats[r] = max;
         stats[rows + r] = sum;
     }
@@ -84,9 +84,9 @@ static void VOCAB_NAME(gradient_rows)(long from, long to, const k_vocab_shard *w
     for (long r = from; r < to; r++) {
         VOCAB_REAL *const x = q + r * w->ld;
         const VOCAB_REAL u = w->target[r] < 0 ? 0 : weight;
-        const long target = (long)w->target[r] - w->first;
-        for (long c = 0; c < w->words; c++) x[c] *= alpha[r] * u;
-        if (w->target[r] >= 0 && target >= 0 && target < w->words) x[target] -= u;
+        const long target = (long)w->target[r] - w->words.first;
+        for (long c = 0; c < w->words.count; c++) x[c] *= alpha[r] * u;
+        if (w->target[r] >= 0 && target >= 0 && target < w->words.count) x[target] -= u;
     }
 }
 

@@ -67,6 +67,7 @@ typedef struct k_rope_args {
 typedef struct k_embed_args {
     long rows, cols, block, seq, pos0;
     const int32_t *ids;
+    k_words words;
     const float *tok, *pos, *extra, *dy;
     float *y, *dtok, *dpos, *dextra;
 } k_embed_args;

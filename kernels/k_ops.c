@@ -41,6 +41,26 @@ static void zero(k_ctx *ctx, void *at, size_t bytes)
     memset(at, 0, bytes);
 }
 
+static void put_pair(k_ctx *ctx, int64_t *at, int64_t first, int64_t second)
+{
+    (void)ctx;
+    at[0] = first;
+    at[1] = second;
+}
+
+static void vocab_join(k_ctx *ctx, const k_vocab_parts *p)
+{
+    (void)ctx;
+    k_vocab_join(p);
+}
+
+static void vocab_loss(k_ctx *ctx, long rows, const int32_t *target, const float *stats,
+                       double factor, double *out)
+{
+    (void)ctx;
+    *out = k_vocab_loss(rows, target, stats) * factor;
+}
+
 static void norms(k_ctx *ctx, const k_adamw_stage *s, double *table)
 {
     for (long i = 0; i < s->n_pieces; i++)
@@ -93,6 +113,11 @@ const k_ops k_ops_cpu = {
     .embed_bwd = k_embed_bwd_cpu,
     .xent = k_xent_cpu,
     .loss_sum = loss_sum,
+    .vocab_softmax = k_vocab_softmax_cpu,
+    .vocab_inputs = k_vocab_inputs_cpu,
+    .vocab_join = vocab_join,
+    .vocab_gradient = k_vocab_gradient_cpu,
+    .vocab_loss = vocab_loss,
     .attn_fwd = k_attn_fwd_cpu,
     .attn_bwd = k_attn_bwd_cpu,
     .add = k_add_cpu,
@@ -101,6 +126,7 @@ const k_ops k_ops_cpu = {
     .copy = copy,
     .copy_rows = copy_rows,
     .zero = zero,
+    .put_pair = put_pair,
     .norms = norms,
     .clip = clip,
     .adamw = adamw,

@@ -69,14 +69,25 @@ typedef struct k_ops {
     void (*rope)(k_ctx *ctx, bool backward, long rows, long seq, long pos0, long heads, long d,
                  const float *table, float *x, long ld);
     void (*embed_fwd)(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
-                      const float *tok, const float *pos, const float *extra, float *y);
+                      k_words words, const float *tok, const float *pos, const float *extra,
+                      float *y);
     void (*embed_bwd)(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
-                      const float *dy, float *dtok, float *dpos, float *dextra);
+                      k_words words, const float *dy, float *dtok, float *dpos, float *dextra);
     /* a device returns 0 */
     double (*xent)(k_ctx *ctx, long rows, long vocab, const float *logits, long ld,
                    const int32_t *target, float scale, double *loss, float *lse, float *dlogits);
     /* *out = factor * sum of x, in order */
     void (*loss_sum)(k_ctx *ctx, long n, const double *x, double factor, double *out);
+    /* vocabulary shards: logits, softmax, parts and tables are elements, statistics floats */
+    void (*vocab_softmax)(k_ctx *ctx, long rows, const k_vocab_shard *w, float *y, float *stats);
+    void (*vocab_inputs)(k_ctx *ctx, long rows, long cols, const k_vocab_shard *w, float weight,
+                         const float *table, float *a, float *g);
+    void (*vocab_join)(k_ctx *ctx, const k_vocab_parts *p);
+    void (*vocab_gradient)(k_ctx *ctx, long rows, const k_vocab_shard *w, float weight,
+                           const float *alpha, float *q);
+    /* *out = factor * sum of the counted rows' losses */
+    void (*vocab_loss)(k_ctx *ctx, long rows, const int32_t *target, const float *stats,
+                       double factor, double *out);
     void (*attn_fwd)(k_ctx *ctx, const k_attn *a, const float *q, const float *k, const float *v,
                      float *o, float *lse);
     /* dk and dv are floats if a->float_dkv, else elements */
@@ -94,6 +105,8 @@ typedef struct k_ops {
     void (*copy_rows)(k_ctx *ctx, long rows, size_t row_bytes, void *to, size_t to_stride,
                       const void *from, size_t from_stride);
     void (*zero)(k_ctx *ctx, void *at, size_t bytes);
+    /* Two words, given by value. */
+    void (*put_pair)(k_ctx *ctx, int64_t *at, int64_t first, int64_t second);
     /* table[piece.entry] += sum of squares of the piece's gradients, in double */
     void (*norms)(k_ctx *ctx, const k_adamw_stage *s, double *table);
     /* out[0] = the norm, root of the table's sum in order; out[1] = clip / norm where that is less

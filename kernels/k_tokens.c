@@ -37,7 +37,8 @@ void k_rope_cpu(k_ctx *ctx, bool backward, long rows, long seq, long pos0, long 
 }
 
 void k_embed_fwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
-                     const float *tok, const float *pos, const float *extra, float *y)
+                     k_words words, const float *tok, const float *pos, const float *extra,
+                     float *y)
 {
     const k_embed_args a = {
         .rows = rows,
@@ -46,6 +47,7 @@ void k_embed_fwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, cons
         .seq = seq,
         .pos0 = pos0,
         .ids = ids,
+        .words = words,
         .tok = tok,
         .pos = pos,
         .extra = extra,
@@ -55,7 +57,7 @@ void k_embed_fwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, cons
 }
 
 void k_embed_bwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
-                     const float *dy, float *dtok, float *dpos, float *dextra)
+                     k_words words, const float *dy, float *dtok, float *dpos, float *dextra)
 {
     const k_embed_args a = {
         .rows = rows,
@@ -64,6 +66,7 @@ void k_embed_bwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, cons
         .seq = seq,
         .pos0 = pos0,
         .ids = ids,
+        .words = words,
         .dy = dy,
         .dtok = dtok,
         .dpos = dpos,

@@ -22,8 +22,9 @@ enum { PIECE = 16384 };
 typedef struct vocab_args {
     const k_vocab_shard *shard;
     long rows, block;
+    long cols;
     float weight;
-    const float *alpha;
+    const float *alpha, *table;
     float *y, *stats;
 } vocab_args;
 
@@ -53,6 +54,36 @@ void k_vocab_softmax_cpu(k_ctx *ctx, long rows, const k_vocab_shard *w, float *y
 void k_vocab_softmax_f64(long rows, const k_vocab_shard *w, double *y, double *stats)
 {
     softmax_rows_f64(0, rows, w, y, stats, rows);
+}
+
+/* y: the softmax' part; stats: the target's. */
+static void inputs_piece(const void *p, long piece, float *scratch)
+{
+    const vocab_args *const a = p;
+    (void)scratch;
+    for (long r = piece * a->block; r < k_min(a->rows, (piece + 1) * a->block); r++) {
+        const bool counted = a->shard->target[r] >= 0;
+        const long word = (long)a->shard->target[r] - a->shard->words.first;
+        const bool here = counted && word >= 0 && word < a->shard->words.count;
+        float *const g = a->stats + r * a->cols;
+        if (!counted) memset(a->y + r * a->cols, 0, (size_t)a->cols * sizeof *a->y);
+        for (long c = 0; c < a->cols; c++)
+            g[c] = here ? a->weight * a->table[word * a->cols + c] : 0.0f;
+    }
+}
+
+void k_vocab_inputs_cpu(k_ctx *ctx, long rows, long cols, const k_vocab_shard *w, float weight,
+                        const float *table, float *a, float *g)
+{
+    const vocab_args all = {.shard = w,
+                            .rows = rows,
+                            .block = k_block(cols, PIECE),
+                            .cols = cols,
+                            .weight = weight,
+                            .table = table,
+                            .y = a,
+                            .stats = g};
+    k_run(ctx, k_pieces(rows, all.block), inputs_piece, &all);
 }
 
 void k_vocab_join(const k_vocab_parts *p) { join_f32(p); }

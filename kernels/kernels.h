@@ -140,15 +140,22 @@ void k_rope_cpu(k_ctx *ctx, bool backward, long rows, long seq, long pos0, long 
 
 /* --- embedding and loss --- */
 
-/* y[r] = tok[ids[r]] + pos[pos0 + r % seq] + extra. tok: [vocab, cols]; pos: [>= pos0 + seq, cols]
- * or NULL; extra: [cols] or NULL (BERT's token type). ids must be in range. y: [rows, cols]. */
-void k_embed_fwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
-                     const float *tok, const float *pos, const float *extra, float *y);
+/* The rows of a table that are here: those of words [first, first + count). */
+typedef struct k_words {
+    long first, count;
+} k_words;
 
-/* dtok[ids[r]] += dy[r], dpos[pos0 + r % seq] += dy[r], dextra += dy[r], rows in order. Each of
- * dtok, dpos, dextra may be NULL. */
+/* y[r] = tok[ids[r] - first] + pos[pos0 + r % seq] + extra, where a word that is not here has zeros
+ * for its row. tok: [words.count, cols]; pos: [>= pos0 + seq, cols] or NULL; extra: [cols] or NULL
+ * (BERT's token type). y: [rows, cols]. */
+void k_embed_fwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
+                     k_words words, const float *tok, const float *pos, const float *extra,
+                     float *y);
+
+/* dtok[ids[r] - first] += dy[r] for words that are here, dpos[pos0 + r % seq] += dy[r], dextra +=
+ * dy[r], rows in order. Each of dtok, dpos, dextra may be NULL; ids too where dtok is. */
 void k_embed_bwd_cpu(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
-                     const float *dy, float *dtok, float *dpos, float *dextra);
+                     k_words words, const float *dy, float *dtok, float *dpos, float *dextra);
 
 /* Cross-entropy of each row against its target: loss[r] = lse[r] - logits[r][target[r]], lse the
  * log of the sum of exponentials; rows with target -1 (ignored) have loss 0 and gradient 0.
@@ -168,8 +175,8 @@ void k_xent_bwd_cpu(k_ctx *ctx, long rows, long vocab, const float *logits, long
  * arithmetic in double, in the calling thread. */
 
 typedef struct k_vocab_shard {
-    long first, words,
-        ld; /* its words; columns of the logits, those behind the words are padding */
+    k_words words;
+    long ld;               /* columns of the logits, those behind the words are padding */
     const int32_t *target; /* [rows]; -1 is not counted */
 } k_vocab_shard;
 
@@ -189,6 +196,13 @@ typedef struct k_vocab_parts {
     long n, rows, width, stats_at, inputs_at;
 } k_vocab_parts;
 
+/* What the words of a shard give to the gradient of the input, before the shards are joined, in two
+ * parts: a: [rows, cols], the softmax' part, keeps its counted rows, the others become 0; g: [rows,
+ * cols] = weight * table[target], 0 where that is not counted or another shard's. table: [words,
+ * cols]. */
+void k_vocab_inputs_cpu(k_ctx *ctx, long rows, long cols, const k_vocab_shard *w, float weight,
+                        const float *table, float *a, float *g);
+
 /* The statistics become each shard's share of the softmax, the sum of all exponentials S and the
  * target's logit, the last two less the largest logit; the first of the two parts the whole input
  * gradient, sum of share * first - second, in all shards. Sums are in shard order. */
@@ -201,7 +215,8 @@ void k_vocab_gradient_cpu(k_ctx *ctx, long rows, const k_vocab_shard *w, float w
 void k_vocab_gradient_f64(long rows, const k_vocab_shard *w, double weight, const double *alpha,
                           double *q);
 
-/* Sum of the counted rows' losses, log S less the target's logit, from joined statistics. */
+/* Sum of the counted rows' losses, log S less the target's logit, from joined statistics ([3,
+ * rows]). */
 double k_vocab_loss(long rows, const int32_t *target, const float *stats);
 double k_vocab_loss_f64(long rows, const int32_t *target, const double *stats);
 

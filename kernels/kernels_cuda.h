@@ -65,6 +65,9 @@ typedef enum k_cuda_number { K_CUDA_FLOAT, K_CUDA_DOUBLE, K_CUDA_BF16 } k_cuda_n
  * (UINT32_MAX: all). bf16 is added as floats and rounded once. n <= K_CUDA_MEMBERS_MAX. */
 bool k_cuda_sum(k_cuda_stream *s, k_cuda_number of, void *const *data, uint32_t n, int64_t bytes,
                 uint32_t only);
+/* k_vocab_join of n members' data, which begins with two words, rows and width; statistics and
+ * parts of inputs (elements) follow, each at a multiple of 64 bytes. */
+bool k_cuda_vocab_join(k_cuda_stream *s, bool bf16, void *const *data, uint32_t n);
 bool k_cuda_copy(k_cuda_stream *s, void *to, const void *from, int64_t bytes);
 
 /* --- lanes: a stream with what kernels need beside it --- */

@@ -44,12 +44,13 @@ static inline k_cuda_lane *cu_lane(const k_ctx *ctx) { return (k_cuda_lane *)k_c
 static inline long cu_ceil(long n, long by) { return (n + by - 1) / by; }
 
 /* Whether rows of `cols` elements at these places can be read 16 bytes at a time. */
-template <typename T> static inline bool cu_wide(long cols, const void *a, const void *b = nullptr,
-                                                 const void *c = nullptr, const void *d = nullptr,
-                                                 const void *e = nullptr, const void *f = nullptr)
+template <typename T>
+static inline bool cu_wide(long cols, const void *a, const void *b = nullptr,
+                           const void *c = nullptr, const void *d = nullptr,
+                           const void *e = nullptr, const void *f = nullptr)
 {
-    const uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d |
-                          (uintptr_t)e | (uintptr_t)f;
+    const uintptr_t all =
+        (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | (uintptr_t)e | (uintptr_t)f;
     return all % 16 == 0 && cols % (16 / (long)sizeof(T)) == 0;
 }
 
@@ -57,8 +58,8 @@ template <typename T> static inline bool cu_wide(long cols, const void *a, const
 template <typename K> static void cu_shared(k_cuda_lane *lane, K *kernel, size_t bytes)
 {
     if (bytes <= 48 * 1024) return;
-    const cudaError_t e = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    const cudaError_t e =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (e != cudaSuccess) cu_fail(lane, "shared memory", cudaGetErrorString(e));
 }
 
@@ -97,6 +98,27 @@ template <typename T, int V> static __device__ __forceinline__ void cu_store(T *
         for (int i = 0; i < V; i++) t[i] = cu_elem<T>(x[i]);
         *reinterpret_cast<uint4 *>(p) = raw;
     }
+}
+
+/* The same at column c of a row whose `end` columns count: `other` in place of those behind it, and
+ * nothing stored there. The row's room is a whole number of vectors. */
+template <typename T, int V>
+static __device__ __forceinline__ void cu_load_before(const T *row, long c, long end, float other,
+                                                      float *x)
+{
+    cu_load<T, V>(row + c, x);
+#pragma unroll
+    for (int i = 0; i < V; i++) x[i] = c + i < end ? x[i] : other;
+}
+
+template <typename T, int V>
+static __device__ __forceinline__ void cu_store_before(T *row, long c, long end, const float *x)
+{
+    if (c + V <= end) {
+        cu_store<T, V>(row + c, x);
+        return;
+    }
+    for (int i = 0; c + i < end; i++) row[c + i] = cu_elem<T>(x[i]);
 }
 
 /* --- reductions --- */
@@ -167,6 +189,11 @@ CU_OP(embed_fwd);
 CU_OP(embed_bwd);
 CU_OP(xent);
 CU_OP(loss_sum);
+CU_OP(vocab_softmax);
+CU_OP(vocab_inputs);
+CU_OP(vocab_join);
+CU_OP(vocab_gradient);
+CU_OP(vocab_loss);
 CU_OP(attn_fwd);
 CU_OP(attn_bwd);
 CU_OP(add);
@@ -175,6 +202,7 @@ CU_OP(take_rows);
 CU_OP(copy);
 CU_OP(copy_rows);
 CU_OP(zero);
+CU_OP(put_pair);
 CU_OP(norms);
 CU_OP(clip);
 CU_OP(adamw);

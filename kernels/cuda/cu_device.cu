@@ -150,7 +150,8 @@ int64_t k_cuda_elapsed_ns(k_cuda_event *from, k_cuda_event *to)
 static __global__ void idle_kernel(uint64_t ns)
 {
     const uint64_t begin = cu_clock_ns();
-    while (cu_clock_ns() - begin < ns) {}
+    while (cu_clock_ns() - begin < ns) {
+    }
 }
 
 bool k_cuda_idle(k_cuda_stream *s, int64_t ns)
@@ -162,8 +163,7 @@ bool k_cuda_idle(k_cuda_stream *s, int64_t ns)
 
 bool k_cuda_synchronize(int device, char *why)
 {
-    return say(why, "device", cudaSetDevice(device)) &&
-           say(why, "device", cudaDeviceSynchronize());
+    return say(why, "device", cudaSetDevice(device)) && say(why, "device", cudaDeviceSynchronize());
 }
 
 bool k_cuda_stream_synchronize(k_cuda_stream *s, char *why)
@@ -223,10 +223,11 @@ void k_cuda_use(k_ctx *ctx, k_cuda_lane *lane)
 }
 
 const k_ops k_ops_cuda = {
-    "cuda",         cu_gemm,        cu_gemm_grad,  cu_layernorm_fwd, cu_layernorm_bwd,
-    cu_rmsnorm_fwd, cu_rmsnorm_bwd, cu_bias_add,   cu_colsum,        cu_gelu_fwd,
-    cu_gelu_bwd,    cu_swiglu_fwd,  cu_swiglu_bwd, cu_rope,          cu_embed_fwd,
-    cu_embed_bwd,   cu_xent,        cu_loss_sum,   cu_attn_fwd,      cu_attn_bwd,
-    cu_add,         cu_axpy,        cu_take_rows,  cu_copy,          cu_copy_rows,
-    cu_zero,        cu_norms,       cu_clip,       cu_adamw,
+    "cuda",         cu_gemm,           cu_gemm_grad,  cu_layernorm_fwd, cu_layernorm_bwd,
+    cu_rmsnorm_fwd, cu_rmsnorm_bwd,    cu_bias_add,   cu_colsum,        cu_gelu_fwd,
+    cu_gelu_bwd,    cu_swiglu_fwd,     cu_swiglu_bwd, cu_rope,          cu_embed_fwd,
+    cu_embed_bwd,   cu_xent,           cu_loss_sum,   cu_vocab_softmax, cu_vocab_inputs,
+    cu_vocab_join,  cu_vocab_gradient, cu_vocab_loss, cu_attn_fwd,      cu_attn_bwd,
+    cu_add,         cu_axpy,           cu_take_rows,  cu_copy,          cu_copy_rows,
+    cu_zero,        cu_put_pair,       cu_norms,      cu_clip,          cu_adamw,
 };

@@ -1,7 +1,8 @@
 /* Rotary positions, embedding, cross-entropy. */
 #include "kernels/cuda/cu_common.cuh"
 
-enum { THREADS = 256, XENT_THREADS = 512 };
+/* OWNED: columns of a table's row that a block adds to */
+enum { THREADS = 256, XENT_THREADS = 512, OWNED = 4 * THREADS };
 
 /* --- rotary positions --- */
 
@@ -48,14 +49,14 @@ void cu_rope(k_ctx *ctx, bool backward, long rows, long seq, long pos0, long hea
 
 template <typename T, int V>
 __global__ void embed_fwd_kernel(long rows, long seq, long pos0, long cols, const int32_t *ids,
-                                 const T *tok, const T *pos, const T *extra, T *y)
+                                 k_words words, const T *tok, const T *pos, const T *extra, T *y)
 {
     const long per_row = cols / V, all = rows * per_row;
     for (long i = blockIdx.x * (long)THREADS + threadIdx.x; i < all;
          i += gridDim.x * (long)THREADS) {
-        const long r = i / per_row, c = i % per_row * V;
-        float v[V], w[V];
-        cu_load<T, V>(tok + (long)ids[r] * cols + c, v);
+        const long r = i / per_row, c = i % per_row * V, word = ids[r] - words.first;
+        float v[V] = {}, w[V];
+        if (word >= 0 && word < words.count) cu_load<T, V>(tok + word * cols + c, v);
         if (pos) {
             cu_load<T, V>(pos + (pos0 + r % seq) * cols + c, w);
 #pragma unroll
@@ -72,51 +73,85 @@ __global__ void embed_fwd_kernel(long rows, long seq, long pos0, long cols, cons
 
 template <typename T>
 static void embed_fwd(k_cuda_lane *lane, long rows, long seq, long pos0, long cols,
-                      const int32_t *ids, const void *tok, const void *pos, const void *extra,
-                      void *y)
+                      const int32_t *ids, k_words words, const void *tok, const void *pos,
+                      const void *extra, void *y)
 {
     constexpr int V = 16 / sizeof(T);
     if (cu_wide<T>(cols, tok, pos, extra, y))
         cu_launch(embed_fwd_kernel<T, V>, grid_for(rows * cols / V), THREADS, 0, lane->stream, rows,
-                  seq, pos0, cols, ids, (const T *)tok, (const T *)pos, (const T *)extra, (T *)y);
+                  seq, pos0, cols, ids, words, (const T *)tok, (const T *)pos, (const T *)extra,
+                  (T *)y);
     else
         cu_launch(embed_fwd_kernel<T, 1>, grid_for(rows * cols), THREADS, 0, lane->stream, rows,
-                  seq, pos0, cols, ids, (const T *)tok, (const T *)pos, (const T *)extra, (T *)y);
+                  seq, pos0, cols, ids, words, (const T *)tok, (const T *)pos, (const T *)extra,
+                  (T *)y);
     cu_launched(lane, "embedding");
 }
 
 void cu_embed_fwd(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
-                  const float *tok, const float *pos, const float *extra, float *y)
+                  k_words words, const float *tok, const float *pos, const float *extra, float *y)
 {
     k_cuda_lane *const lane = cu_lane(ctx);
     if (rows <= 0 || cols <= 0) return;
     if (lane->bf16)
-        embed_fwd<bf16>(lane, rows, seq, pos0, cols, ids, tok, pos, extra, y);
+        embed_fwd<bf16>(lane, rows, seq, pos0, cols, ids, words, tok, pos, extra, y);
     else
-        embed_fwd<float>(lane, rows, seq, pos0, cols, ids, tok, pos, extra, y);
+        embed_fwd<float>(lane, rows, seq, pos0, cols, ids, words, tok, pos, extra, y);
 }
 
-/* The block of the first row with an id adds all rows with that id, in order; the others find an
- * earlier one and leave. */
-template <typename T>
-__global__ void embed_rows_kernel(long rows, long cols, const int32_t *ids, const T *dy,
-                                  float *dtok)
+/* The rows among [from, from + THREADS) that have an id, in order: how many, and where. */
+static __device__ int rows_with(const int32_t *ids, long rows, long from, int32_t id, int *list,
+                                int *counts)
 {
-    CU_SHARED(int, same, [THREADS]);
-    const long mine = blockIdx.x;
+    const long r = from + threadIdx.x;
+    const bool same = r < rows && ids[r] == id;
+    if (!__syncthreads_or(same)) return 0;
+    const unsigned mask = __ballot_sync(0xffffffffu, same);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (lane == 0) counts[warp] = __popc(mask);
+    __syncthreads();
+    int n = 0, before = 0;
+    for (int w = 0; w < THREADS / 32; w++) {
+        before += w < warp ? counts[w] : 0;
+        n += counts[w];
+    }
+    if (same) list[before + __popc(mask & ((1u << lane) - 1))] = threadIdx.x;
+    __syncthreads();
+    return n;
+}
+
+/* The blocks of the first row with an id add all rows with that id, in order, each its columns; the
+ * others find an earlier one and leave. */
+template <typename T>
+__global__ void embed_rows_kernel(long rows, long cols, const int32_t *ids, k_words words,
+                                  const T *dy, float *dtok)
+{
+    CU_SHARED(int, list, [THREADS]);
+    CU_SHARED(int, counts, [THREADS / 32]);
+    const long mine = blockIdx.x, first = blockIdx.y * (long)OWNED + threadIdx.x;
     const int32_t id = ids[mine];
+    const long word = id - words.first;
     int earlier = 0;
+    if (word < 0 || word >= words.count) return;
     for (long r = threadIdx.x; r < mine && !earlier; r += THREADS) earlier = ids[r] == id;
     if (__syncthreads_or(earlier)) return;
+    float sum[OWNED / THREADS];
+#pragma unroll
+    for (int j = 0; j < OWNED / THREADS; j++)
+        sum[j] = first + j * THREADS < cols ? dtok[word * cols + first + j * THREADS] : 0.0f;
     for (long from = mine; from < rows; from += THREADS) {
-        const long r = from + threadIdx.x;
-        same[threadIdx.x] = r < rows && ids[r] == id;
-        if (!__syncthreads_or(same[threadIdx.x])) continue;
-        for (int k = 0; k < THREADS; k++)
-            for (long c = threadIdx.x; same[k] && c < cols; c += THREADS)
-                dtok[(long)id * cols + c] += cu_float(dy[(from + k) * cols + c]);
-        __syncthreads();
+        const int n = rows_with(ids, rows, from, id, list, counts);
+#pragma unroll 4
+        for (int k = 0; k < n; k++) {
+            const T *const row = dy + (from + list[k]) * cols + first;
+#pragma unroll
+            for (int j = 0; j < OWNED / THREADS; j++)
+                sum[j] += first + j * THREADS < cols ? cu_float(row[j * THREADS]) : 0.0f;
+        }
     }
+#pragma unroll
+    for (int j = 0; j < OWNED / THREADS; j++)
+        if (first + j * THREADS < cols) dtok[word * cols + first + j * THREADS] = sum[j];
 }
 
 /* One block for each position. */
@@ -133,13 +168,13 @@ __global__ void embed_positions_kernel(long rows, long seq, long pos0, long cols
 
 template <typename T>
 static void embed_bwd(k_cuda_lane *lane, long rows, long seq, long pos0, long cols,
-                      const int32_t *ids, const void *dy, float *dtok, float *dpos)
+                      const int32_t *ids, k_words words, const void *dy, float *dtok, float *dpos)
 {
     const T *const d = (const T *)dy;
     const long positions = rows < seq ? rows : seq;
     if (dtok)
-        cu_launch(embed_rows_kernel<T>, (unsigned)rows, THREADS, 0, lane->stream, rows, cols, ids,
-                  d, dtok);
+        cu_launch(embed_rows_kernel<T>, dim3((unsigned)rows, (unsigned)cu_ceil(cols, OWNED)),
+                  THREADS, 0, lane->stream, rows, cols, ids, words, d, dtok);
     if (dpos)
         cu_launch(embed_positions_kernel<T>, (unsigned)positions, THREADS, 0, lane->stream, rows,
                   seq, pos0, cols, d, dpos);
@@ -147,14 +182,14 @@ static void embed_bwd(k_cuda_lane *lane, long rows, long seq, long pos0, long co
 }
 
 void cu_embed_bwd(k_ctx *ctx, long rows, long seq, long pos0, long cols, const int32_t *ids,
-                  const float *dy, float *dtok, float *dpos, float *dextra)
+                  k_words words, const float *dy, float *dtok, float *dpos, float *dextra)
 {
     k_cuda_lane *const lane = cu_lane(ctx);
     if (rows <= 0 || cols <= 0) return;
     if (lane->bf16)
-        embed_bwd<bf16>(lane, rows, seq, pos0, cols, ids, dy, dtok, dpos);
+        embed_bwd<bf16>(lane, rows, seq, pos0, cols, ids, words, dy, dtok, dpos);
     else
-        embed_bwd<float>(lane, rows, seq, pos0, cols, ids, dy, dtok, dpos);
+        embed_bwd<float>(lane, rows, seq, pos0, cols, ids, words, dy, dtok, dpos);
     if (dextra) cu_colsum(ctx, rows, cols, dy, cols, dextra);
 }
 
@@ -169,8 +204,7 @@ struct xent_args {
 };
 
 /* One block a row: its largest logit and sum in one reading, then the gradient. */
-template <typename T, int V>
-__global__ void xent_kernel(xent_args a, const T *logits, T *dlogits)
+template <typename T, int V> __global__ void xent_kernel(xent_args a, const T *logits, T *dlogits)
 {
     CU_SHARED(float, room, [32]);
     const T *const x = logits + blockIdx.x * a.ld;
@@ -178,7 +212,7 @@ __global__ void xent_kernel(xent_args a, const T *logits, T *dlogits)
     float top = -INFINITY, sum = 0;
     for (long c = (long)threadIdx.x * V; c < a.vocab; c += (long)blockDim.x * V) {
         float v[V], most = top;
-        cu_load<T, V>(x + c, v);
+        cu_load_before<T, V>(x, c, a.vocab, -INFINITY, v);
 #pragma unroll
         for (int i = 0; i < V; i++) most = fmaxf(most, v[i]);
         if (most > top) {
@@ -186,7 +220,7 @@ __global__ void xent_kernel(xent_args a, const T *logits, T *dlogits)
             top = most;
         }
 #pragma unroll
-        for (int i = 0; i < V; i++) sum += expf(v[i] - top);
+        for (int i = 0; i < V; i++) sum += v[i] == -INFINITY ? 0.0f : expf(v[i] - top);
     }
     const float all = cu_block_max(top, room);
     sum = cu_block_sum(top == -INFINITY ? 0.0f : sum * expf(top - all), room);
@@ -200,13 +234,13 @@ __global__ void xent_kernel(xent_args a, const T *logits, T *dlogits)
     T *const dx = dlogits + blockIdx.x * a.ld;
     for (long c = (long)threadIdx.x * V; c < a.vocab; c += (long)blockDim.x * V) {
         float v[V];
-        cu_load<T, V>(x + c, v);
+        cu_load_before<T, V>(x, c, a.vocab, -INFINITY, v);
 #pragma unroll
         for (int i = 0; i < V; i++) {
             v[i] = target < 0 ? 0.0f : expf(v[i] - (float)lse) * a.scale;
             if (c + i == target) v[i] -= a.scale;
         }
-        cu_store<T, V>(dx + c, v);
+        cu_store_before<T, V>(dx, c, a.vocab, v);
     }
 }
 
@@ -215,7 +249,7 @@ static void xent(k_cuda_lane *lane, long rows, const xent_args &a, const void *l
                  void *dlogits)
 {
     constexpr int V = 16 / sizeof(T);
-    const bool wide = cu_wide<T>(a.vocab, logits, dlogits) && cu_wide<T>(a.ld, nullptr);
+    const bool wide = cu_wide<T>(a.ld, logits, dlogits);
     if (wide)
         cu_launch(xent_kernel<T, V>, (unsigned)rows, XENT_THREADS, 0, lane->stream, a,
                   (const T *)logits, (T *)dlogits);

@@ -28,8 +28,8 @@ template <typename T, int V> __global__ void add_kernel(long n, const T *x, cons
     }
 }
 
-template <typename T> static void add_of(k_cuda_lane *lane, long n, const void *x, const void *y,
-                                         void *z)
+template <typename T>
+static void add_of(k_cuda_lane *lane, long n, const void *x, const void *y, void *z)
 {
     constexpr int V = 16 / sizeof(T);
     const T *const a = (const T *)x, *const b = (const T *)y;
@@ -154,6 +154,19 @@ void cu_zero(k_ctx *ctx, void *at, size_t bytes)
     if (bytes == 0) return;
     const cudaError_t e = cudaMemsetAsync(at, 0, bytes, lane->stream);
     if (e != cudaSuccess) cu_fail(lane, "zero", cudaGetErrorString(e));
+}
+
+__global__ void put_pair_kernel(int64_t *at, int64_t first, int64_t second)
+{
+    at[0] = first;
+    at[1] = second;
+}
+
+void cu_put_pair(k_ctx *ctx, int64_t *at, int64_t first, int64_t second)
+{
+    k_cuda_lane *const lane = cu_lane(ctx);
+    cu_launch(put_pair_kernel, 1, 1, 0, lane->stream, at, first, second);
+    cu_launched(lane, "two words");
 }
 
 /* --- sums of members --- */

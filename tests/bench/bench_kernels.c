@@ -153,12 +153,14 @@ static void attn_bwd(bench *b)
 
 static void embed_fwd(bench *b)
 {
-    k_embed_fwd_cpu(b->ctx, T, T, 0, C, b->ids, b->head, b->logits, NULL, b->y);
+    k_embed_fwd_cpu(b->ctx, T, T, 0, C, b->ids, (k_words){0, VOCAB}, b->head, b->logits, NULL,
+                    b->y);
 }
 
 static void embed_bwd(bench *b)
 {
-    k_embed_bwd_cpu(b->ctx, T, T, 0, C, b->ids, b->y, b->head, b->logits, NULL);
+    k_embed_bwd_cpu(b->ctx, T, T, 0, C, b->ids, (k_words){0, VOCAB}, b->y, b->head, b->logits,
+                    NULL);
 }
 
 static void xent_fused(bench *b)

@@ -6,6 +6,7 @@
 
 typedef struct token_problem {
     long rows, seq, pos0, cols, heads, d, vocab, ld, n;
+    k_words words; /* of the table, vocab of them */
     bool backward, with_pos, with_extra;
     float scale;
     const int32_t *ids;
@@ -84,9 +85,9 @@ static void run_embed(k_ctx *ctx, const void *problem, float *out)
     memcpy(dtok, p->tok, (size_t)(p->vocab * p->cols) * sizeof *dtok);
     memcpy(dpos, p->pos, (size_t)(positions * p->cols) * sizeof *dpos);
     memcpy(dextra, p->extra, (size_t)p->cols * sizeof *dextra);
-    k_embed_fwd_cpu(ctx, p->rows, p->seq, p->pos0, p->cols, p->ids, p->tok,
+    k_embed_fwd_cpu(ctx, p->rows, p->seq, p->pos0, p->cols, p->ids, p->words, p->tok,
                     p->with_pos ? p->pos : NULL, p->with_extra ? p->extra : NULL, out);
-    k_embed_bwd_cpu(ctx, p->rows, p->seq, p->pos0, p->cols, p->ids, p->x, dtok,
+    k_embed_bwd_cpu(ctx, p->rows, p->seq, p->pos0, p->cols, p->ids, p->words, p->x, dtok,
                     p->with_pos ? dpos : NULL, p->with_extra ? dextra : NULL);
 }
 
@@ -101,7 +102,8 @@ static void test_embed(void **state)
         p.with_pos = i % 2 == 0;
         p.with_extra = i % 3 == 0;
         const long positions = p.pos0 + p.seq;
-        p.ids = random_ids(t, p.rows, 0, p.vocab - 1);
+        p.words = (k_words){i % 4 == 0 ? 3 : 0, p.vocab}; /* words outside have no row */
+        p.ids = random_ids(t, p.rows, 0, p.vocab - 1 + (i % 4 == 0 ? 5 : 0));
         p.x = normals(t, p.n, 1.0);
         p.tok = normals(t, p.vocab * p.cols, 1.0);
         p.pos = normals(t, positions * p.cols, 1.0);
@@ -112,11 +114,13 @@ static void test_embed(void **state)
         double *dpos = widen(t, p.pos, positions * p.cols), *dextra = widen(t, p.extra, p.cols);
         run_everywhere(t, run_embed, &p, out, p.n + tables);
         for (long k = 0; k < p.n; k++) {
-            const long c = k % p.cols, tok = p.ids[k / p.cols] * p.cols + c;
+            const long c = k % p.cols, word = p.ids[k / p.cols] - p.words.first;
+            const bool here = word >= 0 && word < p.vocab;
             const long pos = (p.pos0 + k / p.cols % p.seq) * p.cols + c;
-            y[k] = (double)p.tok[tok] + (p.with_pos ? (double)p.pos[pos] : 0.0) +
+            y[k] = (here ? (double)p.tok[word * p.cols + c] : 0.0) +
+                   (p.with_pos ? (double)p.pos[pos] : 0.0) +
                    (p.with_extra ? (double)p.extra[c] : 0.0);
-            dtok[tok] += (double)p.x[k];
+            if (here) dtok[word * p.cols + c] += (double)p.x[k];
             dpos[pos] += p.with_pos ? (double)p.x[k] : 0.0;
             dextra[c] += p.with_extra ? (double)p.x[k] : 0.0;
         }

@@ -56,7 +56,7 @@ static void run_s(td_arena *a, const problem *p, long i, bool fused, shard *s)
 {
     const long first = i * p->shard_rows, left = p->vocab - first;
     const long words = left < 0 ? 0 : left < p->shard_rows ? left : p->shard_rows;
-    s->at = (k_vocab_shard){first, words, p->shard_rows + 3, p->target};
+    s->at = (k_vocab_shard){{first, words}, p->shard_rows + 3, p->target};
     s->y = TD_NEW_N(a, double, p->rows * s->at.ld);
     s->stats = TD_NEW_N(a, double, 3 * p->rows + 2 * p->rows * p->h);
     s->a = s->stats + 3 * p->rows;
@@ -113,11 +113,11 @@ static void check(td_arena *a, const problem *p, bool fused)
                 1e-12);
         k_vocab_gradient_f64(p->rows, w, p->weight, s[i].stats, s[i].y);
         for (long r = 0; r < p->rows; r++)
-            for (long v = 0; v < w->words; v++)
+            for (long v = 0; v < w->words.count; v++)
                 for (long c = 0; c < p->h; c++) {
                     const double d = s[i].y[r * w->ld + v];
-                    dw[(w->first + v) * p->h + c] += d * p->x[r * p->h + c];
-                    dx[r * p->h + c] += fused ? 0 : d * p->w[(w->first + v) * p->h + c];
+                    dw[(w->words.first + v) * p->h + c] += d * p->x[r * p->h + c];
+                    dx[r * p->h + c] += fused ? 0 : d * p->w[(w->words.first + v) * p->h + c];
                 }
         if (fused) dx = s[i].a;
         if (fused) T_CLOSE(difference(dx, p->dx, p->rows * p->h), 0, 0, 1e-12);
@@ -183,7 +183,7 @@ static void test_single_precision(void **state)
     k_blas_open(&blas, NULL);
     k_ctx *const ctx = k_ctx_start(td_alloc(*state, 1, k_ctx_size(2)), &blas, 2);
     for (int i = 0; i < SHARDS; i++) {
-        const k_vocab_shard w = {i * WORDS, WORDS, WORDS, target};
+        const k_vocab_shard w = {{i * WORDS, WORDS}, WORDS, target};
         for (int k = 0; k < ROWS * WORDS; k++) {
             y[i][k] = (float)(td_rng_below(&r, 2) == 0 ? 1e4 : -1e4) + (float)td_rng_normal(&r);
             wide[i][k] = (double)y[i][k];
@@ -198,7 +198,7 @@ static void test_single_precision(void **state)
     T_CLOSE(k_vocab_loss(ROWS, target, stats[1]), k_vocab_loss_f64(ROWS, target, wide_stats[1]),
             1e-5, 1e-5);
     for (int i = 0; i < SHARDS; i++) {
-        const k_vocab_shard w = {i * WORDS, WORDS, WORDS, target};
+        const k_vocab_shard w = {{i * WORDS, WORDS}, WORDS, target};
         k_vocab_gradient_cpu(ctx, ROWS, &w, 0.25f, stats[i], y[i]);
         k_vocab_gradient_f64(ROWS, &w, 0.25, wide_stats[i], wide[i]);
         for (int k = 0; k < ROWS * WORDS; k++) T_CLOSE((double)y[i][k], wide[i][k], 1e-4, 1e-6);

@@ -114,6 +114,7 @@ static inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_
 {
     (void)standin_ballot("__syncwarp", line, mask, false);
 }
+static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline unsigned __ballot_sync(unsigned mask, int value, int line = __builtin_LINE())
 {
     return standin_ballot("__ballot_sync", line, mask, value != 0);

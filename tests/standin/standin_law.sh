@@ -59,13 +59,13 @@ options() {
     law vocab-1 --model tiny-gpt2
 }
 
-# loss BACKEND OPTION...: of the third step.
+# loss BACKEND SCHEDULE OPTION...: of the third step.
 loss() {
-    backend=$1
-    shift
+    backend=$1 schedule=$2
+    shift 2
     seed=$((seed + 1))
-    TD_STANDIN_SEED=$seed timeout 120 "$bin/pexec" train --backend "$backend" --schedule 1f1b --pp 4 \
-        --microbatches 4 --seq-len 16 --data README.md --steps 3 --lr 0.01 --val-every 0 \
+    TD_STANDIN_SEED=$seed timeout 120 "$bin/pexec" train --backend "$backend" --schedule "$schedule" \
+        --pp 4 --microbatches 8 --seq-len 16 --data README.md --steps 3 --lr 0.01 --val-every 0 \
         --val-batches 1 --quiet --json "$@" >"$work/out" 2>"$work/err" ||
         echo "FAIL $backend $*: $(cat "$work/err")" >&2
     sed -n 's/.*"loss": \([^,]*\),.*/\1/p' "$work/out"
@@ -84,13 +84,17 @@ near() {
 
 train() {
     for model in tiny-gpt2 tiny-llama; do
-        cores=$(loss cpu --model $model)
-        near "$model in fp32" "$(loss cuda --model $model)" "$cores" 1e-5
-        near "$model in fp32, clipped" "$(loss cuda --model $model --clip 0.1)" \
-            "$(loss cpu --model $model --clip 0.1)" 1e-5
-        half=$(loss cuda --model $model --dtype bf16)
+        cores=$(loss cpu 1f1b --model $model)
+        near "$model in fp32" "$(loss cuda 1f1b --model $model)" "$cores" 1e-5
+        near "$model in fp32, clipped" "$(loss cuda 1f1b --model $model --clip 0.1)" \
+            "$(loss cpu 1f1b --model $model --clip 0.1)" 1e-5
+        half=$(loss cuda 1f1b --model $model --dtype bf16)
         near "$model in bf16" "$half" "$cores" 2e-2
-        near "$model in bf16 again" "$(loss cuda --model $model --dtype bf16)" "$half" 0
+        for schedule in vocab-1 vocab-2; do
+            near "$model by $schedule in bf16" "$(loss cuda $schedule --model $model --dtype bf16)" \
+                "$cores" 2e-2
+        done
+        near "$model in bf16 again" "$(loss cuda 1f1b --model $model --dtype bf16)" "$half" 0
     done
 }
 
