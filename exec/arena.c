@@ -44,9 +44,15 @@ td_status rank_arena_open(int64_t bytes, rank_arena *out, td_err *err)
         return td_fail(err, TD_EDEVICE, "guard page: %s", strerror(why));
     }
     out->base = (char *)map + (room - used);
-    uint64_t *const words = (uint64_t *)(void *)out->base;
-    for (int64_t i = 0; i < used / 8; i++) words[i] = canary;
+    rank_arena_lay(out);
     return TD_OK;
+}
+
+void rank_arena_lay(const rank_arena *r)
+{
+    uint64_t *const words = (uint64_t *)(void *)r->base;
+    const int64_t n = rank_arena_room(r->bytes) / 8;
+    for (int64_t i = 0; i < n; i++) words[i] = canary;
 }
 
 void rank_arena_close(rank_arena *r)

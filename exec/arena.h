@@ -18,6 +18,8 @@ TD_MUST_USE td_status rank_arena_open(int64_t bytes, rank_arena *out, td_err *er
 void rank_arena_use(void *at, int64_t bytes, rank_arena *out);
 int64_t rank_arena_room(int64_t bytes);
 uint64_t rank_arena_canary(void);
+/* Fills an arena's memory with canaries. */
+void rank_arena_lay(const rank_arena *r);
 void rank_arena_close(rank_arena *r);
 
 /* One past the highest byte that was written since the canaries were laid, rounded up to 256. */

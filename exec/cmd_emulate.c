@@ -7,6 +7,7 @@
 #include "exec/team.h"
 #include "sim/sim.h"
 
+#include <stdio.h>
 #include <string.h>
 
 typedef struct emulator {
@@ -69,6 +70,7 @@ static td_status run_period(void *self, int64_t *step_ns, td_err *err)
     emulator *const e = self;
     sim_stats stats = {0};
     emulation_begin(e->m);
+    TD_TRY(offload_sweep(e->engine.offload, err));
     const td_status st =
         sim_run(e->x->p, e->class_ns, &e->sim, e->a, &e->x->now->times, &stats, err);
     *step_ns = stats.end_ns;
@@ -96,11 +98,39 @@ static td_status open_engine(void *self, const run_setup *s, executor *x, td_are
     return TD_OK;
 }
 
+/* Ranks that share too little memory for all of them. */
+static td_status open_offload(emulator *e, td_arena *a, td_err *err)
+{
+    offload_place place;
+    if (e->o->offload <= 0) return TD_OK;
+    TD_TRY(offload_file(e->o->offload_dir, a, &place, err));
+    return offload_open(&place, e->o->offload, a, &e->engine.offload, err);
+}
+
+static void tell_offload(const emulator *e)
+{
+    char all[32], most[32], moved[32];
+    if (e->engine.offload == NULL || e->o->quiet) return;
+    const offload_stats s = offload_stats_of(e->engine.offload);
+    (void)fprintf(stderr,
+                  "of %s of all ranks at most %s were in memory; %lld times one was brought "
+                  "back, %s in all\n",
+                  td_print_bytes(all, sizeof all, s.all_bytes),
+                  td_print_bytes(most, sizeof most, s.most_bytes), (long long)s.brought,
+                  td_print_bytes(moved, sizeof moved, s.brought_bytes));
+}
+
 td_status cmd_emulate(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
     emulator *const e = TD_NEW(a, emulator);
     if (e == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the emulation");
     e->o = options;
     e->engine = (train_engine){.producer = "pexec emulate", .open = open_engine, .self = e};
-    return pexec_train(a, args, e->o, &e->engine, err);
+    if (cli_given(args, "offload-dir") && !cli_given(args, "offload"))
+        return td_fail(err, TD_EUSAGE, "--offload-dir: --offload says how much stays in memory");
+    TD_TRY(open_offload(e, a, err));
+    const td_status st = pexec_train(a, args, e->o, &e->engine, err);
+    if (st == TD_OK) tell_offload(e);
+    offload_close(e->engine.offload);
+    return st;
 }

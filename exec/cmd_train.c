@@ -307,6 +307,7 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
     const run_shape *const r = &s->sizes.run;
     const size_t tokens = (size_t)(r->micro_batch * r->seq_len);
     const exec_options run = {.device = t->device,
+                              .offload = t->engine == NULL ? NULL : t->engine->offload,
                               .threads_per_rank = (int)o->threads_per_rank,
                               .blas = pexec_blas(o),
                               .deadline_ns = o->timeout * 1000000000,

@@ -76,6 +76,7 @@ td_status emulation_compute(void *self, uint32_t rank, uint32_t task, int64_t cl
     emulation *const m = self;
     (void)class_ns;
     if (m->x->device != NULL) return compute_on_device(m, rank, task, ns, err);
+    TD_TRY(offload_use(m->x->options.offload, rank, err)); /* no device would wait for that */
     const int64_t begin = td_now_ns();
     TD_TRY(worker_compute(m->x, &m->x->ranks[rank], task, err));
     *ns = m->x->p->tasks[task].kind == TASK_MARK ? 0 : td_now_ns() - begin;

@@ -233,6 +233,10 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
         if (!exec_is_here(x, i) && !x->options.room_for_all) continue;
         if (exec_is_here(x, i))
             TD_TRY(open_ctx(&x->blas, x->options.threads_per_rank, a, &r->ctx, err));
+        if (x->options.offload != NULL) {
+            TD_TRY(offload_arena(x->options.offload, p->ranks[i].arena_bytes, &r->arena, err));
+            continue;
+        }
         if (x->device == NULL) {
             TD_TRY(rank_arena_open(p->ranks[i].arena_bytes, &r->arena, err));
             continue;
@@ -249,6 +253,11 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
 {
     *out = NULL;
     TD_TRY(refuse_plan(p, z, err));
+    if (o->offload != NULL && (o->device != NULL || o->team != NULL || plan_validates(p)))
+        return td_fail(err, TD_EUSAGE, "--offload: %s keep all ranks in memory; leave it out",
+                       o->device != NULL ? "devices"
+                       : o->team != NULL ? "processes"
+                                         : "steps that are validated afterwards");
     if (o->device != NULL && plan_validates(p))
         return td_fail(err, TD_EUSAGE,
                        "post-validation is not executed on a device: ranks decide on the cores; "
@@ -307,6 +316,7 @@ float *exec_buffer(const executor *x, uint32_t rank, size_kind what, uint32_t in
     const plan *const p = x->p;
     const plan_rank *const r = &p->ranks[rank];
     if (x->ranks[rank].arena.base == NULL) return NULL;
+    offload_touch(x->options.offload, rank);
     for (uint32_t i = 0; i < r->n_buffers; i++) {
         const plan_buffer *const b = &p->buffers[r->first_buffer + i];
         const plan_bclass *const c = &p->bclasses[b->bclass];
@@ -335,6 +345,6 @@ void exec_init(executor *x, uint64_t seed)
 {
     td_err err = {0};
     /* without threads of their own the ranks are filled in turn: the weights are the same */
-    if (exec_each_rank(x, false, init_here, &seed, &err) != TD_OK)
+    if (x->options.offload != NULL || exec_each_rank(x, false, init_here, &seed, &err) != TD_OK)
         for (uint32_t i = 0; i < x->p->n_ranks; i++) (void)init_here(x, &x->ranks[i], &seed, &err);
 }

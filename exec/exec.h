@@ -7,6 +7,7 @@
 #include "base/base.h"
 #include "costmodel/sizes.h"
 #include "exec/arena.h"
+#include "exec/offload.h"
 #include "exec/stage.h"
 #include "exec/team.h"
 #include "exec/wire.h"
@@ -29,6 +30,7 @@ typedef struct exec_options {
     team *team;            /* the processes, one a rank; NULL: all ranks are threads of this one */
     struct device *device; /* what computes; NULL: the cores of this machine */
     bool room_for_all;     /* with a team: room for the memory of all ranks, see exec_mirror */
+    offload *offload;      /* where ranks' memory is, of one thread's executor; NULL: here */
 } exec_options;
 
 /* One task that runs beside compute, and when. */

@@ -43,5 +43,6 @@ static td_status init_buffers(const executor *x, uint32_t rank, uint64_t seed, t
 void exec_init_rank(const executor *x, uint32_t rank, uint64_t seed)
 {
     td_err why = {0};
+    offload_touch(x->options.offload, rank);
     if (init_buffers(x, rank, seed, &why) != TD_OK) wire_abort(x->wire, &why);
 }

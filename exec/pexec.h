@@ -27,7 +27,9 @@ typedef struct pexec_options {
     bool quiet;
     /* emulate */
     const char *cluster, *profile;
-    int link;     /* sample_link, of a profile */
+    int link;        /* sample_link, of a profile */
+    int64_t offload; /* bytes; 0: all ranks stay in memory */
+    const char *offload_dir;
     int protocol; /* sim_protocol, -1: by kind of times */
     /* bench */
     int64_t repeats;
@@ -40,6 +42,7 @@ typedef struct train_engine {
     td_status (*open)(void *self, const run_setup *s, executor *x, td_arena *a, td_err *err);
     void *self;
     const char *protocol; /* known once it is open */
+    offload *offload;     /* where the ranks' memory is; NULL: here */
 } train_engine;
 
 /* Trains as the options say; engine NULL: on threads. */

@@ -25,6 +25,15 @@ n=$((n + 1))
 expect 0 '' pexec emulate $run --times F=1,B=2,comm=0.5,coll=1 --json
 n=$((n + 1))
 [ "$(loss)" = "$threads" ] || complain "emulated loss $(loss) with unit messages, on threads $threads"
+expect 0 '' pexec emulate $run --offload 3MiB --json
+n=$((n + 1))
+[ "$(loss)" = "$threads" ] || complain "loss $(loss) of ranks that take turns, on threads $threads"
+expect 2 'pexec: --offload 10.0 KiB: rank 0 alone needs *' pexec emulate $run --offload 10KiB
+expect 3 'pexec: --offload-dir /nowhere: no file can be made there*' pexec emulate $run \
+    --offload 3MiB --offload-dir /nowhere
+expect 2 'pexec: --offload-dir: --offload says*' pexec emulate $run --offload-dir /tmp
+expect 2 'pexec: --offload: steps that are validated afterwards*' pexec emulate $run --offload 3MiB \
+    --schedule zb-h1 --post-validation
 expect 2 'pexec: --times and --cluster both*' pexec emulate $run --times F=1 --cluster h100-dgx
 expect 2 "pexec: *did you mean 'h100-dgx'*" pexec emulate $run --cluster h100-dg
 expect 2 'pexec: --cluster local:2 has 2 devices, the plan needs 4*' pexec emulate $run --cluster local:2

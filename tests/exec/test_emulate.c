@@ -1,5 +1,6 @@
 /* Emulation computes what threads compute: losses and weights of an emulated run equal those of a
- * threaded one, bit for bit, whatever the emulated network is. Does not pin durations. */
+ * threaded one, bit for bit, whatever the emulated network is, and whether all ranks have room in
+ * memory or take turns there. Does not pin durations. */
 #include "exec/data.h"
 #include "exec/emulate.h"
 #include "schedules/request.h"
@@ -8,6 +9,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -20,7 +22,8 @@ typedef struct emulate_case {
     sim_protocol protocol;
     double comm_ns;
     bool zero1;
-    int64_t tp; /* 0: 1 */
+    int64_t tp;       /* 0: 1 */
+    int64_t together; /* ranks that fit into memory at once; 0: all */
 } emulate_case;
 
 static void fill(executor *x, int64_t step)
@@ -79,11 +82,11 @@ static td_status run_period(void *self, int64_t *step_ns, td_err *err)
 }
 
 /* Trains under the engine's clock. */
-static void emulate(const run_setup *s, const emulate_case *k, td_arena *a, double *loss,
-                    executor **x)
+static void emulate(const run_setup *s, const emulate_case *k, offload *away, td_arena *a,
+                    double *loss, executor **x)
 {
     td_err err = {0};
-    const exec_options run = {.threads_per_rank = 1};
+    const exec_options run = {.threads_per_rank = 1, .offload = away};
     emulation *m = NULL;
     if (exec_open(&s->plan, &s->sizes, &run, a, x, &err) != TD_OK ||
         emulation_open(*x, a, &m, &err) != TD_OK)
@@ -106,6 +109,55 @@ static void emulate(const run_setup *s, const emulate_case *k, td_arena *a, doub
     }
     for (uint32_t i = 0; i < s->plan.n_tasks; i++)
         if (s->plan.tasks[i].kind < PASS_COUNT) assert_true(e->t.end_ns[i] > e->t.begin_ns[i]);
+}
+
+/* Room for so many of the largest ranks. */
+static offload *open_offload(const run_setup *s, int64_t together, td_arena *a)
+{
+    td_err err = {0};
+    offload *o = NULL;
+    offload_place place;
+    int64_t most = 0;
+    for (uint32_t i = 0; i < s->plan.n_ranks; i++)
+        if (s->plan.ranks[i].arena_bytes > most) most = s->plan.ranks[i].arena_bytes;
+    if (together == 0) return NULL;
+    if (offload_file("/var/tmp", a, &place, &err) != TD_OK ||
+        offload_open(&place, together * rank_arena_room(most), a, &o, &err) != TD_OK)
+        fail_msg("%s", err.msg);
+    return o;
+}
+
+/* kB of a rank's map that are in memory. */
+static long resident_kb(const rank_arena *r)
+{
+    char line[256], want[64];
+    long kb = -1;
+    bool mine = false;
+    FILE *const f = fopen("/proc/self/smaps", "r");
+    (void)snprintf(want, sizeof want, "%lx-", (unsigned long)(uintptr_t)r->map);
+    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
+        if (strchr(line, '-') != NULL && strchr("0123456789abcdef", line[0]) != NULL)
+            mine = strncmp(line, want, strlen(want)) == 0;
+        if (mine && sscanf(line, "Rss: %ld kB", &kb) == 1) break;
+    }
+    if (f != NULL) (void)fclose(f);
+    return kb;
+}
+
+static void check_offload(const executor *x, const offload *o)
+{
+    const offload_stats s = offload_stats_of(o);
+    assert_true(s.most_bytes <= s.limit_bytes && s.limit_bytes < s.all_bytes);
+    assert_true(s.brought > x->p->n_ranks);
+    td_err err = {0};
+    assert_int_equal(offload_sweep(x->options.offload, &err), TD_OK);
+    uint32_t away = 0;
+    for (uint32_t i = 0; i < x->p->n_ranks; i++) {
+        if (offload_is_here(o, i)) continue;
+        away++;
+        assert_true(resident_kb(&x->ranks[i].arena) <= 0);
+    }
+    assert_true(away > 0);
 }
 
 static void run_case(const emulate_case *k)
@@ -131,7 +183,9 @@ static void run_case(const emulate_case *k)
     double threads[STEPS], alone[STEPS];
     executor *x = NULL, *y = NULL;
     train(s, a, threads, &x);
-    emulate(s, k, a, alone, &y);
+    offload *const away = open_offload(s, k->together, a);
+    emulate(s, k, away, a, alone, &y);
+    if (away != NULL) check_offload(y, away);
     if (memcmp(threads, alone, sizeof threads) != 0)
         fail_msg("%s: loss %.17g, emulated %.17g", k->schedule, threads[STEPS - 1],
                  alone[STEPS - 1]);
@@ -143,6 +197,7 @@ static void run_case(const emulate_case *k)
     }
     exec_close(x);
     exec_close(y);
+    offload_close(away);
     td_arena_free(a);
 }
 
@@ -150,37 +205,77 @@ static void equals_threads(void **state)
 {
     (void)state;
     static const emulate_case cases[] = {
-        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 0, false, 0},
-        {"1f1b", "tiny-llama", 4, 8, 0, 1, PROTOCOL_EAGER, 4e7, false, 0},
-        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0},
-        {"gpipe", "tiny-llama", 2, 4, 0, 2, PROTOCOL_RENDEZVOUS, 0, false, 0},
-        {"interleaved-1f1b", "tiny-gpt2", 2, 6, 2, 1, PROTOCOL_EAGER, 1e6, false, 0},
-        {"bitpipe", "tiny-bert", 2, 4, 2, 1, PROTOCOL_EAGER, 1e6, false, 0},
-        {"bitpipe", "tiny-gpt2", 2, 4, 2, 2, PROTOCOL_RENDEZVOUS, 1e6, true, 0},
-        {"chimera", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 0, true, 0},
-        {"bitpipe", "tiny-gpt2", 4, 8, 2, 1, PROTOCOL_RENDEZVOUS, 1e5, false, 0},
-        {"dualpipe", "tiny-llama", 8, 16, 0, 1, PROTOCOL_EAGER, 1e5, false, 0},
-        {"1f1b", "tiny-gpt2", 8, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0},
-        {"zb-h1", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0},
-        {"zb-h1", "tiny-gpt2", 2, 4, 0, 2, PROTOCOL_RENDEZVOUS, 1e6, true, 2},
-        {"1f1b", "tiny-llama", 2, 4, 0, 1, PROTOCOL_EAGER, 1e5, false, 2},
-        {"dualpipe", "tiny-gpt2", 2, 4, 0, 1, PROTOCOL_EAGER, 1e5, false, 2},
-        {"zb-h1", "tiny-llama", 8, 8, 0, 1, PROTOCOL_EAGER, 0, false, 0},
-        {"v-half", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 1e6, false, 0},
-        {"seq1f1b", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 1e6, false, 0},
-        {"seq1f1b", "tiny-gpt2", 8, 4, 0, 1, PROTOCOL_RENDEZVOUS, 0, false, 0},
-        {"seq1f1b-zb", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0},
-        {"vocab-1", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 1e6, false, 0},
-        {"vocab-2", "tiny-llama", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0},
-        {"vocab-2", "tiny-gpt2", 8, 9, 0, 1, PROTOCOL_EAGER, 0, false, 0},
-        {"fbd", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_EAGER, 1e6, false, 0},
-        {"fbd", "tiny-llama", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 0, false, 0},
+        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 0, false, 0, 0},
+        {"1f1b", "tiny-llama", 4, 8, 0, 1, PROTOCOL_EAGER, 4e7, false, 0, 0},
+        {"1f1b", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0, 0},
+        {"gpipe", "tiny-llama", 2, 4, 0, 2, PROTOCOL_RENDEZVOUS, 0, false, 0, 0},
+        {"interleaved-1f1b", "tiny-gpt2", 2, 6, 2, 1, PROTOCOL_EAGER, 1e6, false, 0, 0},
+        {"bitpipe", "tiny-bert", 2, 4, 2, 1, PROTOCOL_EAGER, 1e6, false, 0, 0},
+        {"bitpipe", "tiny-gpt2", 2, 4, 2, 2, PROTOCOL_RENDEZVOUS, 1e6, true, 0, 0},
+        {"chimera", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 0, true, 0, 0},
+        {"bitpipe", "tiny-gpt2", 4, 8, 2, 1, PROTOCOL_RENDEZVOUS, 1e5, false, 0, 0},
+        {"dualpipe", "tiny-llama", 8, 16, 0, 1, PROTOCOL_EAGER, 1e5, false, 0, 0},
+        {"1f1b", "tiny-gpt2", 8, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0, 0},
+        {"zb-h1", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0, 0},
+        {"zb-h1", "tiny-gpt2", 2, 4, 0, 2, PROTOCOL_RENDEZVOUS, 1e6, true, 2, 0},
+        {"1f1b", "tiny-llama", 2, 4, 0, 1, PROTOCOL_EAGER, 1e5, false, 2, 0},
+        {"dualpipe", "tiny-gpt2", 2, 4, 0, 1, PROTOCOL_EAGER, 1e5, false, 2, 0},
+        {"zb-h1", "tiny-llama", 8, 8, 0, 1, PROTOCOL_EAGER, 0, false, 0, 0},
+        {"v-half", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 1e6, false, 0, 0},
+        {"seq1f1b", "tiny-llama", 4, 4, 0, 1, PROTOCOL_EAGER, 1e6, false, 0, 0},
+        {"seq1f1b", "tiny-gpt2", 8, 4, 0, 1, PROTOCOL_RENDEZVOUS, 0, false, 0, 0},
+        {"seq1f1b-zb", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0, 0},
+        {"vocab-1", "tiny-gpt2", 4, 8, 0, 1, PROTOCOL_EAGER, 1e6, false, 0, 0},
+        {"vocab-2", "tiny-llama", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0, 0},
+        {"vocab-2", "tiny-gpt2", 8, 9, 0, 1, PROTOCOL_EAGER, 0, false, 0, 0},
+        {"fbd", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_EAGER, 1e6, false, 0, 0},
+        {"fbd", "tiny-llama", 4, 8, 0, 1, PROTOCOL_RENDEZVOUS, 0, false, 0, 0},
+        {"fbd", "tiny-gpt2", 2, 4, 0, 1, PROTOCOL_EAGER, 1e5, false, 0, 0},
+        {"bitpipe", "tiny-gpt2", 4, 8, 2, 2, PROTOCOL_EAGER, 1e5, false, 0, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_case(&cases[i]);
 }
 
+/* Ranks whose memory does not fit together take turns in it. */
+static void takes_turns(void **state)
+{
+    (void)state;
+    static const emulate_case cases[] = {
+        {"1f1b", "tiny-gpt2", 4, 4, 0, 1, PROTOCOL_EAGER, 1e5, false, 0, 1},
+        {"zb-h1", "tiny-llama", 4, 4, 0, 1, PROTOCOL_RENDEZVOUS, 0, false, 0, 2},
+        {"bitpipe", "tiny-gpt2", 2, 4, 2, 2, PROTOCOL_EAGER, 1e6, true, 0, 1},
+        {"vocab-2", "tiny-gpt2", 4, 6, 0, 1, PROTOCOL_RENDEZVOUS, 1e6, false, 0, 2},
+        {"1f1b", "tiny-gpt2", 2, 2, 0, 1, PROTOCOL_EAGER, 0, false, 2, 1},
+        {"fbd", "tiny-llama", 2, 4, 0, 1, PROTOCOL_RENDEZVOUS, 0, false, 0, 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_case(&cases[i]);
+}
+
+/* What does not fit at all, or has nowhere to go, is said in one line. */
+static void refuses_too_little(void **state)
+{
+    (void)state;
+    td_arena *const a = td_arena_new();
+    td_err err = {0};
+    offload *o = NULL;
+    offload_place place;
+    rank_arena r;
+    assert_int_equal(offload_file("/nowhere", a, &place, &err), TD_EIO);
+    assert_non_null(strstr(err.msg, "--offload-dir /nowhere: no file can be made there"));
+    assert_int_equal(offload_file("/var/tmp", a, &place, &err), TD_OK);
+    assert_int_equal(offload_open(&place, 4096, a, &o, &err), TD_OK);
+    assert_int_equal(offload_arena(o, 4000, &r, &err), TD_OK);
+    rank_arena_close(&r);
+    assert_int_equal(offload_arena(o, 5000, &r, &err), TD_EUSAGE);
+    assert_non_null(strstr(err.msg, "rank 1 alone needs"));
+    offload_close(o);
+    td_arena_free(a);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(equals_threads)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(equals_threads),
+                                       cmocka_unit_test(takes_turns),
+                                       cmocka_unit_test(refuses_too_little)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
