@@ -295,6 +295,12 @@ model_desc model_shard(const model_desc *m, int64_t tp)
     return s;
 }
 
+int32_t model_kv_copies(const model_desc *m, int64_t tp)
+{
+    if (tp <= 1 || m->n_kv_heads % tp == 0) return 1;
+    return tp % m->n_kv_heads == 0 ? (int32_t)(tp / m->n_kv_heads) : 0;
+}
+
 td_status model_check_tp(const model_desc *m, int64_t tp, td_err *err)
 {
     char legal[120] = "1";

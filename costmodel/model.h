@@ -38,6 +38,10 @@ typedef struct run_shape {
  * of the vocabulary's rows, rounded up. */
 model_desc model_shard(const model_desc *m, int64_t tp);
 
+/* How many of tp neighbouring shards hold the same head of keys and values, of which there are
+ * fewer than shards: 1 where each has its own. Where neither divides the other, 0. */
+int32_t model_kv_copies(const model_desc *m, int64_t tp);
+
 /* A stage: a contiguous run of layers. */
 typedef struct stage_desc {
     int64_t first_layer, n_layers;

@@ -80,6 +80,20 @@ static bool whole_tensors_are_equal(const stage_code *c, const float *a, const f
     return true;
 }
 
+/* Whether two shards that share heads of keys and values hold the same bits of them. */
+static bool keys_are_equal(const stage_code *c, const float *a, const float *b)
+{
+    for (int64_t i = 0; c->kv_copies > 1 && i < c->n_params; i++) {
+        const param_tensor *const t = &c->params[i];
+        const int64_t queries = c->m->n_heads * c->m->head_dim * t->cols;
+        const size_t bytes = (size_t)(t->rows * t->cols - queries) * sizeof *a;
+        const bool keys = t->kind == PARAM_QKV_WEIGHT || t->kind == PARAM_QKV_BIAS;
+        if (keys && memcmp(a + t->offset + queries, b + t->offset + queries, bytes) != 0)
+            return false;
+    }
+    return true;
+}
+
 /* Whether a rank that holds a stage whole has what the shards that train it hold together. */
 static td_status compare_joined(const executor *x, uint32_t inst, const float *copy, td_arena *room,
                                 bool *equal, td_err *err)
@@ -121,7 +135,8 @@ static td_status compare_copies(const executor *x, uint32_t inst, td_arena *room
             *equal =
                 *equal &&
                 memcmp(first[p->ranks[r].shard], copy, (size_t)c->elements * sizeof *copy) == 0 &&
-                whole_tensors_are_equal(c, copy, first[0]);
+                whole_tensors_are_equal(c, copy, first[0]) &&
+                keys_are_equal(c, copy, first[p->ranks[r].shard / c->kv_copies * c->kv_copies]);
         td_arena_free(a);
         TD_TRY(st);
     }

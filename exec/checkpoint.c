@@ -116,11 +116,11 @@ static bool run_of(const store *s, uint32_t rank, uint32_t inst, int64_t i, int6
 
 /* Whether a rank's copy of a tensor may be the one that is written: of what all tensor-parallel
  * shards hold, the first one's. */
-static bool may_write(const store *s, const stage_code *c, uint32_t rank, int64_t i)
+static bool may_write(const store *s, const stage_code *c, uint32_t rank, int64_t i,
+                      const shard_run *run)
 {
-    const bool whole = shard_is_whole((param_kind)c->params[i].kind);
     return entry_of(s, c, i) == stage_tensor_entry(c, i) &&
-           (s->x->p->ranks[rank].shard == 0 || !whole);
+           run->part < shard_counted(c, s->x->p->ranks[rank].shard, i);
 }
 
 typedef td_status (*use_run)(store *s, const held_run *r, td_err *err);
@@ -145,7 +145,8 @@ static td_status each_moment(store *s, uint32_t rank, uint32_t inst, bool first_
                               .first = run.whole + from - at,
                               .count = to - from,
                               .at = moments + share.pieces[k].moment + from - begin,
-                              .writer = may_write(s, c, rank, i) && (first_copy || !share.whole)};
+                              .writer =
+                                  may_write(s, c, rank, i, &run) && (first_copy || !share.whole)};
                 for (int part = 0; part < (has_masters(s) ? 3 : 2); part++, r.at += share.moments) {
                     r.kind = in_order[part];
                     if (r.kind < s->kinds) TD_TRY(use(s, &r, err));
@@ -170,8 +171,8 @@ static td_status each_weight(store *s, uint32_t rank, uint32_t inst, bool first_
                                 .count = run.count,
                                 .at = (float *)(void *)(weights + at),
                                 .elements = has_masters(s),
-                                .writer =
-                                    first_copy && !has_masters(s) && may_write(s, c, rank, i)};
+                                .writer = first_copy && !has_masters(s) &&
+                                          may_write(s, c, rank, i, &run)};
             TD_TRY(use(s, &r, err));
         }
     return TD_OK;

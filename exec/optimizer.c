@@ -149,22 +149,26 @@ static long list_pieces(const executor *x, const exec_rank *r, uint32_t inst, k_
     s->n_blocks = 0;
     s->moments = share.moments;
     for (int64_t t = 0; t < c->n_params; t++)
-        for (int32_t k = 0; k < share.n; k++) {
+        for (int32_t k = 0; k < 2 * share.n; k++) {
+            const param_tensor *const tensor = &c->params[t];
             int64_t first = 0, entry = stage_tensor_entry(c, t);
-            const int64_t n = meet(&c->params[t], &share, k, &first);
-            if (n == 0) continue;
-            if (!counts || entry >= x->n_tensors ||
-                (rank->shard > 0 && shard_is_whole((param_kind)c->params[t].kind)))
-                entry = -1;
+            int64_t end = meet(tensor, &share, k / 2, &first) + first;
+            /* first what counts in the norm, then what another shard has too */
+            const bool again = k % 2 == 1;
+            const int64_t counted = tensor->offset + shard_counted(c, rank->shard, t);
+            if (!again && end > counted) end = counted;
+            if (again && first < counted) first = counted;
+            if (first >= end) continue;
+            if (!counts || entry >= x->n_tensors || again) entry = -1;
             if (out != NULL)
                 out[found] = (k_adamw_piece){.first = first,
-                                             .count = n,
-                                             .moment = share.pieces[k].moment + first -
-                                                       share.pieces[k].first,
+                                             .count = end - first,
+                                             .moment = share.pieces[k / 2].moment + first -
+                                                       share.pieces[k / 2].first,
                                              .entry = entry,
                                              .first_block = s->n_blocks,
-                                             .decays = optimizer_decays(&c->params[t])};
-            s->n_blocks += (n + K_ADAMW_BLOCK - 1) / K_ADAMW_BLOCK;
+                                             .decays = optimizer_decays(tensor)};
+            s->n_blocks += (end - first + K_ADAMW_BLOCK - 1) / K_ADAMW_BLOCK;
             found++;
         }
     return found;

@@ -34,12 +34,13 @@ static shard_rows rows_of(const stage_code *full, const stage_code *part, int32_
     const model_desc *const m = full->m, *const s = part->m;
     const int64_t q = s->n_heads * s->head_dim, kv = s->n_kv_heads * s->head_dim;
     const int64_t all_q = m->n_heads * m->head_dim, all_kv = m->n_kv_heads * m->head_dim;
+    const int64_t kv_at = shard / part->kv_copies * kv;
     shard_rows r = {.n_runs = 1, .n = {own->rows}};
     switch ((param_kind)t->kind) {
     case PARAM_QKV_WEIGHT:
     case PARAM_QKV_BIAS:
         return (shard_rows){.n_runs = 3,
-                            .from = {shard * q, all_q + shard * kv, all_q + all_kv + shard * kv},
+                            .from = {shard * q, all_q + kv_at, all_q + all_kv + kv_at},
                             .n = {q, kv, kv}};
     case PARAM_UP_WEIGHT:
     case PARAM_UP_BIAS:
@@ -55,6 +56,16 @@ static shard_rows rows_of(const stage_code *full, const stage_code *part, int32_
         return r;
     default: return r;
     }
+}
+
+int64_t shard_counted(const stage_code *part, int32_t shard, int64_t i)
+{
+    const param_tensor *const t = &part->params[i];
+    const param_kind kind = (param_kind)t->kind;
+    if (shard_is_whole(kind)) return shard == 0 ? t->rows * t->cols : 0;
+    const bool keys = kind == PARAM_QKV_WEIGHT || kind == PARAM_QKV_BIAS;
+    if (!keys || shard % part->kv_copies == 0) return t->rows * t->cols;
+    return part->m->n_heads * part->m->head_dim * t->cols;
 }
 
 bool shard_run_at(const stage_code *full, const stage_code *part, int32_t shard, int64_t i,
@@ -100,8 +111,9 @@ void shard_give_piece(const stage_code *full, const stage_code *part, int32_t sh
     shard_run run;
     for (int64_t i = 0; i < part->n_params; i++) {
         const param_tensor *const t = &full->params[i];
-        if (shard > 0 && shard_is_whole((param_kind)t->kind)) continue;
+        if (shard_counted(part, shard, i) == 0) continue;
         for (int64_t n = 0; shard_run_at(full, part, shard, i, n, &run); n++) {
+            if (run.part >= shard_counted(part, shard, i)) continue;
             const int64_t at = part->params[i].offset + run.part;
             const int64_t first = at > begin ? at : begin;
             const int64_t last = at + run.count < end ? at + run.count : end;

@@ -13,6 +13,10 @@ typedef struct shard_run {
     int64_t whole, part, count;
 } shard_run;
 
+/* Of a tensor that a shard has a part of, or all, its leading elements that no shard before has
+ * too: what counts once in the whole model. */
+int64_t shard_counted(const stage_code *part, int32_t shard, int64_t i);
+
 /* The n-th run of tensor i of a stage; false behind the last. */
 bool shard_run_at(const stage_code *full, const stage_code *part, int32_t shard, int64_t i,
                   int64_t n, shard_run *out);

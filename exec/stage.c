@@ -18,12 +18,14 @@ static td_status refuse_shards(const sizes *z, td_err *err)
         return td_fail(err, TD_EUSAGE, "--tp %lld: not executed with %s yet; leave one of them out",
                        (long long)tp,
                        m->family == MODEL_BERT ? "BERT-style models" : "sharded vocabulary layers");
-    if (m->n_heads % tp != 0 || m->n_kv_heads % tp != 0 || m->ffn % tp != 0 || m->vocab < tp)
-        return td_fail(err, TD_EUSAGE,
-                       "--tp %lld: model %s has %lld heads, %lld of keys and values, and an MLP "
-                       "%lld wide; the degree must divide each",
-                       (long long)tp, m->name, (long long)m->n_heads, (long long)m->n_kv_heads,
-                       (long long)m->ffn);
+    if (m->n_heads % tp != 0 || model_kv_copies(m, tp) == 0 || m->ffn % tp != 0 || m->vocab < tp)
+        return td_fail(
+            err, TD_EUSAGE,
+            "--tp %lld: model %s has %lld heads, %lld of keys and values, and an MLP "
+            "%lld wide; the degree must divide each, or be a multiple of the heads of keys and "
+            "values",
+            (long long)tp, m->name, (long long)m->n_heads, (long long)m->n_kv_heads,
+            (long long)m->ffn);
     return TD_OK;
 }
 
@@ -81,6 +83,7 @@ static td_status open_one(const sizes *z, int32_t stage, td_arena *a, stage_code
     c->m = m;
     c->vocab = z->model->vocab;
     c->shards = z->run.tp < 1 ? 1 : z->run.tp;
+    c->kv_copies = model_kv_copies(z->model, c->shards);
     c->at = sizes_stage(z, stage);
     c->recompute = z->run.recompute;
     c->batch = z->run.micro_batch;

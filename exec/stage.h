@@ -19,6 +19,7 @@ typedef struct stage_code {
     int64_t element_bytes; /* of weights and activations; of type float * all the same: k_ops.h */
     int64_t vocab;         /* of the whole model: m is one shard's share of it */
     int64_t shards;        /* tensor-parallel degree */
+    int64_t kv_copies;     /* of so many neighbouring shards each holds the same keys and values */
     int64_t whole; /* tokens of a sequence; more than seq where microbatches are cut in slices */
     bool split;    /* its backward is an input and a weight gradient */
     stash_layout stash, stash_w, wstash; /* split: F to I, F to W, I to W; else the first: F to B */

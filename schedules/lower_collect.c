@@ -68,6 +68,7 @@ static td_status coll_task(const collect *c, class_table *classes, const collect
                            .purpose = (uint8_t)item->purpose,
                            .inst = c->insts[item->first + i],
                            .second = PLAN_NONE,
+                           .slice_len = item->near,
                            .prefix = item->at,
                            .bytes = item->bytes};
     return class_intern(classes, &pc, &t->cls, err);

@@ -19,6 +19,7 @@ typedef struct collective {
     bool meet;      /* a barrier under every protocol */
     int32_t m, k;   /* -1, 0: not of a microbatch */
     int32_t at;     /* plan_class.prefix */
+    int32_t near;   /* plan_class.slice_len */
     uint32_t first; /* gates[first + i], joins[first + i]: of member i; task ids */
 } collective;
 

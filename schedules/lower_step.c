@@ -5,11 +5,20 @@
 
 enum { TAIL_MARK, TAIL_NORM, TAIL_OPTIMIZER, TAIL_GATHERED, TAIL_MOST };
 
-/* Whether shards sum the gradients of norms, before which there is one more mark, for the syncs. */
+/* Gradients that shards sum among themselves: rows of keys and values, and norms. Before each there
+ * is one more mark, for what comes before. */
+static bool sums_keys(const lowering *l)
+{
+    const model_desc *const m = l->o->sizes->model;
+    return l->tp > 1 && m != NULL && model_kv_copies(m, l->tp) > 1;
+}
+
 static bool sums_norms(const lowering *l)
 {
-    return l->o->sizes->run.sequence_parallel && l->tp > 1 && l->o->sizes->model != NULL;
+    return l->tp > 1 && l->o->sizes->model != NULL && l->o->sizes->run.sequence_parallel;
 }
+
+static uint32_t marks_before(const lowering *l) { return sums_keys(l) + sums_norms(l); }
 
 /* From TAIL_MARK on. The last mark is there for weights that are gathered and then sent on. */
 static uint32_t tail_tasks(const lowering *l)
@@ -28,22 +37,23 @@ static uint32_t tail_task(const lowering *l, const plan *out, uint32_t rank, uin
 /* Where the syncs are done. */
 static uint32_t synced_task(const lowering *l, const plan *out, uint32_t rank)
 {
-    return tail_task(l, out, rank, TAIL_MARK) - (sums_norms(l) ? 1 : 0);
+    return tail_task(l, out, rank, TAIL_MARK) - marks_before(l);
 }
 
-/* Every rank's compute stream ends with MARK (gradients are summed; with sequence parallelism one
+/* Every rank's compute stream ends with MARK (gradients are summed; where shards sum some, one
  * more for the syncs alone), NORM, OPTIMIZER, and where shared-out weights travel on, MARK (they
  * are gathered). */
 static td_status step_tails(const lowering *l, const plan *in, plan *out, td_err *err)
 {
-    static const uint8_t kinds[] = {TASK_MARK, TASK_MARK, TASK_NORM, TASK_OPTIMIZER, TASK_MARK};
-    const uint32_t more = sums_norms(l) ? 1 : 0, tail = tail_tasks(l) + more;
+    static const uint8_t kinds[] = {TASK_MARK, TASK_MARK,      TASK_MARK,
+                                    TASK_NORM, TASK_OPTIMIZER, TASK_MARK};
+    const uint32_t more = marks_before(l), tail = tail_tasks(l) + more;
     insertion *const items = TD_NEW_N(l->a, insertion, (size_t)in->n_ranks * tail);
     if (items == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the step");
     for (uint32_t r = 0; r < in->n_ranks; r++)
         for (uint32_t j = 0; j < tail; j++)
             items[r * tail + j] =
-                (insertion){.at = plan_compute(in, r)->n_tasks, .kind = kinds[1 - more + j]};
+                (insertion){.at = plan_compute(in, r)->n_tasks, .kind = kinds[2 - more + j]};
     TD_TRY(lower_insert(l, in, items, tail, out, err));
     for (uint32_t i = 0; i < out->n_tasks; i++)
         if (out->tasks[i].kind == TASK_COLL &&
@@ -121,34 +131,74 @@ static td_status step_norm(collect *c, td_err *err)
     return TD_OK;
 }
 
-/* With sequence parallelism the shards of a rank sum the gradients of norms, once each has the sums
- * of its own over all copies. A rank that stands for its shards is a group alone. */
-static td_status step_norm_gradients(collect *c, td_err *err)
+/* The shards of a rank sum a run of a stage's gradients: all of them, or neighbours. A rank that
+ * stands for its shards is a group alone. */
+static td_status sum_shards(collect *c, uint32_t rank, uint32_t inst, int64_t first, int64_t n,
+                            int32_t near, td_err *err)
 {
     const lowering *const l = c->l;
-    if (!sums_norms(l)) return TD_OK;
-    for (uint32_t r = 0; r < c->in->n_ranks; r++) {
-        const plan_rank *const rank = &c->in->ranks[r];
-        const model_desc shard = model_shard(l->o->sizes->model, rank->tp);
-        for (uint32_t i = 0; i < c->in->n_insts && rank->tp > 1; i++) {
-            const plan_inst *const inst = &c->in->insts[i];
-            if (!plan_trains(inst, rank->row)) continue;
-            const stage_desc at = sizes_stage(l->o->sizes, inst->stage);
-            int64_t first = 0;
-            const int64_t n = stage_norm_elements(&shard, &at, &first);
-            collective item = {.when = UINT64_MAX,
-                               .kind = COLL_ALL_REDUCE,
-                               .purpose = PURPOSE_NORM_GRADS,
-                               .m = -1,
-                               .at = (int32_t)(first / SYNC_ALIGN)};
-            if (n == 0) continue;
-            TD_TRY(td_mul_i64(n, data_type_bytes(l->o->sizes->run.grad_dtype), &item.bytes, err));
-            TD_TRY(collect_group(c, &r, 1, 1, &item.group, err));
-            TD_TRY(collect_begin(c, item, err));
-            TD_TRY(collect_member(c, synced_task(l, c->in, r), tail_task(l, c->in, r, TAIL_MARK), i,
-                                  err));
-        }
+    collective item = {.when = UINT64_MAX,
+                       .kind = COLL_ALL_REDUCE,
+                       .purpose = PURPOSE_SHARD_GRADS,
+                       .m = -1,
+                       .at = (int32_t)(first / SYNC_ALIGN),
+                       .near = near};
+    if (first / SYNC_ALIGN > INT32_MAX)
+        return td_fail(err, TD_EUSAGE, "a stage of more weights than a plan can number");
+    TD_TRY(td_mul_i64(n, data_type_bytes(l->o->sizes->run.grad_dtype), &item.bytes, err));
+    TD_TRY(collect_group(c, &rank, 1, 1, &item.group, err));
+    TD_TRY(collect_begin(c, item, err));
+    /* keys and values come first */
+    const uint32_t gate =
+        near > 0 ? synced_task(l, c->in, rank) : tail_task(l, c->in, rank, TAIL_MARK) - 1;
+    return collect_member(c, gate, gate + 1, inst, err);
+}
+
+/* The rows of keys and values, where several shards hold a head of them. */
+static td_status sum_keys(collect *c, uint32_t rank, uint32_t inst, const model_desc *shard,
+                          const stage_desc *at, td_err *err)
+{
+    const int32_t near = model_kv_copies(c->l->o->sizes->model, c->in->ranks[rank].tp);
+    const int64_t n = stage_params(shard, at, NULL, 0);
+    param_tensor *const t = TD_NEW_N(c->l->a, param_tensor, n);
+    if (t == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the step");
+    (void)stage_params(shard, at, t, n);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t queries = shard->n_heads * shard->head_dim * t[i].cols;
+        if (t[i].kind != PARAM_QKV_WEIGHT && t[i].kind != PARAM_QKV_BIAS) continue;
+        if (queries % SYNC_ALIGN != 0)
+            return td_fail(err, TD_EUSAGE,
+                           "--tp %d: %lld shards hold one head of keys and values, and a head's "
+                           "width of %lld is no multiple of %d; legal: --tp up to %lld",
+                           c->l->tp, (long long)near, (long long)shard->head_dim, SYNC_ALIGN,
+                           (long long)c->l->o->sizes->model->n_kv_heads);
+        TD_TRY(sum_shards(c, rank, inst, t[i].offset + queries, t[i].rows * t[i].cols - queries,
+                          near, err));
     }
+    return TD_OK;
+}
+
+/* Once each shard has the sums of its own over all copies of a stage, the shards sum what several
+ * of them hold and each has seen a part of: with sequence parallelism norms, and keys and values
+ * where there are more shards than heads of them. */
+static td_status step_shards(collect *c, td_err *err)
+{
+    const lowering *const l = c->l;
+    if (marks_before(l) == 0) return TD_OK;
+    for (int norms = 0; norms < 2; norms++)
+        for (uint32_t r = 0; r < c->in->n_ranks; r++) {
+            const plan_rank *const rank = &c->in->ranks[r];
+            const model_desc shard = model_shard(l->o->sizes->model, rank->tp);
+            for (uint32_t i = 0; i < c->in->n_insts && rank->tp > 1; i++) {
+                const stage_desc at = sizes_stage(l->o->sizes, c->in->insts[i].stage);
+                int64_t first = 0;
+                const int64_t n = stage_norm_elements(&shard, &at, &first);
+                if (!plan_trains(&c->in->insts[i], rank->row)) continue;
+                if (norms == 0 && sums_keys(l)) TD_TRY(sum_keys(c, r, i, &shard, &at, err));
+                if (norms == 1 && sums_norms(l) && n > 0)
+                    TD_TRY(sum_shards(c, r, i, first, n, 0, err));
+            }
+        }
     return TD_OK;
 }
 
@@ -196,7 +246,7 @@ td_status lower_step(const lowering *l, const plan *in, plan *out, td_err *err)
     *out = *tailed;
     collect c = {.l = l, .in = tailed, .out = out, .first_group = in->n_groups};
     TD_TRY(copy_groups(&c, err));
-    TD_TRY(step_norm_gradients(&c, err));
+    TD_TRY(step_shards(&c, err));
     TD_TRY(step_tied(&c, err));
     if (!l->s->validate) TD_TRY(step_norm(&c, err));
     TD_TRY(step_weights(&c, err));

@@ -11,139 +11,6 @@
 
 #include <string.h>
 
-/* --- what there is to cut --- */
-
-static td_status cuts_of(unfold *u, const plan_member *m, class_cuts **out, td_err *err)
-{
-    const plan *const p = u->in;
-    const plan_class *const c = &p->classes[m->cls];
-    const plan_inst *const inst = &p->insts[c->inst];
-    const bool split =
-        index_find(u->l->ix, PASS_W, inst->stage, (int32_t)m->microbatch, m->slice) != NODE_NONE;
-    class_cuts *const k = &u->cuts[m->cls][split];
-    *out = k;
-    if (k->known) return TD_OK;
-    sizes z = *u->l->o->sizes;
-    z.run.tp = u->l->row_tp[plan_home(inst, m->kind)];
-    const cut_query q = {.pass = (pass_kind)m->kind,
-                         .stage = inst->stage,
-                         .slice_len = c->slice_len,
-                         .split = split,
-                         .alone = m->kind == PASS_F && inst->forward_row != inst->backward_row};
-    k->known = true;
-    return pass_cuts_of(&z, &q, u->l->a, &k->cuts, &k->n, err);
-}
-
-/* The passes of a compute task: none, one, or the two of an overlapped cell, which shards run one
- * behind the other, in cell order. */
-static int passes_of(const plan *p, uint32_t task, plan_member out[2])
-{
-    const plan_task *const t = &p->tasks[task];
-    if (t->kind == TASK_PAIR) {
-        out[0] = p->members[t->link];
-        out[1] = p->members[t->link + 1];
-        return 2;
-    }
-    out[0] = (plan_member){.kind = t->kind,
-                           .slice = t->slice,
-                           .microbatch = t->microbatch,
-                           .cls = t->cls,
-                           .first_use = t->first_use,
-                           .n_uses = t[1].first_use - t->first_use};
-    return t->kind < PASS_COUNT ? 1 : 0;
-}
-
-/* Numbers a stream of messages from `first` on: a stream of its own for each shard of the other
- * end, or messages to all shards one behind the other. Returns how many it becomes. */
-static uint32_t number_messages(unfold *u, const plan_stream *s, uint32_t first, uint32_t *streams)
-{
-    const bool own = s->kind != STREAM_BOTH;
-    uint32_t at = first, copies = 1;
-    for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++) {
-        copies = unfold_copies(u, s->rank, u->rank_of[u->in->tasks[t].link]);
-        u->first[t] = u->last[t] = at;
-        u->stride[t] = own ? s->n_tasks : 1;
-        at += own ? 1 : copies;
-    }
-    *streams = own ? copies : 1;
-    return own ? s->n_tasks * copies : at - first;
-}
-
-/* Numbers the tasks of a rank's shard: its streams in order, then its cuts. A stream of collectives
- * in which the norm is becomes two. */
-static td_status number_rank(unfold *u, uint32_t rank, td_err *err)
-{
-    const plan *const p = u->in;
-    const plan_rank *const r = &p->ranks[rank];
-    old_rank *const k = &u->ranks[rank];
-    uint32_t n = 0;
-    for (uint32_t i = r->first_stream; i < r->first_stream + r->n_streams; i++) {
-        const plan_stream *const s = &p->streams[i];
-        uint32_t norms = 0, streams = 1;
-        if (s->kind != STREAM_COMPUTE && s->kind != STREAM_COLL) {
-            n += number_messages(u, s, n, &streams);
-            k->n_streams += streams;
-            continue;
-        }
-        for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++) {
-            plan_member m[2];
-            uint32_t pieces = 0;
-            for (int j = 0, end = passes_of(p, t, m); j < end; j++) {
-                class_cuts *cuts = NULL;
-                TD_TRY(cuts_of(u, &m[j], &cuts, err));
-                pieces += (uint32_t)cuts->n + 1;
-                k->n_cuts += (uint32_t)cuts->n;
-            }
-            if (pieces == 0) pieces = 1;
-            norms += unfold_is_of_all(p, &p->tasks[t]);
-            u->first[t] = n;
-            n += pieces;
-            u->last[t] = n - 1;
-        }
-        k->n_streams += norms > 0 && norms < s->n_tasks ? 2 : 1;
-    }
-    k->n_streams += k->n_cuts > 0;
-    k->n_tasks = n + k->n_cuts;
-    return TD_OK;
-}
-
-/* Sums come one behind the other in their own stream, so that its tasks lie together: the norms of
- * a stream go behind its other collectives. */
-static void order_norms(unfold *u, const plan_stream *s)
-{
-    uint32_t at = s->n_tasks == 0 ? 0 : u->first[s->first_task];
-    for (int norms = 0; s->kind == STREAM_COLL && norms < 2; norms++)
-        for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++)
-            if (unfold_is_of_all(u->in, &u->in->tasks[t]) == (norms == 1))
-                u->first[t] = u->last[t] = at++;
-}
-
-static td_status number_tasks(unfold *u, td_err *err)
-{
-    const plan *const p = u->in;
-    uint64_t ranks = 0, tasks = 0, streams = 0;
-    for (uint32_t i = 0; i < p->n_streams; i++)
-        for (uint32_t t = 0; t < p->streams[i].n_tasks; t++)
-            u->rank_of[p->streams[i].first_task + t] = p->streams[i].rank;
-    for (uint32_t r = 0; r < p->n_ranks; r++) {
-        TD_TRY(number_rank(u, r, err));
-        old_rank *const k = &u->ranks[r];
-        k->first = (uint32_t)ranks;
-        k->shards = (uint32_t)p->ranks[r].tp;
-        k->tasks = (uint32_t)tasks;
-        ranks += k->shards;
-        tasks += (uint64_t)k->n_tasks * k->shards;
-        streams += (uint64_t)k->n_streams * k->shards;
-        if (tasks >= PLAN_NONE || ranks > 1 << 24)
-            return td_fail(err, TD_EUSAGE, "more shards' tasks than a plan can number");
-    }
-    for (uint32_t i = 0; i < p->n_streams; i++) order_norms(u, &p->streams[i]);
-    u->out->n_ranks = (uint32_t)ranks;
-    u->out->n_tasks = (uint32_t)tasks;
-    u->out->n_streams = (uint32_t)streams;
-    return TD_OK;
-}
-
 static uint32_t task_of(const unfold *u, uint32_t rank, uint32_t shard, uint32_t at)
 {
     return u->ranks[rank].tasks + shard * u->ranks[rank].n_tasks + at;
@@ -174,7 +41,7 @@ static void put_task(unfold *u, plan_task t, const uint32_t *uses, uint32_t n_us
 static td_status put_pass(unfold *u, const plan_member *m, uint8_t flags, td_err *err)
 {
     class_cuts *k = NULL;
-    TD_TRY(cuts_of(u, m, &k, err));
+    TD_TRY(unfold_cuts_of(u, m, &k, err));
     for (int32_t i = 0; i <= k->n; i++) {
         plan_class c = u->in->classes[m->cls];
         if (k->n >= UINT16_MAX)
@@ -225,12 +92,14 @@ static td_status put_other(unfold *u, const shard_at *at, uint32_t task, uint32_
         link_message(u, at, copy, &cls, &t);
     } else if (t.kind == TASK_COLL) {
         const plan_coll *const c = &p->colls[t.link];
-        const bool all = unfold_is_of_all(p, &p->tasks[task]);
+        const unfold_meeting meeting = unfold_meeting_of(p, &p->tasks[task]);
         uint32_t member = 0, shards = 0;
         for (; p->coll_tasks[c->first_task + member] != task; member++)
             shards += u->ranks[p->group_members[p->groups[c->group].first_member + member]].shards;
-        t.link = u->coll[t.link] + (all ? 0 : at->shard);
-        if (all) member = shards + at->shard;
+        const uint32_t near = meeting == MEET_NEAR ? (uint32_t)cls.slice_len : 1;
+        t.link = u->coll[t.link] + (meeting == MEET_ALL ? 0 : at->shard / near);
+        if (meeting == MEET_ALL) member = shards + at->shard;
+        if (meeting == MEET_NEAR) member = at->shard % near;
         u->out->coll_tasks[u->out->colls[t.link].first_task + member] = id;
     }
     TD_TRY(class_intern(&u->classes, &cls, &t.cls, err));
@@ -281,18 +150,18 @@ static td_status put_old_stream(unfold *u, const shard_at *at, const plan_stream
 {
     const plan *const p = u->in;
     const bool coll = s->kind == STREAM_COLL;
-    for (int norms = 0; norms < (coll ? 2 : 1); norms++) {
+    for (int meeting = 0; meeting < (coll ? MEETINGS : 1); meeting++) {
         const uint32_t first = u->n_tasks;
+        uint32_t channel = s->channel;
         for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++) {
             plan_member m[2];
-            const int n = passes_of(p, t, m);
-            if (coll && unfold_is_of_all(p, &p->tasks[t]) != (norms == 1)) continue;
+            const int n = unfold_passes_of(p, t, m);
+            if (coll && unfold_meeting_of(p, &p->tasks[t]) != (unfold_meeting)meeting) continue;
             for (int j = 0; j < n; j++) TD_TRY(put_pass(u, &m[j], p->tasks[t].flags, err));
             if (n == 0) TD_TRY(put_other(u, at, t, 0, err));
+            if (coll) channel = unfold_group_of(u, s->channel, &p->tasks[t], at->shard);
         }
         if (coll && u->n_tasks == first) continue;
-        uint32_t channel = s->channel;
-        if (coll) channel = norms == 1 ? u->apart[channel] : u->group[channel] + at->shard;
         put_stream(u, at, s, first, channel);
     }
     return TD_OK;
@@ -317,7 +186,7 @@ static td_status put_cuts(unfold *u, const shard_at *at, const plan_member *m, u
                                       [CUT_GATHER] = COLL_ALL_GATHER,
                                       [CUT_SCATTER] = COLL_REDUCE_SCATTER};
     class_cuts *k = NULL;
-    TD_TRY(cuts_of(u, m, &k, err));
+    TD_TRY(unfold_cuts_of(u, m, &k, err));
     for (int32_t i = 0; i < k->n; i++, (*coll)++, id++) {
         const pass_cut *const cut = &k->cuts[i];
         const plan_class c = {.kind = TASK_COLL,
@@ -352,9 +221,9 @@ static td_status put_all_cuts(unfold *u, const shard_at *at, td_err *err)
     for (uint32_t t = s->first_task; t < s->first_task + s->n_tasks; t++) {
         plan_member m[2];
         uint32_t id = moved(u, at, t, false);
-        for (int j = 0, n = passes_of(u->in, t, m); j < n; j++) {
+        for (int j = 0, n = unfold_passes_of(u->in, t, m); j < n; j++) {
             class_cuts *k = NULL;
-            TD_TRY(cuts_of(u, &m[j], &k, err));
+            TD_TRY(unfold_cuts_of(u, &m[j], &k, err));
             TD_TRY(put_cuts(u, at, &m[j], id, &coll, err));
             id += (uint32_t)k->n + 1;
         }
@@ -425,10 +294,11 @@ static td_status open_unfold(unfold *u, td_err *err)
     u->channel = TD_NEW_N(a, uint32_t, p->n_channels);
     u->group = TD_NEW_N(a, uint32_t, p->n_groups);
     u->apart = TD_NEW_N(a, uint32_t, p->n_groups);
+    u->near = TD_NEW_N(a, uint32_t, p->n_groups);
     u->coll = TD_NEW_N(a, uint32_t, p->n_colls);
     if (u->cuts == NULL || u->ranks == NULL || u->rank_of == NULL || u->first == NULL ||
         u->last == NULL || u->stride == NULL || u->channel == NULL || u->group == NULL ||
-        u->apart == NULL || u->coll == NULL)
+        u->apart == NULL || u->near == NULL || u->coll == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for shards");
     return class_table_open(&u->classes, a, NULL, err);
 }
@@ -473,7 +343,7 @@ td_status lower_unfold(const lowering *l, const plan *in, plan *out, td_err *err
                        "--model");
     unfold u = {.l = l, .in = in, .out = out};
     TD_TRY(open_unfold(&u, err));
-    TD_TRY(number_tasks(&u, err));
+    TD_TRY(unfold_number(&u, err));
     TD_TRY(unfold_channels(&u, err));
     TD_TRY(unfold_groups(&u, err));
     TD_TRY(unfold_colls(&u, err));

@@ -53,6 +53,31 @@ static void add_group(plan *p, uint32_t first_member, int32_t true_size)
                                             .true_size = true_size};
 }
 
+/* How many neighbours meet in a group's collectives; 0: none. */
+static uint32_t neighbours_of(const plan *p, uint32_t g)
+{
+    for (uint32_t i = 0; i < p->n_colls; i++) {
+        const plan_task *const t = &p->tasks[p->coll_tasks[p->colls[i].first_task]];
+        if (p->colls[i].group == g && unfold_meeting_of(p, t) == MEET_NEAR)
+            return (uint32_t)p->classes[t->cls].slice_len;
+    }
+    return 0;
+}
+
+/* Of a rank's shards each `n` that lie side by side. */
+static void add_neighbours(unfold *u, uint32_t g, uint32_t n)
+{
+    plan *const out = u->out;
+    const old_rank *const r = &u->ranks[u->in->group_members[u->in->groups[g].first_member]];
+    u->near[g] = out->n_groups;
+    for (uint32_t s = 0; n > 0 && s < r->shards; s += n) {
+        const uint32_t first = out->n_group_members;
+        for (uint32_t i = 0; i < n; i++)
+            out->group_members[out->n_group_members++] = r->first + s + i;
+        add_group(out, first, (int32_t)n);
+    }
+}
+
 td_status unfold_groups(unfold *u, td_err *err)
 {
     const plan *const p = u->in;
@@ -61,7 +86,8 @@ td_status unfold_groups(unfold *u, td_err *err)
     for (uint32_t g = 0; g < p->n_groups; g++) {
         uint32_t all = 0;
         groups += shards_of(u, &p->groups[g], &all) + 1;
-        members += 2 * (uint64_t)all;
+        groups += all;
+        members += 3 * (uint64_t)all;
     }
     out->groups = TD_NEW_N(u->l->a, plan_group, groups);
     out->group_members = TD_NEW_N(u->l->a, uint32_t, members);
@@ -86,6 +112,7 @@ td_status unfold_groups(unfold *u, td_err *err)
             for (uint32_t s = 0; s < u->ranks[ranks[i]].shards; s++)
                 out->group_members[out->n_group_members++] = u->ranks[ranks[i]].first + s;
         add_group(out, first, from->true_size / (int32_t)from->n_members * (int32_t)all);
+        add_neighbours(u, g, neighbours_of(p, g));
     }
     for (uint32_t r = 0; r < p->n_ranks; r++) {
         const uint32_t first = out->n_group_members;
@@ -121,16 +148,18 @@ td_status unfold_colls(unfold *u, td_err *err)
         const plan_group *const g = &p->groups[c->group];
         uint32_t members = 0;
         const uint32_t tp = shards_of(u, g, &members);
-        const bool all = unfold_is_of_all(p, &p->tasks[p->coll_tasks[c->first_task]]);
+        const plan_task *const t = &p->tasks[p->coll_tasks[c->first_task]];
+        const unfold_meeting meeting = unfold_meeting_of(p, t);
+        const uint32_t near = (uint32_t)p->classes[t->cls].slice_len;
         u->coll[i] = out->n_colls;
-        if (tp == 0 && !all)
+        if (tp == 0 && meeting != MEET_ALL)
             return td_fail(err, TD_EUSAGE, "a collective of rows of unequal degrees");
-        for (uint32_t s = 0; s < (all ? 1 : tp); s++) {
-            out->colls[out->n_colls++] =
-                (plan_coll){.group = all ? u->apart[c->group] : u->group[c->group] + s,
-                            .first_task = out->n_coll_tasks,
-                            .root = c->root};
-            out->n_coll_tasks += all ? members : g->n_members;
+        const uint32_t step = meeting == MEET_LIKE ? 1 : meeting == MEET_NEAR ? near : members;
+        for (uint32_t s = 0; s < (meeting == MEET_ALL ? members : tp); s += step) {
+            out->colls[out->n_colls++] = (plan_coll){.group = unfold_group_of(u, c->group, t, s),
+                                                     .first_task = out->n_coll_tasks,
+                                                     .root = c->root};
+            out->n_coll_tasks += meeting == MEET_LIKE ? g->n_members : step;
         }
     }
     for (uint32_t r = 0; r < p->n_ranks; r++) {

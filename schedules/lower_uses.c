@@ -256,7 +256,7 @@ static td_status uses_of_collective(memory *mem, const plan *p, uint32_t task, t
     const plan_class *const c = &p->classes[t->cls];
     switch ((coll_purpose)c->purpose) {
     case PURPOSE_GRAD_SYNC:
-    case PURPOSE_NORM_GRADS:
+    case PURPOSE_SHARD_GRADS:
     case PURPOSE_TIED:
         return use_run(mem, USE_ADD, ROLE_MESSAGE, SIZE_GRADS, (int32_t)c->inst, err);
     case PURPOSE_NORM: return use_run(mem, USE_ADD, ROLE_MESSAGE, SIZE_NORM, -1, err);

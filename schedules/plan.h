@@ -50,9 +50,10 @@ typedef enum coll_purpose {
     PURPOSE_EMBED_SUM,
     PURPOSE_EMBED_GRAD, /* sharded input layer */
     PURPOSE_LOSS,
-    PURPOSE_WEIGHTS,    /* a sharded optimizer's new weights, to all copies of the stage */
-    PURPOSE_SHARDS,     /* what tensor-parallel shards bring together inside a pass */
-    PURPOSE_NORM_GRADS, /* gradients of norms, of which each shard has seen its own tokens only */
+    PURPOSE_WEIGHTS,     /* a sharded optimizer's new weights, to all copies of the stage */
+    PURPOSE_SHARDS,      /* what tensor-parallel shards bring together inside a pass */
+    PURPOSE_SHARD_GRADS, /* gradients of what several tensor-parallel shards hold, where each has
+                            seen a part: its own tokens, or its own heads */
     PURPOSE_COUNT
 } coll_purpose;
 
@@ -82,7 +83,8 @@ typedef struct plan_class {
     uint32_t inst;              /* stage instance, or PLAN_NONE */
     uint32_t second;            /* TASK_PAIR: class of the second member; else PLAN_NONE */
     int32_t slice_len, prefix;  /* tokens of each sequence; MARK, NORM, OPTIMIZER: slice_len is the
-                                   row, whose price is the sum over the stages that train there */
+                                   row, whose price is the sum over the stages that train there;
+                                   PURPOSE_SHARD_GRADS: how many neighbours meet, 0: all shards */
     uint16_t segment, segments; /* of a pass that is cut; else 0, 0 */
     int64_t bytes; /* messages and collectives: payload; TASK_PAIR: class of the first member */
 } plan_class;

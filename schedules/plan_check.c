@@ -17,7 +17,7 @@ static const char *class_word(const plan_class *c)
     static const char *const purposes[] = {
         "gradient sync", "tied gradients", "gradient norm",          "vocabulary C0",
         "vocabulary C1", "vocabulary C2",  "embedding sum",          "embedding gradient",
-        "loss",          "weights",        "tensor-parallel shards", "gradients of norms"};
+        "loss",          "weights",        "tensor-parallel shards", "gradients of shards"};
     if (c->kind == TASK_COLL) return purposes[c->purpose];
     return channels[c->detail];
 }

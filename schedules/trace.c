@@ -56,7 +56,7 @@ const char *trace_purpose_name(uint8_t purpose)
         [PURPOSE_LOSS] = "loss",
         [PURPOSE_WEIGHTS] = "weights",
         [PURPOSE_SHARDS] = "tensor-parallel sum",
-        [PURPOSE_NORM_GRADS] = "norms' gradients",
+        [PURPOSE_SHARD_GRADS] = "gradients of shards",
     };
     return purpose < PURPOSE_COUNT ? names[purpose] : "collective";
 }

@@ -88,9 +88,10 @@ static td_status price_collective(const plan *p, uint32_t coll, const plan_class
             devices[n++] = p->ranks[p->group_members[g->first_member + i]].device +
                            d * p->ranks[p->group_members[g->first_member + i]].tp;
     /* a rank that stands for its shards meets them */
-    const int32_t shards = c->purpose == PURPOSE_NORM_GRADS && p->folded_tp
-                               ? p->ranks[p->group_members[g->first_member]].tp
-                               : 1;
+    const bool folded = c->purpose == PURPOSE_SHARD_GRADS && p->folded_tp;
+    const int32_t shards = !folded            ? 1
+                           : c->slice_len > 0 ? c->slice_len
+                                              : p->ranks[p->group_members[g->first_member]].tp;
     return cost_collective(cost, (coll_kind)c->detail, devices, n, g->true_size * shards, c->bytes,
                            ns, err);
 }

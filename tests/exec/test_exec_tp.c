@@ -57,6 +57,31 @@ static void test_grouped_queries(void **state)
     hold((exec_law){.model = &tied, .tp = 2}, "gpipe", NULL, 1, 1);
 }
 
+/* More shards than heads of keys and values: neighbours hold the same ones, and sum what each has
+ * seen of their gradients. */
+static void test_shared_keys(void **state)
+{
+    (void)state;
+    model_desc biased = four_heads(&law_llama, 2);
+    biased.hidden = 32;
+    biased.head_dim = 16;
+    biased.qkv_bias = true;
+    hold((exec_law){.model = &law_llama, .tp = 4}, "1f1b", NULL, 1, 1);
+    hold((exec_law){.model = &law_llama, .tp = 4}, "1f1b", NULL, 2, 1);
+    hold((exec_law){.model = &biased, .tp = 4}, "1f1b", NULL, 2, 1);
+    hold((exec_law){.model = &law_llama, .tp = 4, .dp = 2, .zero1 = true}, "1f1b", NULL, 1, 1);
+    hold((exec_law){.model = &law_llama, .tp = 4}, "zb-h1", NULL, 2, 0);
+    hold((exec_law){.model = &law_llama, .tp = 4}, "seq1f1b", NULL, 2, 0);
+    hold((exec_law){.model = &law_llama, .tp = 4}, "fbd", "merge-forward=1", 2, 0);
+    hold((exec_law){.model = &law_llama, .tp = 4}, "fbd", "weights=all-step", 2, 0);
+    hold((exec_law){.model = &law_llama, .tp = 4, .sequence_parallel = true}, "1f1b", NULL, 2, 1);
+    for (int64_t kv = 1; kv <= 4; kv *= 2) {
+        const model_desc few = four_heads(&law_llama, kv);
+        hold((exec_law){.model = &few, .tp = 2}, "gpipe", NULL, 1, 1);
+        hold((exec_law){.model = &few, .tp = 4, .clip = 0.01}, "gpipe", NULL, 1, 1);
+    }
+}
+
 static void test_schedules(void **state)
 {
     (void)state;
@@ -157,7 +182,7 @@ static void test_refusals(void **state)
         bool sequence_parallel;
         const char *why;
     } cases[] = {{&law_gpt2, 2, false, "3 heads"},
-                 {&law_llama, 4, false, "2 of keys and values"},
+                 {&law_llama, 3, false, "2 of keys and values"},
                  {&law_bert, 3, false, "BERT"},
                  {&law_llama, 2, true, "5 tokens (1 sequences)"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -181,10 +206,15 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_degrees),      cmocka_unit_test(test_grouped_queries),
-        cmocka_unit_test(test_schedules),    cmocka_unit_test(test_shared_optimizer),
-        cmocka_unit_test(test_recompute),    cmocka_unit_test(test_mappings_and_delays),
-        cmocka_unit_test(test_cut_and_join), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_degrees),
+        cmocka_unit_test(test_grouped_queries),
+        cmocka_unit_test(test_shared_keys),
+        cmocka_unit_test(test_schedules),
+        cmocka_unit_test(test_shared_optimizer),
+        cmocka_unit_test(test_recompute),
+        cmocka_unit_test(test_mappings_and_delays),
+        cmocka_unit_test(test_cut_and_join),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -159,6 +159,7 @@ static void shards_are_as_busy(void **state)
          .tp = 2,
          .dp = 2,
          .sequence_parallel = true},
+        {.family = "1f1b", .model = "tiny-llama", .pp = 2, .m = 4, .tp = 4, .dp = 2, .fold = true},
         {.family = "1f1b",
          .model = "tiny-gpt2",
          .pp = 2,
