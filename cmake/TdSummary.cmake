@@ -19,6 +19,8 @@ td_summary_line("OpenMPI" ${TD_HAVE_MPI} "ranks as processes (mpirun)"
 td_summary_line("cmocka" ${TD_HAVE_CMOCKA} "unit tests" "not found: no unit tests")
 td_summary_line("CUDA" ${TD_HAVE_CUDA} "--backend cuda (TD_CUDA=${TD_CUDA})"
                 "none (TD_CUDA=${TD_CUDA})")
+td_summary_line("NCCL" ${TD_HAVE_NCCL} "ranks as processes with a GPU each"
+                "not found: ranks share one GPU")
 if(TD_SANITIZE)
     message(STATUS "tandem:   sanitizers: ${TD_SANITIZE}")
 endif()

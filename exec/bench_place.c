@@ -10,7 +10,7 @@ td_status bench_place_open(bench *b, td_err *err)
 {
     const device_methods *const m = b->device == NULL ? NULL : b->device->methods;
     if (m == NULL) return TD_OK;
-    TD_TRY(m->stream(b->device, &b->stream, err));
+    TD_TRY(m->stream(b->device, false, &b->stream, err));
     TD_TRY(m->event(b->device, &b->from, err));
     TD_TRY(m->event(b->device, &b->to, err));
     return m->compute(b->device, b->ctx[0], b->stream, err);

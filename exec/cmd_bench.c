@@ -316,7 +316,7 @@ static td_status bench_with(team *t, const cli_args *args, const pexec_options *
                                 : online > BENCH_CORES ? BENCH_CORES
                                                        : online),
                  .team = t};
-    TD_TRY(pexec_device(o, bf16, a, &b->device, err));
+    TD_TRY(pexec_device(o, NULL, bf16, a, &b->device, err));
     if (b->device != NULL) b->cores = 1; /* one stream at a time */
     k_blas blas;
     if (!k_blas_open(&blas, pexec_blas(o)))

@@ -78,8 +78,8 @@ static void print_words(const check_result *r, const plan *p, bool bf16)
                           : "within tolerance is what this order of sums allows");
 }
 
-static td_status check(const pexec_options *o, const cli_args *args, team *t, td_arena *a,
-                       td_err *err)
+static td_status check(const pexec_options *o, const cli_args *args, const launch *who, team *t,
+                       td_arena *a, td_err *err)
 {
     run_setup setup;
     request q = o->what;
@@ -88,15 +88,16 @@ static td_status check(const pexec_options *o, const cli_args *args, team *t, td
     TD_TRY(team_agree(t, st, err));
     TD_TRY(pexec_same(t, &setup, args, err));
     device *d = NULL;
-    TD_TRY(pexec_device(o, setup.sizes.run.dtype == TYPE_BF16, a, &d, err));
-    const check_options c = {.seed = (uint64_t)o->seed,
-                             .steps = 3,
-                             .clip = o->clip,
-                             .run = {.threads_per_rank = (int)o->threads_per_rank,
-                                     .blas = pexec_blas(o),
-                                     .deadline_ns = o->timeout * 1000000000,
-                                     .team = t,
-                                     .device = d}};
+    TD_TRY(pexec_device(o, who, setup.sizes.run.dtype == TYPE_BF16, a, &d, err));
+    check_options c = {.seed = (uint64_t)o->seed,
+                       .steps = 3,
+                       .clip = o->clip,
+                       .run = {.threads_per_rank = (int)o->threads_per_rank,
+                               .blas = pexec_blas(o),
+                               .deadline_ns = o->timeout * 1000000000,
+                               .team = t,
+                               .device = d}};
+    TD_TRY(pexec_share(o, t, d, a, &c.run, err));
     check_result r;
     st = check_plan(&setup.plan, &setup.sizes, &c, a, &r, err);
     if (d != NULL) d->methods->close(d);
@@ -117,6 +118,6 @@ td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_e
     launch who;
     TD_TRY(pexec_join(o, a, &who, &t, err));
     if (who.size == 0) return TD_OK;
-    const td_status st = check(o, args, t, a, err);
+    const td_status st = check(o, args, &who, t, a, err);
     return pexec_leave(t, st, err);
 }

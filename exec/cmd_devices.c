@@ -1,6 +1,7 @@
 /* pexec devices: what can compute here. */
 #include "base/text.h"
 #include "exec/pexec.h"
+#include "exec/wire_nccl.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -27,11 +28,12 @@ td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td
     const pexec_options *const o = options;
     (void)args;
     device *wanted = NULL;
-    TD_TRY(pexec_device(o, false, a, &wanted, err));
+    TD_TRY(pexec_device(o, NULL, false, a, &wanted, err));
     if (wanted != NULL) wanted->methods->close(wanted);
-    td_text cuda = {0};
+    td_text cuda = {0}, nccl = {0};
     int n_cuda = 0;
     device_list_cuda(&cuda, &n_cuda);
+    nccl_describe(&nccl);
     char cpu[200], memory[40];
     cpu_model(cpu, sizeof cpu);
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
@@ -54,6 +56,8 @@ td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td
                      ", \"vector_isa\": \"%s\", \"cuda\": %s, \"cuda_devices\": ", k_ctx_isa(ctx),
                      n_cuda > 0 ? "true" : "false");
         td_text_json(&t, cuda.s == NULL ? "" : cuda.s);
+        td_text_add(&t, ", \"nccl\": ");
+        td_text_json(&t, nccl.s == NULL ? "" : nccl.s);
         td_text_add(&t, "}\n");
         (void)fputs(t.s == NULL ? "" : t.s, stdout);
         td_text_free(&t);
@@ -63,8 +67,10 @@ td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td
         (void)printf("blas     %s\n", k_blas_info(&blas));
         (void)printf("kernels  x86-64-%s\n", k_ctx_isa(ctx));
         (void)printf("cuda     %s\n", cuda.s == NULL ? "" : cuda.s);
+        (void)printf("nccl     %s\n", nccl.s == NULL ? "" : nccl.s);
     }
     td_text_free(&cuda);
+    td_text_free(&nccl);
     k_ctx_stop(ctx);
     k_blas_close(&blas);
     return TD_OK;

@@ -12,7 +12,7 @@
 
 extern char **environ;
 
-enum { WIRE_AUTO, WIRE_THREADS, WIRE_MPI, WIRE_TCP }; /* the order of --wire */
+enum { WIRE_AUTO, WIRE_THREADS, WIRE_MPI, WIRE_TCP, WIRE_NCCL }; /* the order of --wire */
 
 /* --- MPI --- */
 
@@ -126,19 +126,42 @@ static td_status find_launch(const pexec_options *o, td_arena *a, launch *l, td_
     return td_fail(err, TD_EUSAGE, "--rendezvous: --rank, --world and --local-rank go with it");
 }
 
-static td_status start_processes(const pexec_options *o, const launch *by, launch *who, td_err *err)
+static int64_t wanted_processes(const pexec_options *o)
+{
+    return o->gpus > o->processes ? o->gpus : o->processes;
+}
+
+static td_status start_processes(const pexec_options *o, launch *who, td_err *err)
 {
     bool watched = false;
-    if (by->by != LAUNCHED_ALONE)
+    const int64_t n = wanted_processes(o);
+    const char *const flag = o->gpus > 0 ? "--gpus" : "--processes";
+    if (who->by != LAUNCHED_ALONE)
         return td_fail(err, TD_EUSAGE,
-                       "--processes %lld: this process was started by %s already; leave one of "
-                       "them out",
-                       (long long)o->processes, launcher_name(by->by));
-    if (o->wire != WIRE_AUTO && o->wire != WIRE_TCP)
-        return td_fail(err, TD_EUSAGE, "--processes %lld: they meet over TCP; leave --wire out",
-                       (long long)o->processes);
-    TD_TRY(spawn_processes((uint32_t)o->processes, who, &watched, err));
+                       "%s %lld: this process was started by %s already; leave one of them out",
+                       flag, (long long)n, launcher_name(who->by));
+    if (o->wire == WIRE_THREADS || o->wire == WIRE_MPI)
+        return td_fail(err, TD_EUSAGE, "%s %lld: they meet over TCP; leave --wire out", flag,
+                       (long long)n);
+    TD_TRY(spawn_processes((uint32_t)n, who, &watched, err));
     if (!watched) who->size = 0;
+    return TD_OK;
+}
+
+static td_status refuse_wire(const pexec_options *o, td_err *err)
+{
+    if (o->gpus > 0 && o->processes > 0 && o->gpus != o->processes)
+        return td_fail(err, TD_EUSAGE, "--gpus %lld and --processes %lld: one of them is enough",
+                       (long long)o->gpus, (long long)o->processes);
+    if (o->wire == WIRE_NCCL && !pexec_on_cuda(o))
+        return td_fail(
+            err, TD_EUSAGE,
+            "--wire nccl: NCCL moves tensors between GPUs; use --backend cuda, or --wire "
+            "tcp");
+    if ((o->wire == WIRE_MPI || o->wire == WIRE_TCP) && pexec_on_cuda(o))
+        return td_fail(err, TD_EUSAGE,
+                       "--wire %s: between GPUs tensors go by NCCL; leave --wire out",
+                       o->wire == WIRE_MPI ? "mpi" : "tcp");
     return TD_OK;
 }
 
@@ -146,20 +169,21 @@ td_status pexec_join(const pexec_options *o, td_arena *a, launch *who, team **ou
 {
     *out = NULL;
     *who = (launch){.size = 1, .local_size = 1};
-    if (o->wire == WIRE_THREADS && o->processes <= 1) return TD_OK;
+    TD_TRY(refuse_wire(o, err));
+    const bool threads = o->wire == WIRE_THREADS || o->wire == WIRE_AUTO;
+    if (o->wire == WIRE_THREADS && wanted_processes(o) <= 1) return TD_OK;
     TD_TRY(find_launch(o, a, who, err));
-    if (o->processes > 1) TD_TRY(start_processes(o, &(const launch){.by = who->by}, who, err));
-    if (who->size == 0 || (o->wire == WIRE_AUTO && who->size == 1)) return TD_OK;
-    const launch *const l = who;
-    const bool by_mpi = l->by == LAUNCHED_BY_OPENMPI || l->by == LAUNCHED_BY_MPICH;
+    if (wanted_processes(o) > 1) TD_TRY(start_processes(o, who, err));
+    if (who->size == 0 || (who->size == 1 && (threads || o->wire == WIRE_NCCL))) return TD_OK;
+    const bool by_mpi = who->by == LAUNCHED_BY_OPENMPI || who->by == LAUNCHED_BY_MPICH;
     const int64_t deadline_ns = o->timeout * 1000000000;
     transport t;
     td_status st = TD_OK;
-    if (o->wire == WIRE_MPI || (o->wire == WIRE_AUTO && by_mpi))
-        st = join_mpi(l, deadline_ns, a, &t, err);
+    if (o->wire == WIRE_MPI || (o->wire != WIRE_TCP && by_mpi))
+        st = join_mpi(who, deadline_ns, a, &t, err);
     else
-        st = join_tcp(l, deadline_ns, a, &t, err);
-    if (st != TD_OK && !TD_HAVE_MPI && by_mpi && l->rank > 0)
+        st = join_tcp(who, deadline_ns, a, &t, err);
+    if (st != TD_OK && !TD_HAVE_MPI && by_mpi && who->rank > 0)
         err->msg[0] = '\0'; /* rank 0 says it */
     TD_TRY(st);
     st = team_open(&t, deadline_ns, a, out, err);

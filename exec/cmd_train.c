@@ -27,6 +27,7 @@ typedef struct training {
     const pexec_options *o;
     train_engine *engine; /* or NULL */
     run_setup setup;      /* outlives the executor, which points into it */
+    launch who;
     team *team;
     bool speaks; /* one process does */
     executor *x;
@@ -306,13 +307,14 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
     const pexec_options *const o = t->o;
     const run_shape *const r = &s->sizes.run;
     const size_t tokens = (size_t)(r->micro_batch * r->seq_len);
-    const exec_options run = {.device = t->device,
-                              .offload = t->engine == NULL ? NULL : t->engine->offload,
-                              .threads_per_rank = (int)o->threads_per_rank,
-                              .blas = pexec_blas(o),
-                              .deadline_ns = o->timeout * 1000000000,
-                              .kept_periods = o->trace != NULL ? KEPT_STEPS : 0,
-                              .team = t->team};
+    exec_options run = {.device = t->device,
+                        .offload = t->engine == NULL ? NULL : t->engine->offload,
+                        .threads_per_rank = (int)o->threads_per_rank,
+                        .blas = pexec_blas(o),
+                        .deadline_ns = o->timeout * 1000000000,
+                        .kept_periods = o->trace != NULL ? KEPT_STEPS : 0,
+                        .team = t->team};
+    TD_TRY(pexec_share(o, t->team, t->device, a, &run, err));
     TD_TRY(exec_open(&s->plan, &s->sizes, &run, a, &t->x, err));
     t->ids = TD_NEW_N(a, int32_t, tokens);
     t->targets = TD_NEW_N(a, int32_t, tokens);
@@ -393,7 +395,7 @@ static td_status find_inputs(training *t, const cli_args *args, td_arena *a, run
     q.shards = true;
     TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, s, err));
     const bool bf16 = s->sizes.run.dtype == TYPE_BF16;
-    TD_TRY(pexec_device(o, bf16, a, &t->device, err));
+    TD_TRY(pexec_device(o, &t->who, bf16, a, &t->device, err));
     return corpus_open(o->data, o->vocab, o->merges, s->model.vocab, !s->model.causal,
                        s->sizes.run.seq_len, a, &t->text, err);
 }
@@ -435,9 +437,8 @@ td_status pexec_train(td_arena *a, const cli_args *args, const pexec_options *o,
     if (t == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the training");
     t->o = o;
     t->engine = engine;
-    launch who;
-    TD_TRY(pexec_join(t->o, a, &who, &t->team, err));
-    if (who.size == 0) return TD_OK;
+    TD_TRY(pexec_join(t->o, a, &t->who, &t->team, err));
+    if (t->who.size == 0) return TD_OK;
     t->speaks = team_index(t->team) == 0;
     if (engine != NULL && team_size(t->team) > 1)
         return td_fail(err, TD_EUSAGE,

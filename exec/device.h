@@ -27,7 +27,10 @@ typedef struct device_methods {
     td_status (*write)(device *d, void *at, const void *from, int64_t bytes, td_err *err);
     /* Writes the eight-byte word n times. */
     td_status (*fill)(device *d, void *at, uint64_t word, int64_t n, td_err *err);
-    td_status (*stream)(device *d, void **out, td_err *err);
+    /* The calling thread will give work to the device. */
+    void (*enter)(device *d);
+    /* urgent: of messages and sums, which go first where both could. */
+    td_status (*stream)(device *d, bool urgent, void **out, td_err *err);
     td_status (*event)(device *d, void **out, td_err *err);
     /* Lets ctx compute on a stream. */
     td_status (*compute)(device *d, k_ctx *ctx, void *stream, td_err *err);
@@ -42,6 +45,8 @@ typedef struct device_methods {
     /* Lets a stream idle for about this long, so that what comes next can all be given to it
      * before it begins. */
     void (*idle)(device *d, void *stream, int64_t ns);
+    /* Whether what an event marked is done, if it was recorded. */
+    td_status (*happened)(device *d, void *event, bool *out, td_err *err);
     /* Of one stream, or of all (NULL). TD_EDEVICE with what failed on the device. */
     td_status (*synchronize)(device *d, void *stream, td_err *err);
     /* Bytes of the device that are in use, by whomever; -1 where that cannot be known. */
@@ -51,6 +56,8 @@ typedef struct device_methods {
 struct device {
     const device_methods *methods;
     char name[200];
+    char place[64];        /* names it on this machine, for all processes alike */
+    int32_t units;         /* multiprocessors: waiting messages hold some */
     int64_t element_bytes; /* 4, or 2 for bf16 */
     int64_t room_bytes;    /* what alloc gave */
     int64_t lane_bytes;    /* workspaces of contexts that compute */
@@ -78,6 +85,8 @@ void device_use_json(const device_use *u, td_text *out);
 /* The index-th CUDA device of this machine; bf16: elements are bf16. TD_EDEVICE says plainly what
  * is missing. */
 TD_MUST_USE td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_err *err);
+/* 0 where there are none. */
+int device_count_cuda(void);
 /* One line about each CUDA device, or why there is none. */
 void device_list_cuda(td_text *out, int *n);
 

@@ -131,11 +131,17 @@ static td_status fill_cuda(device *d, void *at, uint64_t word, int64_t n, td_err
     return k_cuda_fill(s->index, at, word, n, why) ? TD_OK : refused(why, err);
 }
 
-static td_status stream_cuda(device *d, void **out, td_err *err)
+static void enter_cuda(device *d)
+{
+    const cuda_state *const s = d->state;
+    k_cuda_enter(s->index);
+}
+
+static td_status stream_cuda(device *d, bool urgent, void **out, td_err *err)
 {
     cuda_state *const s = d->state;
     char why[K_CUDA_WHY] = "";
-    *out = k_cuda_stream_open(s->index, why);
+    *out = k_cuda_stream_open(s->index, urgent, why);
     return *out == NULL ? refused(why, err) : hold(s, HELD_STREAM, *out, err);
 }
 
@@ -207,6 +213,13 @@ static int64_t elapsed_cuda(device *d, void *from, void *to)
     return k_cuda_elapsed_ns(from, to);
 }
 
+static td_status happened_cuda(device *d, void *event, bool *out, td_err *err)
+{
+    (void)d;
+    char why[K_CUDA_WHY] = "";
+    return k_cuda_happened(event, out, why) ? TD_OK : refused(why, err);
+}
+
 static td_status synchronize_cuda(device *d, void *stream, td_err *err)
 {
     cuda_state *const s = d->state;
@@ -230,6 +243,7 @@ td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_er
                                            .read = read_cuda,
                                            .write = write_cuda,
                                            .fill = fill_cuda,
+                                           .enter = enter_cuda,
                                            .stream = stream_cuda,
                                            .event = event_cuda,
                                            .compute = compute_cuda,
@@ -239,6 +253,7 @@ td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_er
                                            .combine = combine_cuda,
                                            .elapsed_ns = elapsed_cuda,
                                            .idle = idle_cuda,
+                                           .happened = happened_cuda,
                                            .synchronize = synchronize_cuda,
                                            .in_use = in_use_cuda};
     char why[K_CUDA_WHY] = "";
@@ -250,10 +265,18 @@ td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_er
     *s = (cuda_state){.arena = a, .index = index, .bf16 = bf16};
     *out = (device){.methods = &methods, .element_bytes = bf16 ? 2 : 4, .state = s};
     (void)snprintf(out->name, sizeof out->name, "cuda");
+    (void)snprintf(out->place, sizeof out->place, "%s", info.place);
+    out->units = info.multiprocessors;
     void *moves = NULL;
-    TD_TRY(stream_cuda(out, &moves, err));
+    TD_TRY(stream_cuda(out, false, &moves, err));
     s->moves = moves;
     return TD_OK;
+}
+
+int device_count_cuda(void)
+{
+    char why[K_CUDA_WHY] = "";
+    return k_cuda_devices(why);
 }
 
 void device_list_cuda(td_text *out, int *n)
@@ -286,6 +309,8 @@ td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_er
                    "--backend cuda: this build has no CUDA backend; configure it with "
                    "-DTD_CUDA=ON, or use --backend cpu");
 }
+
+int device_count_cuda(void) { return 0; }
 
 void device_list_cuda(td_text *out, int *n)
 {

@@ -11,6 +11,8 @@ static void *compute_of(const executor *x, uint32_t rank)
     return x->device->streams[x->p->ranks[rank].first_stream];
 }
 
+static uint32_t first_here(const executor *x) { return team_index(x->options.team); }
+
 static void *stream_of(const executor *x, uint32_t task)
 {
     return x->device->streams[x->device->stream_of[task]];
@@ -61,13 +63,56 @@ static void move_end(void *self, wire_op *const *ops, uint32_t n)
     }
 }
 
+static void *move_stream(void *self, const wire_op *op) { return stream_of(self, op->task); }
+
+static td_status move_over(void *self, const wire_op *op, bool *out, td_err *err)
+{
+    const executor *const x = self;
+    const device *const d = x->device->d;
+    return d->methods->happened(x->device->d, x->device->ends[op->task], out, err);
+}
+
+static td_status move_name(void *self, const wire_op *op, td_err *err)
+{
+    const executor *const x = self;
+    return exec_name_wait(x, &x->ranks[op->rank], op->task, err);
+}
+
+/* How far the compute streams of this process are: the device stands still, or is made to. */
+static void move_note(void *self)
+{
+    executor *const x = self;
+    device_run *const v = x->device;
+    td_err ignored = {0};
+    for (uint32_t r = 0; r < x->p->n_ranks && v->noted == NULL; r++) {
+        const plan_stream *const s = plan_compute(x->p, r);
+        bool over = true;
+        if (!exec_is_here(x, r)) continue;
+        uint32_t at = 0;
+        while (at < x->ranks[r].at &&
+               v->d->methods->happened(v->d, v->ends[s->first_task + at], &over, &ignored) ==
+                   TD_OK &&
+               over)
+            at++;
+        bool begun = false;
+        if (at < s->n_tasks && at < x->ranks[r].at)
+            (void)v->d->methods->happened(v->d, v->begins[s->first_task + at], &begun, &ignored);
+        v->notes[r] = (device_note){.at = at, .computes = begun};
+    }
+    v->noted = v->notes;
+}
+
 /* --- opening --- */
 
-static td_status open_events(device_run *v, const plan *p, td_err *err)
+static td_status open_events(const executor *x, td_err *err)
 {
+    device_run *const v = x->device;
+    const plan *const p = x->p;
     const device_methods *const m = v->d->methods;
     for (uint32_t i = 0; i < p->n_streams; i++) {
-        TD_TRY(m->stream(v->d, &v->streams[i], err));
+        if (!exec_is_here(x, p->streams[i].rank)) continue;
+        const bool urgent = p->streams[i].kind != STREAM_COMPUTE;
+        TD_TRY(m->stream(v->d, urgent, &v->streams[i], err));
         for (uint32_t k = 0; k < p->streams[i].n_tasks; k++) {
             const uint32_t task = p->streams[i].first_task + k;
             v->stream_of[task] = i;
@@ -83,11 +128,6 @@ static td_status refuse(const executor *x, td_err *err)
 {
     const plan *const p = x->p;
     const device *const d = x->options.device;
-    if (x->options.team != NULL)
-        return td_fail(err, TD_EUSAGE,
-                       "--backend %s: ranks run as threads of one process on one device so far; "
-                       "leave the processes out",
-                       d->name);
     if (p->tp > 1)
         return td_fail(err, TD_EUSAGE,
                        "--tp %d: tensor parallelism is executed by --backend cpu so far", p->tp);
@@ -162,18 +202,20 @@ td_status device_run_open(executor *x, td_arena *a, td_err *err)
     device_run *const v = TD_NEW(a, device_run);
     if (v == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the device's streams");
     *v = (device_run){.d = x->options.device,
-                      .mover = {x, move_begin, move_copy, move_combine, move_end},
+                      .mover = {x, move_begin, move_copy, move_combine, move_end, move_stream,
+                                move_over, move_name, move_note},
                       .streams = TD_NEW_N(a, void *, p->n_streams),
                       .gates = TD_NEW_N(a, void *, p->n_tasks),
                       .begins = TD_NEW_N(a, void *, p->n_tasks),
                       .ends = TD_NEW_N(a, void *, p->n_tasks),
                       .stream_of = TD_NEW_N(a, uint32_t, p->n_tasks),
+                      .notes = TD_NEW_N(a, device_note, p->n_ranks),
                       .first_allocs = -1};
     if (v->streams == NULL || v->gates == NULL || v->begins == NULL || v->ends == NULL ||
-        v->stream_of == NULL)
+        v->stream_of == NULL || v->notes == NULL)
         return td_fail(err, TD_ENOMEM, "out of memory for the device's streams");
     x->device = v;
-    TD_TRY(open_events(v, p, err));
+    TD_TRY(open_events(x, err));
     return open_found(x, a, err);
 }
 
@@ -193,14 +235,21 @@ static void bring_tokens(const executor *x, uint32_t rank)
     }
 }
 
+void device_run_enter(const executor *x)
+{
+    if (x->device != NULL) x->device->d->methods->enter(x->device->d);
+}
+
 void device_run_begin(executor *x)
 {
     if (x->device == NULL) return;
     device_run *const v = x->device;
     if (v->first_allocs < 0) v->first_allocs = v->d->n_allocs;
-    v->d->methods->record(v->d, v->start, compute_of(x, 0));
-    for (uint32_t r = 0; r < x->p->n_ranks; r++) {
-        if (r > 0) v->d->methods->wait(v->d, compute_of(x, r), v->start);
+    const uint32_t first = first_here(x);
+    v->d->methods->record(v->d, v->start, compute_of(x, first));
+    for (uint32_t r = first; r < x->p->n_ranks; r++) {
+        if (!exec_is_here(x, r)) continue;
+        if (r > first) v->d->methods->wait(v->d, compute_of(x, r), v->start);
         bring_tokens(x, r);
     }
 }
@@ -295,12 +344,17 @@ td_status device_run_end(executor *x, td_err *err)
     if (x->device == NULL) return TD_OK;
     device_run *const v = x->device;
     const device_methods *const m = v->d->methods;
-    for (uint32_t r = 1; r < x->p->n_ranks; r++) {
+    const uint32_t first = first_here(x);
+    for (uint32_t r = first + 1; r < x->p->n_ranks; r++) {
         const plan_stream *const s = plan_compute(x->p, r);
-        if (s->n_tasks > 0)
-            m->wait(v->d, compute_of(x, 0), v->ends[s->first_task + s->n_tasks - 1]);
+        if (s->n_tasks > 0 && exec_is_here(x, r))
+            m->wait(v->d, compute_of(x, first), v->ends[s->first_task + s->n_tasks - 1]);
     }
-    m->copy(v->d, compute_of(x, 0), v->seen, v->found, v->n_found * (int64_t)sizeof *v->seen);
+    if (wire_drain(x->wire, err) != TD_OK) {
+        const td_err why = wire_error(x->wire);
+        return td_fail(err, why.code, "%s", why.msg);
+    }
+    m->copy(v->d, compute_of(x, first), v->seen, v->found, v->n_found * (int64_t)sizeof *v->seen);
     TD_TRY(m->synchronize(v->d, NULL, err));
     return take_losses(x, err);
 }
@@ -309,6 +363,7 @@ void device_run_times(executor *x)
 {
     const device_run *const v = x->device;
     for (uint32_t i = 0; v != NULL && i < x->p->n_tasks; i++) {
+        if (v->begins[i] == NULL) continue; /* another process's */
         x->now->times.begin_ns[i] = v->d->methods->elapsed_ns(v->d, v->start, v->begins[i]);
         x->now->times.end_ns[i] = v->d->methods->elapsed_ns(v->d, v->start, v->ends[i]);
     }

@@ -5,6 +5,12 @@
 #include "exec/device.h"
 #include "exec/exec.h"
 
+/* Where a rank's compute stream was when the device was made to drop its work. */
+typedef struct device_note {
+    uint32_t at; /* position */
+    bool computes;
+} device_note;
+
 /* The device's side of an executor; the functions below do nothing without a device. */
 struct device_run {
     device *d;
@@ -15,14 +21,15 @@ struct device_run {
     void *start;           /* of the step */
     uint32_t *stream_of;   /* [n_tasks] */
     /* What a step leaves for the host, on the device and, once it has ended, in `seen`. */
-    double *found, *seen; /* [n_found] */
-    int64_t n_found;      /* norm and factor of clipping of each rank, then losses */
-    int64_t *losses;      /* [n_ranks] where a rank's begin in found, by microbatch and slice;
-                             behind them a place for those of recomputes; -1: it has none */
-    uint32_t *loss_rank;  /* [dp * n_microbatches] whose loss counts */
-    int32_t **tokens;     /* [n_ranks] of all microbatches, in memory of the host; or NULL */
-    int64_t arena_bytes;  /* of the ranks */
-    int64_t first_allocs; /* of memory before the first step; -1: there was none yet */
+    double *found, *seen;       /* [n_found] */
+    int64_t n_found;            /* norm and factor of clipping of each rank, then losses */
+    int64_t *losses;            /* [n_ranks] where a rank's begin in found, by microbatch and slice;
+                                   behind them a place for those of recomputes; -1: it has none */
+    uint32_t *loss_rank;        /* [dp * n_microbatches] whose loss counts */
+    int32_t **tokens;           /* [n_ranks] of all microbatches, in memory of the host; or NULL */
+    device_note *notes, *noted; /* [n_ranks]; NULL while nothing was dropped */
+    int64_t arena_bytes;        /* of the ranks */
+    int64_t first_allocs;       /* of memory before the first step; -1: there was none yet */
 };
 
 TD_MUST_USE td_status device_run_open(executor *x, td_arena *a, td_err *err);
@@ -68,6 +75,8 @@ device_use device_run_use(const executor *x);
 
 /* --- a step --- */
 
+/* The calling thread computes for ranks. */
+void device_run_enter(const executor *x);
 void device_run_begin(executor *x);
 void device_run_post(executor *x, const exec_rank *r, uint32_t task);
 void device_run_join(executor *x, const exec_rank *r, uint32_t task);

@@ -65,8 +65,10 @@ td_status exec_eval_room(const executor *x, td_arena *a, eval_room *out, td_err 
 {
     void *at = NULL;
     TD_TRY(device_run_memory(x, a, places_of(x).bytes, &at, err));
-    *out = (eval_room){.work = at, .edges = td_alloc(a, 1, (size_t)eval_shards_bytes(x))};
-    return out->edges != NULL || eval_shards_bytes(x) == 0
+    *out = (eval_room){.work = at,
+                       .edges = td_alloc(a, 1, (size_t)eval_shards_bytes(x)),
+                       .border = td_alloc(a, 1, (size_t)boundary_bytes(x))};
+    return out->edges != NULL && out->border != NULL
                ? TD_OK
                : td_fail(err, TD_ENOMEM, "out of memory for evaluations");
 }
@@ -120,11 +122,16 @@ td_status exec_eval(const executor *x, const eval_room *room, const int32_t *ids
         float *const input = (float *)(void *)(work + at.borders[(s + 1) % 2]);
         a.input = s == 0 && !sharded ? NULL : input;
         a.output = (float *)(void *)(work + at.borders[s % 2]);
-        if (s > 0 && before != owner && exec_is_here(x, before))
-            TD_TRY(team_send(t, owner, input, border, err));
+        if (t != NULL && s > 0 && before != owner && exec_is_here(x, before)) {
+            TD_TRY(device_run_read(x, room->border, input, border, err));
+            TD_TRY(team_send(t, owner, room->border, border, err));
+        }
         TD_TRY(exec_bring_weights(x, (uint32_t)s, weights, &a.weights, err));
         if (!exec_is_here(x, owner)) continue;
-        if (s > 0 && before != owner) TD_TRY(team_recv(t, before, input, border, err));
+        if (t != NULL && s > 0 && before != owner) {
+            TD_TRY(team_recv(t, before, room->border, border, err));
+            TD_TRY(device_run_write(x, input, room->border, border, err));
+        }
         TD_TRY(eval_stage(x, owner, s, &a, err));
     }
     if (sharded)

@@ -148,62 +148,6 @@ static td_status open_ctx(const k_blas *blas, int threads, td_arena *a, k_ctx **
                         : td_fail(err, TD_EDEVICE, "%d threads could not be started", threads);
 }
 
-/* The wire's word for a collective of the plan; exec_open refused what has none. */
-static wire_kind kind_of(const executor *x, const plan_class *c)
-{
-    /* activations and weights are elements, gradients of weights floats */
-    const bool elements = c->purpose == PURPOSE_WEIGHTS || c->purpose == PURPOSE_C2 ||
-                          c->purpose == PURPOSE_EMBED_SUM || c->purpose == PURPOSE_SHARDS;
-    if (elements && x->z->run.dtype == TYPE_BF16) {
-        if (c->detail == COLL_ALL_GATHER) return WIRE_GATHER_BF16;
-        if (c->detail == COLL_REDUCE) return WIRE_SUM_ROOT_BF16;
-        if (c->detail == COLL_ALL_REDUCE) return WIRE_SUM_BF16;
-    }
-    switch (c->detail) {
-    case COLL_REDUCE_SCATTER: return WIRE_SUM_PIECES_FLOAT;
-    case COLL_ALL_GATHER: return WIRE_GATHER_FLOAT;
-    case COLL_BROADCAST: return WIRE_BROADCAST;
-    case COLL_REDUCE: return WIRE_SUM_ROOT_FLOAT;
-    case COLL_VOCAB_STATS: return WIRE_VOCAB;
-    default: return c->purpose == PURPOSE_NORM ? WIRE_SUM_DOUBLE : WIRE_SUM_FLOAT;
-    }
-}
-
-static td_status open_wire(executor *x, td_arena *a, td_err *err)
-{
-    const plan *const p = x->p;
-    wire_channel *const channels = TD_NEW_N(a, wire_channel, p->n_channels);
-    wire_group *const groups = TD_NEW_N(a, wire_group, p->n_groups);
-    wire_coll *const colls = TD_NEW_N(a, wire_coll, p->n_colls);
-    if (channels == NULL || groups == NULL || colls == NULL)
-        return td_fail(err, TD_ENOMEM, "out of memory for the wire");
-    for (uint32_t i = 0; i < p->n_channels; i++)
-        channels[i] = (wire_channel){.src = p->channels[i].src, .dst = p->channels[i].dst};
-    for (uint32_t i = 0; i < p->n_groups; i++)
-        groups[i] = (wire_group){.members = &p->group_members[p->groups[i].first_member],
-                                 .n_members = p->groups[i].n_members};
-    for (uint32_t i = 0; i < p->n_colls; i++) {
-        const uint32_t first = p->coll_tasks[p->colls[i].first_task];
-        const plan_class *const c = &p->classes[p->tasks[first].cls];
-        colls[i] = (wire_coll){.group = p->colls[i].group,
-                               .root = p->colls[i].root,
-                               .kind = kind_of(x, c),
-                               .bytes = worker_bytes(x, first)};
-    }
-    const int64_t deadline = x->options.deadline_ns > 0 ? x->options.deadline_ns : 120000000000;
-    const wire_shape shape = {.mover = x->device == NULL ? NULL : &x->device->mover,
-                              .n_ranks = p->n_ranks,
-                              .n_channels = p->n_channels,
-                              .n_groups = p->n_groups,
-                              .n_colls = p->n_colls,
-                              .channels = channels,
-                              .groups = groups,
-                              .colls = colls,
-                              .deadline_ns = deadline};
-    return x->options.team == NULL ? wire_open_threads(&shape, a, &x->wire, err)
-                                   : wire_open_team(&shape, x->options.team, a, &x->wire, err);
-}
-
 bool exec_is_here(const executor *x, uint32_t rank)
 {
     return x->options.team == NULL || team_index(x->options.team) == rank;
@@ -223,7 +167,7 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
     TD_TRY(device_run_open(x, a, err));
     TD_TRY(device_run_tables(x, err));
     TD_TRY(pass_open(x, a, err));
-    TD_TRY(open_wire(x, a, err));
+    TD_TRY(exec_open_wire(x, a, err));
     for (uint32_t i = 0; i < p->n_ranks; i++) {
         exec_rank *const r = &x->ranks[i];
         r->index = i;
@@ -237,12 +181,13 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
             TD_TRY(offload_arena(x->options.offload, p->ranks[i].arena_bytes, &r->arena, err));
             continue;
         }
-        if (x->device == NULL) {
+        if (x->device == NULL || !exec_is_here(x, i)) {
             TD_TRY(rank_arena_open(p->ranks[i].arena_bytes, &r->arena, err));
             continue;
         }
         TD_TRY(device_run_arena(x, r, err));
     }
+    exec_register_memory(x);
     TD_TRY(device_run_tokens(x, a, err));
     TD_TRY(optimizer_open(x, a, err));
     return exec_team_open(x, err);
@@ -337,7 +282,9 @@ uint32_t exec_rank_of(const executor *x, uint32_t inst, int32_t replica)
 static td_status init_here(executor *x, exec_rank *r, void *seed, td_err *err)
 {
     (void)err; /* the wire's */
-    if (r->arena.base != NULL) exec_init_rank(x, r->index, *(const uint64_t *)seed);
+    /* with a device, what other processes have is seen after a step only */
+    const bool made_here = x->device == NULL || exec_is_here(x, r->index);
+    if (r->arena.base != NULL && made_here) exec_init_rank(x, r->index, *(const uint64_t *)seed);
     return TD_OK;
 }
 

@@ -31,6 +31,8 @@ typedef struct exec_options {
     struct device *device; /* what computes; NULL: the cores of this machine */
     bool room_for_all;     /* with a team: room for the memory of all ranks, see exec_mirror */
     offload *offload;      /* where ranks' memory is, of one thread's executor; NULL: here */
+    bool device_is_shared; /* with a team: by several processes */
+    bool ordered_sums;     /* with a team and a device: sums in member order, see wire_nccl.h */
 } exec_options;
 
 /* One task that runs beside compute, and when. */
@@ -239,8 +241,9 @@ void exec_join_shards(const executor *x, const exec_rank *r, uint32_t task);
 
 /* Memory for evaluations. */
 typedef struct eval_room {
-    char *work;  /* of what computes */
-    char *edges; /* of the host: for the ends where tables lie in shards */
+    char *work;   /* of what computes */
+    char *edges;  /* of the host: for the ends where tables lie in shards */
+    char *border; /* of the host: what goes from process to process */
 } eval_room;
 
 /* Until the executor or the arena is closed. */
@@ -271,6 +274,12 @@ TD_MUST_USE td_status exec_gather_times(const executor *x, task_times *t, const 
 /* The last tasks of each stream of this process's ranks, a line each: for a run that waits. */
 void exec_report(const executor *x, td_text *out);
 
+/* --- exec_wire.c --- */
+
+TD_MUST_USE td_status exec_open_wire(executor *x, td_arena *a, td_err *err);
+/* Tells the wire where this process's rank has its memory. */
+void exec_register_memory(executor *x);
+
 /* --- worker.c --- */
 
 /* One rank's period of the plan, r->now. */
@@ -279,6 +288,9 @@ TD_MUST_USE td_status worker_run(executor *x, exec_rank *r, td_err *err);
 TD_MUST_USE td_status worker_leave(executor *x, exec_rank *r, td_err *err);
 /* One rank's part of exec_settle. */
 TD_MUST_USE td_status worker_settle(executor *x, exec_rank *r, td_err *err);
+
+/* Puts the step and what a message or collective is in front of a message. */
+td_status exec_name_wait(const executor *x, const exec_rank *r, uint32_t task, td_err *err);
 
 /* One task of the compute stream. */
 TD_MUST_USE td_status worker_compute(executor *x, exec_rank *r, uint32_t task, td_err *err);

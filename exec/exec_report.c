@@ -1,15 +1,18 @@
 /* Where every rank of this process stands, for a run that did not end by itself. */
-#include "exec/exec.h"
+#include "exec/device_run.h"
 
 enum { LAST_TASKS = 3 }; /* of each stream */
 
-static const char *state_of(const exec_rank *r, const plan_stream *s, uint32_t task,
-                            const exec_post **post)
+static const char *state_of(const executor *x, const exec_rank *r, const plan_stream *s,
+                            uint32_t task, const exec_post **post)
 {
+    const device_note *const noted =
+        x->device == NULL || x->device->noted == NULL ? NULL : &x->device->noted[r->index];
     *post = NULL;
     if (s->kind == STREAM_COMPUTE) {
-        const uint32_t at = task - s->first_task;
-        return at < r->at ? "done" : at > r->at ? "to come" : r->computes ? "running" : "next";
+        const uint32_t i = task - s->first_task, at = noted == NULL ? r->at : noted->at;
+        const bool computes = noted == NULL ? r->computes : noted->computes;
+        return i < at ? "done" : i > at ? "to come" : computes ? "running" : "next";
     }
     for (uint32_t i = 0; i < r->n_posts; i++)
         if (r->posts[i].task == task) {
@@ -26,7 +29,7 @@ static void add_task(const executor *x, const exec_rank *r, const plan_stream *s
     const plan *const p = x->p;
     const plan_task *const t = &p->tasks[task];
     const exec_post *post = NULL;
-    const char *const state = state_of(r, s, task, &post);
+    const char *const state = state_of(x, r, s, task, &post);
     td_text_add(out, "  ");
     plan_task_text(p, task, out);
     if (s->kind != STREAM_COMPUTE)
@@ -51,7 +54,7 @@ static void add_stream(const executor *x, const exec_rank *r, const plan_stream 
 {
     const exec_post *post = NULL;
     uint32_t over = 0;
-    while (over < s->n_tasks && state_of(r, s, s->first_task + over, &post)[0] == 'd') over++;
+    while (over < s->n_tasks && state_of(x, r, s, s->first_task + over, &post)[0] == 'd') over++;
     const uint32_t first = over > 1 ? over - 1 : 0;
     for (uint32_t i = first; i < s->n_tasks && i < first + LAST_TASKS; i++)
         add_task(x, r, s, s->first_task + i, now_ns, out);

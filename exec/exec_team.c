@@ -1,10 +1,10 @@
 /* What the processes of a run tell each other between its steps. */
-#include "exec/exec.h"
+#include "exec/device_run.h"
 #include "exec/shard.h"
 
 #include <string.h>
 
-enum { CLOCK_ROUNDS = 20 };
+enum { CLOCK_ROUNDS = 20, PIECE = 1 << 20 };
 
 /* As in NTP: of a question and its answer the fastest round says most about the difference. */
 static td_status compare_clocks(executor *x, uint32_t with, double *stamp, td_err *err)
@@ -161,6 +161,26 @@ td_status exec_team_steps(executor *x, int64_t n, td_err *err)
     return TD_OK;
 }
 
+/* Bytes at a place of a rank's memory, from its process to all. */
+static td_status share_bytes(const executor *x, uint32_t rank, char *at, int64_t bytes, td_err *err)
+{
+    team *const t = x->options.team;
+    if (x->device == NULL) return team_broadcast(t, rank, at, bytes, err);
+    /* what goes out has to be in memory of the host, and lives as long as the process if that fails
+     */
+    td_arena *const a = td_arena_new();
+    char *const room = a == NULL ? NULL : td_alloc(a, 1, (size_t)(bytes < PIECE ? bytes : PIECE));
+    td_status st = room == NULL ? td_fail(err, TD_ENOMEM, "out of memory for the check") : TD_OK;
+    for (int64_t first = 0; st == TD_OK && first < bytes; first += PIECE) {
+        const int64_t n = bytes - first < PIECE ? bytes - first : PIECE;
+        if (team_index(t) == rank) st = device_run_read(x, room, at + first, n, err);
+        if (st == TD_OK) st = team_broadcast(t, rank, room, n, err);
+        if (st == TD_OK && team_index(t) != rank) memcpy(at + first, room, (size_t)n);
+    }
+    if (st == TD_OK) td_arena_free(a);
+    return st;
+}
+
 td_status exec_mirror(executor *x, bool whole, td_err *err)
 {
     team *const t = x->options.team;
@@ -169,14 +189,14 @@ td_status exec_mirror(executor *x, bool whole, td_err *err)
         char *const base = x->ranks[r].arena.base;
         if (whole) {
             const int64_t bytes = (x->ranks[r].arena.bytes + PLAN_ALIGN - 1) / PLAN_ALIGN;
-            TD_TRY(team_broadcast(t, r, base, bytes * PLAN_ALIGN, err));
+            TD_TRY(share_bytes(x, r, base, bytes * PLAN_ALIGN, err));
             continue;
         }
         for (uint32_t i = 0; i < p->ranks[r].n_buffers; i++) {
             const plan_buffer *const b = &p->buffers[p->ranks[r].first_buffer + i];
             const plan_bclass *const c = &p->bclasses[b->bclass];
             if (c->what == SIZE_WEIGHTS)
-                TD_TRY(team_broadcast(t, r, base + (int64_t)b->offset * PLAN_ALIGN, c->bytes, err));
+                TD_TRY(share_bytes(x, r, base + (int64_t)b->offset * PLAN_ALIGN, c->bytes, err));
         }
     }
     return TD_OK;

@@ -286,6 +286,7 @@ static void *rank_main(void *arg)
 {
     const rank_thread *const t = arg;
     td_err err = {0};
+    device_run_enter(t->x);
     if (t->job(t->x, t->rank, t->arg, &err) != TD_OK) wire_abort(t->x->wire, &err);
     return NULL;
 }

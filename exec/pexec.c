@@ -18,10 +18,16 @@ static const cli_option machine_options[] = {
      .arg = "NAME",
      .at = AT(wire),
      .def = "auto",
-     .choices = "auto|threads|mpi|tcp",
+     .choices = "auto|threads|mpi|tcp|nccl",
      .help = "what moves tensors between ranks: threads of this process; MPI or TCP between one "
-             "process a rank; auto: what the launcher's variables say (mpirun: mpi; torchrun, "
-             "srun: tcp; else threads)"},
+             "process a rank; NCCL between processes with a GPU each; auto: what the launcher's "
+             "variables say (mpirun: mpi; torchrun, srun: tcp; else threads), and nccl where they "
+             "compute on GPUs"},
+    {.kind = CLI_FLAG,
+     .name = "deterministic",
+     .at = AT(deterministic),
+     .help = "with NCCL, add in the order of ranks instead of NCCL's: the bits of other wires, for "
+             "more bytes"},
     {.kind = CLI_INT,
      .name = "timeout",
      .arg = "S",
@@ -68,6 +74,13 @@ static const cli_option launch_options[] = {
      .min = 0,
      .max = 1024,
      .help = "start N processes of this program on this machine, one a rank, and end with them"},
+    {.kind = CLI_INT,
+     .name = "gpus",
+     .arg = "N",
+     .at = AT(gpus),
+     .min = 0,
+     .max = 1024,
+     .help = "the same with --backend cuda: each takes a GPU, in turn where there are fewer"},
     {.kind = CLI_TEXT,
      .name = "rank",
      .arg = "N",
@@ -389,17 +402,6 @@ static const cli_program program = {
     .verbs = verbs,
     .n_verbs = sizeof verbs / sizeof *verbs,
 };
-
-td_status pexec_device(const pexec_options *o, bool bf16, td_arena *a, device **out, td_err *err)
-{
-    *out = NULL;
-    if (o->backend == 0) return TD_OK;
-    device *const d = TD_NEW(a, device);
-    if (d == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the device");
-    TD_TRY(device_open_cuda(0, bf16, a, d, err));
-    *out = d;
-    return TD_OK;
-}
 
 const char *pexec_blas(const pexec_options *o)
 {

@@ -10,9 +10,9 @@
 
 typedef struct pexec_options {
     request what;
-    bool json;
+    bool json, deterministic;
     int backend; /* 0 cpu, 1 cuda */
-    int wire;    /* 0 auto, 1 threads, 2 mpi, 3 tcp */
+    int wire;    /* 0 auto, 1 threads, 2 mpi, 3 tcp, 4 nccl */
     int blas;    /* as pexec_blas names them */
     int64_t threads_per_rank, seed, timeout;
     /* processes */
@@ -55,10 +55,18 @@ td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_e
 td_status cmd_bench(td_arena *a, const cli_args *args, const void *options, td_err *err);
 td_status cmd_devices(td_arena *a, const cli_args *args, const void *options, td_err *err);
 
-/* What --backend asks for: *out is NULL for the cores, else a device, for its methods->close.
- * TD_EDEVICE where this machine or build lacks it. */
-TD_MUST_USE td_status pexec_device(const pexec_options *o, bool bf16, td_arena *a, device **out,
-                                   td_err *err);
+/* --- cmd_device.c --- */
+
+bool pexec_on_cuda(const pexec_options *o);
+/* What --backend asks for: *out is NULL for the cores, else a device, for its methods->close; that
+ * of this process where there are several (who; NULL: the first one). TD_EDEVICE where this machine
+ * or build lacks it. */
+TD_MUST_USE td_status pexec_device(const pexec_options *o, const launch *who, bool bf16,
+                                   td_arena *a, device **out, td_err *err);
+/* What processes with a device have to know of each other: fills ordered_sums and device_is_shared.
+ * All processes call it. */
+TD_MUST_USE td_status pexec_share(const pexec_options *o, team *t, const device *d, td_arena *a,
+                                  exec_options *run, td_err *err);
 /* The name of --blas for k_blas_open. */
 const char *pexec_blas(const pexec_options *o);
 /* --- cmd_team.c --- */

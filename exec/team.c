@@ -6,7 +6,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { GOODBYE_S = 5, GONE = -1 }; /* the code of a process that said no last word */
+enum { GOODBYE_S = 5, LATER_S = 2, GONE = -1 }; /* the code of a process that said no last word */
 
 uint32_t team_index(const team *t) { return t == NULL ? 0 : t->t.index; }
 
@@ -102,6 +102,15 @@ void team_listen(team *t)
     }
 }
 
+td_err team_look(team *t)
+{
+    (void)pthread_mutex_lock(&t->lock);
+    team_listen(t);
+    const td_err why = t->why;
+    (void)pthread_mutex_unlock(&t->lock);
+    return why;
+}
+
 void team_pause(long turn)
 {
     if (turn < 100) {
@@ -158,7 +167,8 @@ void team_close(team *t)
 static td_status finish_talk(team *t, td_err *err)
 {
     transport_request *const r = &t->talk;
-    const int64_t until = td_now_ns() + t->deadline_ns;
+    /* a process that is stuck inside a step says where: it has the first word */
+    const int64_t until = td_now_ns() + t->deadline_ns + (int64_t)LATER_S * 1000000000;
     for (long turn = 0;; turn++) {
         (void)pthread_mutex_lock(&t->lock);
         td_err gone = {0};

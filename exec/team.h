@@ -69,6 +69,8 @@ bool team_was_heard(const team *t, uint32_t index);
 
 void team_give_up(team *t, const td_err *why);
 td_err team_error(team *t);
+/* The same, after a look for notices and for processes that are gone. */
+td_err team_look(team *t);
 
 /* --- for wires; the lock is held --- */
 

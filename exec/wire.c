@@ -17,6 +17,11 @@ void wire_collective(wire *w, uint32_t coll, uint32_t member, wire_op *op)
 
 td_status wire_wait(wire *w, wire_op *op, td_err *err) { return w->methods->wait(w, op, err); }
 
+td_status wire_drain(wire *w, td_err *err)
+{
+    return w->methods->drain == NULL ? TD_OK : w->methods->drain(w, err);
+}
+
 void wire_leave(wire *w, uint32_t rank) { w->methods->leave(w, rank); }
 
 void wire_abort(wire *w, const td_err *why) { w->methods->give_up(w, why); }

@@ -53,12 +53,22 @@ enum { WIRE_VOCAB_ALIGN = 64 };
 
 typedef struct wire_channel {
     uint32_t src, dst; /* ranks */
+    uint32_t queue;    /* of NCCL's wire */
 } wire_channel;
 
 typedef struct wire_group {
     const uint32_t *members; /* ranks, in member order */
     uint32_t n_members;
+    uint32_t queue; /* of NCCL's wire */
 } wire_group;
+
+/* What is in one order on all its ranks: a NCCL communicator. Of collectives, members are those of
+ * the group; the operations of one rank in one queue are posted on one stream. */
+typedef struct wire_queue {
+    const uint32_t *members;
+    uint32_t n_members;
+    bool collective;
+} wire_queue;
 
 typedef struct wire_coll {
     uint32_t group, root; /* root: a member */
@@ -66,8 +76,8 @@ typedef struct wire_coll {
     int64_t bytes; /* each member's data at most */
 } wire_coll;
 
-/* Who moves the bytes of ranks that are threads, in place of the thread that posted last: a device,
- * which is given work here and does it later. An operation is done when it has been given. */
+/* Who moves the bytes, in place of the thread that posted last: a device, which is given work here
+ * and does it later. With threads, an operation is done when it has been given. */
 typedef struct wire_mover {
     void *self;
     /* The ends of one message (sender, receiver) or collective; then what is done with their data,
@@ -77,14 +87,23 @@ typedef struct wire_mover {
     void (*combine)(void *self, const wire_op *first, wire_kind kind, void *const *data, uint32_t n,
                     int64_t bytes, uint32_t only);
     void (*end)(void *self, wire_op *const *ops, uint32_t n);
+    /* The stream of an operation. */
+    void *(*stream)(void *self, const wire_op *op);
+    /* Whether the device has done it; TD_EDEVICE with what failed there. */
+    td_status (*over)(void *self, const wire_op *op, bool *out, td_err *err);
+    /* Puts what an operation is in front of a message. */
+    td_status (*name)(void *self, const wire_op *op, td_err *err);
+    /* The device is about to be made to drop its work: notes how far it is, for messages. */
+    void (*note)(void *self);
 } wire_mover;
 
 typedef struct wire_shape {
-    uint32_t n_ranks, n_channels, n_groups, n_colls;
+    uint32_t n_ranks, n_channels, n_groups, n_colls, n_queues;
     /* the tables must live as long as the wire */
     const wire_channel *channels; /* [n_channels] */
     const wire_group *groups;     /* [n_groups] */
     const wire_coll *colls;       /* [n_colls]; those of one group are posted in one order */
+    const wire_queue *queues;     /* [n_queues] */
     int64_t deadline_ns;          /* a wait longer than this ends the run */
     const wire_mover *mover;      /* of threads; NULL: the posting thread */
 } wire_shape;
@@ -104,6 +123,10 @@ void wire_collective(wire *w, uint32_t coll, uint32_t member, wire_op *op);
 /* Waits until the operation is done. TD_EINTR when another rank gave up: its reason is wire_error.
  * TD_EDEVICE after the deadline. */
 TD_MUST_USE td_status wire_wait(wire *w, wire_op *op, td_err *err);
+
+/* Waits until the device has done all that was posted. TD_EINTR as wire_wait. Where nobody moves
+ * bytes later, there is nothing to wait for. */
+TD_MUST_USE td_status wire_drain(wire *w, td_err *err);
 
 /* The rank posts and waits no more until wire_next_step. With threads, a run in which every rank
  * waits or has left is stuck and ends at once, with each rank's task. */

@@ -10,6 +10,7 @@ typedef struct wire_methods {
     void (*recv)(wire *w, uint32_t channel, wire_op *op);
     void (*collective)(wire *w, uint32_t coll, uint32_t member, wire_op *op);
     td_status (*wait)(wire *w, wire_op *op, td_err *err);
+    td_status (*drain)(wire *w, td_err *err); /* NULL: nothing to wait for */
     void (*leave)(wire *w, uint32_t rank);
     void (*give_up)(wire *w, const td_err *why);
     td_err (*error)(wire *w);

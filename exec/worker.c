@@ -97,7 +97,7 @@ static void delay(executor *x, exec_rank *r)
     (void)nanosleep(&ts, NULL);
 }
 
-static td_status name_wait(const executor *x, const exec_rank *r, uint32_t task, td_err *err)
+td_status exec_name_wait(const executor *x, const exec_rank *r, uint32_t task, td_err *err)
 {
     const plan *const p = x->p;
     const plan_task *const t = &p->tasks[task];
@@ -127,7 +127,7 @@ static td_status wait_for(executor *x, const exec_rank *r, exec_post *o, td_err 
 {
     const td_status st = wire_wait(x->wire, &o->op, err);
     /* when others gave up, the reason is the wire's */
-    return st == TD_OK || st == TD_EINTR ? st : name_wait(x, r, o->task, err);
+    return st == TD_OK || st == TD_EINTR ? st : exec_name_wait(x, r, o->task, err);
 }
 
 static void note_times(const exec_period *of, const exec_post *o)

@@ -17,6 +17,7 @@ enum { K_CUDA_WHY = 256, K_CUDA_PIECES_MAX = 64, K_CUDA_MEMBERS_MAX = 64 };
 
 typedef struct k_cuda_info {
     char name[256];
+    char place[32]; /* the bus that it sits on */
     int major, minor, multiprocessors;
     int driver, runtime; /* 1000 * major + 10 * minor */
     size_t memory_bytes, free_bytes;
@@ -45,12 +46,17 @@ bool k_cuda_move(k_cuda_stream *s, void *to, const void *from, size_t bytes, cha
 
 /* --- streams and events --- */
 
-k_cuda_stream *k_cuda_stream_open(int device, char *why);
+/* The calling thread gives work to this device from now on. */
+void k_cuda_enter(int device);
+/* urgent: its kernels go before those of other streams that have not begun. */
+k_cuda_stream *k_cuda_stream_open(int device, bool urgent, char *why);
 void k_cuda_stream_close(k_cuda_stream *s);
 k_cuda_event *k_cuda_event_open(int device, char *why);
 void k_cuda_event_close(k_cuda_event *e);
 bool k_cuda_record(k_cuda_event *e, k_cuda_stream *s);
 bool k_cuda_wait(k_cuda_stream *s, k_cuda_event *e);
+/* Whether it has happened, or was never recorded. */
+bool k_cuda_happened(k_cuda_event *e, bool *out, char *why);
 /* Time between two events that have happened. */
 int64_t k_cuda_elapsed_ns(k_cuda_event *from, k_cuda_event *to);
 /* Keeps a stream busy for about so long with nothing. */

@@ -37,6 +37,7 @@ bool k_cuda_device_info(int device, k_cuda_info *out, char *why)
     out->major = p.major;
     out->minor = p.minor;
     out->multiprocessors = p.multiProcessorCount;
+    (void)cudaDeviceGetPCIBusId(out->place, (int)sizeof out->place, device);
     (void)cudaDriverGetVersion(&out->driver);
     (void)cudaRuntimeGetVersion(&out->runtime);
     return true;
@@ -103,11 +104,16 @@ bool k_cuda_move(k_cuda_stream *s, void *to, const void *from, size_t bytes, cha
            say(why, "copy", cudaStreamSynchronize(stream_of(s)));
 }
 
-k_cuda_stream *k_cuda_stream_open(int device, char *why)
+void k_cuda_enter(int device) { (void)cudaSetDevice(device); }
+
+k_cuda_stream *k_cuda_stream_open(int device, bool urgent, char *why)
 {
     cudaStream_t s = nullptr;
+    int least = 0, greatest = 0;
     if (!say(why, "device", cudaSetDevice(device)) ||
-        !say(why, "stream", cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking)))
+        !say(why, "priorities", cudaDeviceGetStreamPriorityRange(&least, &greatest)) ||
+        !say(why, "stream",
+             cudaStreamCreateWithPriority(&s, cudaStreamNonBlocking, urgent ? greatest : least)))
         return nullptr;
     return reinterpret_cast<k_cuda_stream *>(s);
 }
@@ -138,6 +144,13 @@ bool k_cuda_record(k_cuda_event *e, k_cuda_stream *s)
 bool k_cuda_wait(k_cuda_stream *s, k_cuda_event *e)
 {
     return cudaStreamWaitEvent(stream_of(s), event_of(e), 0) == cudaSuccess;
+}
+
+bool k_cuda_happened(k_cuda_event *e, bool *out, char *why)
+{
+    const cudaError_t r = cudaEventQuery(event_of(e));
+    *out = r == cudaSuccess;
+    return r == cudaErrorNotReady || say(why, "event", r);
 }
 
 int64_t k_cuda_elapsed_ns(k_cuda_event *from, k_cuda_event *to)

@@ -32,7 +32,7 @@ bool cuda_pair_open(cuda_pair *p, bool bf16, uint64_t seed)
     memset(p, 0, sizeof *p);
     p->bf16 = bf16;
     p->rng = td_rng_seed(seed);
-    if (k_cuda_devices(why) > 0) p->stream = k_cuda_stream_open(0, why);
+    if (k_cuda_devices(why) > 0) p->stream = k_cuda_stream_open(0, false, why);
     if (p->stream == NULL) {
         printf("skipped: %s\n", why);
         return false;

@@ -57,8 +57,11 @@ static int64_t in_use_standin(device *d)
     return -1;
 }
 
-static td_status stream_standin(device *d, void **out, td_err *err)
+static void enter_standin(device *d) { (void)d; }
+
+static td_status stream_standin(device *d, bool urgent, void **out, td_err *err)
 {
+    (void)urgent;
     standin *const s = d->state;
     standin_stream *const it = TD_NEW(s->arena, standin_stream);
     if (it == NULL || s->n_streams == STANDIN_STREAMS)
@@ -139,6 +142,13 @@ static int64_t elapsed_standin(device *d, void *from, void *to)
 
 static void idle_standin(device *d, void *stream, int64_t ns) { (void)d, (void)stream, (void)ns; }
 
+static td_status happened_standin(device *d, void *event, bool *out, td_err *err)
+{
+    (void)d, (void)event, (void)err;
+    *out = true;
+    return TD_OK;
+}
+
 static td_status synchronize_standin(device *d, void *stream, td_err *err)
 {
     (void)d, (void)stream, (void)err;
@@ -155,6 +165,7 @@ void standin_open(td_arena *a, int forget, device *out)
                                            .read = read_standin,
                                            .write = move_standin,
                                            .fill = fill_standin,
+                                           .enter = enter_standin,
                                            .stream = stream_standin,
                                            .event = event_standin,
                                            .compute = compute_standin,
@@ -164,6 +175,7 @@ void standin_open(td_arena *a, int forget, device *out)
                                            .combine = combine_standin,
                                            .elapsed_ns = elapsed_standin,
                                            .idle = idle_standin,
+                                           .happened = happened_standin,
                                            .synchronize = synchronize_standin,
                                            .in_use = in_use_standin};
     standin *const s = TD_NEW(a, standin);

@@ -328,7 +328,7 @@ static void test_wire_sees_a_stall(void **state)
     td_arena *const a = td_arena_new();
     td_err err;
     pair p = {0};
-    const wire_channel channels[2] = {{0, 1}, {1, 0}};
+    const wire_channel channels[2] = {{0, 1, 0}, {1, 0, 0}};
     const wire_shape shape = {
         .n_ranks = 2, .n_channels = 2, .channels = channels, .deadline_ns = INT64_C(1) << 40};
     assert_int_equal(wire_open_threads(&shape, a, &p.w, &err), TD_OK);

@@ -43,7 +43,7 @@ static td_status open_member(member *m)
                 .port = m->port,
                 .key = 7};
     static const uint32_t ranks[MEMBERS] = {0, 1, 2};
-    static const wire_channel channels[2] = {{0, 1}, {2, 0}};
+    static const wire_channel channels[2] = {{0, 1, 0}, {2, 0, 0}};
     static const wire_group all = {.members = ranks, .n_members = MEMBERS};
     wire_coll *const coll = TD_NEW(m->a, wire_coll);
     *coll = (wire_coll){.root = 1, .kind = m->kind, .bytes = 7 * sizeof(float)};

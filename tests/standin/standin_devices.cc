@@ -63,6 +63,13 @@ cudaError_t cudaGetDevice(int *device)
     return cudaSuccess;
 }
 
+cudaError_t cudaDeviceGetPCIBusId(char *id, int size, int device)
+{
+    if (!there(device)) return standin_fail(cudaErrorInvalidDevice);
+    (void)snprintf(id, (size_t)size, "0000:%02x:00.0", device);
+    return cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device)
 {
     size_t available = 0;
@@ -70,7 +77,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device)
     memset(p, 0, sizeof *p);
     (void)snprintf(p->name, sizeof p->name, "stand-in on the host");
     p->major = 9;
-    p->multiProcessorCount = 4;
+    p->multiProcessorCount = 16;
     p->concurrentManagedAccess = 1;
     p->maxThreadsPerBlock = STANDIN_THREADS_MAX;
     p->sharedMemPerBlock = STANDIN_SHARED_STATIC_MAX;
