@@ -148,7 +148,7 @@ static td_status measure(bench *b, const sample *what, wire_shape *shape, uint32
 
 td_status bench_message(bench *b, int64_t bytes, td_err *err)
 {
-    static const wire_channel channels[] = {{0, 1}, {1, 0}};
+    static const wire_channel channels[] = {{0, 1, 0}, {1, 0, 0}};
     wire_shape shape = {.n_channels = 2, .channels = channels};
     const sample what = {.what = SAMPLE_MESSAGE, .amount = bytes, .busy = 1, .link = b->link};
     td_arena *const a = td_arena_new();

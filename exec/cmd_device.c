@@ -37,10 +37,3 @@ td_status pexec_share(const pexec_options *o, team *t, const device *d, td_arena
                       sharing, d->place);
     return TD_OK;
 }
-
-td_status pexec_cores_only(const pexec_options *o, const char *verb, td_err *err)
-{
-    if (!pexec_on_cuda(o)) return TD_OK;
-    return td_fail(err, TD_EUSAGE, "%s: --backend cuda is not measured so far; use --backend cpu",
-                   verb);
-}

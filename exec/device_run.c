@@ -127,7 +127,6 @@ static td_status open_events(const executor *x, td_err *err)
 static td_status refuse(const executor *x, td_err *err)
 {
     const plan *const p = x->p;
-    const device *const d = x->options.device;
     if (p->tp > 1)
         return td_fail(err, TD_EUSAGE,
                        "--tp %d: tensor parallelism is executed by --backend cpu so far", p->tp);

@@ -115,7 +115,7 @@ pexec train $run --schedule 1f1b --pp 2 --microbatches 4 --quiet --data "$work/t
 parent=$!
 sleep 0.7
 for child in /proc/[0-9]*/stat; do # the second field is the name, the fourth the parent
-    read -r pid name state of rest <"$child" 2>/dev/null || continue
+    { read -r pid name state of rest <"$child"; } 2>/dev/null || continue
     [ "$of" != "$parent" ] || dead=$pid
 done
 kill -9 "$dead"

@@ -77,7 +77,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device)
     memset(p, 0, sizeof *p);
     (void)snprintf(p->name, sizeof p->name, "stand-in on the host");
     p->major = 9;
-    p->multiProcessorCount = 16;
+    const char *const units = getenv("TD_STANDIN_UNITS");
+    p->multiProcessorCount = units == nullptr ? 16 : atoi(units);
     p->concurrentManagedAccess = 1;
     p->maxThreadsPerBlock = STANDIN_THREADS_MAX;
     p->sharedMemPerBlock = STANDIN_SHARED_STATIC_MAX;

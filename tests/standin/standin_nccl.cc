@@ -6,8 +6,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <time.h>
 #include <unistd.h>
 
@@ -36,11 +34,11 @@ struct batch {
 };
 
 static std::recursive_mutex the_lock;
-using lock = std::lock_guard<std::recursive_mutex>;
+std::recursive_mutex &nccl_mutex(void) { return the_lock; }
+using lock = nccl_lock;
 
 static struct {
-    std::map<ncclComm *, ncclUniqueId> ids;
-    uint64_t n_batches = 0, random = 1;
+    uint64_t n_batches = 0, random = (uint64_t)getpid();
 } all;
 
 static thread_local int depth;
@@ -53,14 +51,17 @@ static int64_t now_ns(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static uint64_t draw(void) { return (all.random = all.random * 6364136223846793005u + 1442695040888963407u) >> 33; }
+static uint64_t draw(void)
+{
+    return (all.random = all.random * 6364136223846793005u + 1442695040888963407u) >> 33;
+}
 
 static size_t width(ncclDataType_t t)
 {
     return t == ncclInt8 ? 1 : t == ncclBfloat16 ? 2 : t == ncclFloat32 ? 4 : 8;
 }
 
-static ncclResult_t wrong(ncclComm *c, const char *what)
+ncclResult_t nccl_wrong(ncclComm *c, const char *what)
 {
     (void)fprintf(stderr, "stand-in: NCCL: rank %d: %s\n", c == nullptr ? -1 : c->rank, what);
     return ncclInvalidUsage;
@@ -84,16 +85,18 @@ static bool gives(const ncclComm *c, const op &o)
 /* The stream has come to the operation: the kernel runs, and the memory is its. */
 static void post(batch *b)
 {
-    const lock guard(the_lock);
+    const lock guard(nccl_mutex());
     ncclComm *const c = b->c;
     b->posted = true;
     for (op &o : b->ops) {
         if (gives(c, o)) o.mine.assign((const char *)o.from, bytes_in(c, o));
         if (c->aborted) continue;
-        if (o.kind == OP_RECV) nccl_push(c, o.peer, FRAME_READY, o.count * width(o.type), nullptr, 0);
+        if (o.kind == OP_RECV)
+            nccl_push(c, o.peer, FRAME_READY, o.count * width(o.type), nullptr, 0);
         if (is_message(o)) continue;
         const uint64_t what = (uint64_t)o.kind << 56 ^ (uint64_t)o.type << 48 ^
-                              (uint64_t)(o.kind == OP_REDUCE || o.kind == OP_BROADCAST ? o.peer : 0) << 40 ^
+                              (uint64_t)(o.kind == OP_REDUCE || o.kind == OP_BROADCAST ? o.peer : 0)
+                                  << 40 ^
                               (uint64_t)o.count;
         for (int i = 0; i < c->n; i++)
             if (i != c->rank) nccl_push(c, i, FRAME_PART, what, o.mine.data(), o.mine.size());
@@ -139,7 +142,8 @@ static void advance_collective(ncclComm *c, op *o)
         if (i == c->rank) continue;
         parcel &p = c->peers[(size_t)i].parts.front();
         if (p.what != what) {
-            (void)fprintf(stderr, "stand-in: NCCL: ranks %d and %d call for different collectives\n",
+            (void)fprintf(stderr,
+                          "stand-in: NCCL: ranks %d and %d call for different collectives\n",
                           c->rank, i);
             nccl_break(c, ncclInternalError, "members call for different collectives");
         }
@@ -153,11 +157,11 @@ static void advance_collective(ncclComm *c, op *o)
  * operations of one group that meet the same peer. */
 static bool can_end(batch *b)
 {
-    const lock guard(the_lock);
+    const lock guard(nccl_mutex());
     ncclComm *const c = b->c;
     if (c->aborted) return true;
     if (b->stalls) return false;
-    nccl_move(c, all.ids[c]);
+    nccl_move(c, c->id);
     std::vector<bool> sends((size_t)c->n), recvs((size_t)c->n);
     bool over = c->error == ncclSuccess, before = true;
     for (op &o : b->ops) {
@@ -213,7 +217,7 @@ static void give(const ncclComm *c, const op &o)
 
 static void end(batch *b)
 {
-    const lock guard(the_lock);
+    const lock guard(nccl_mutex());
     if (!b->c->aborted)
         for (const op &o : b->ops) give(b->c, o);
     b->c->ended++;
@@ -226,7 +230,7 @@ static void queue(const std::shared_ptr<batch> &b)
     standin_queue(
         b->stream, [b] { post(b.get()); },
         [b] {
-            const lock guard(the_lock);
+            const lock guard(nccl_mutex());
             return b->c->ended == b->number || b->c->aborted;
         });
     standin_queue(
@@ -253,7 +257,7 @@ static std::vector<std::shared_ptr<batch>> connect_all(ncclComm *c)
     return now;
 }
 
-static bool under_way(const ncclComm *c)
+bool nccl_under_way(const ncclComm *c)
 {
     return !c->open || !c->unconnected.empty() || c->polls > 0;
 }
@@ -262,17 +266,19 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *error)
 {
     std::vector<std::shared_ptr<batch>> now;
     {
-        const lock guard(the_lock);
-        if (!c->aborted) nccl_move(c, all.ids[c]);
+        const lock guard(nccl_mutex());
+        if (!c->aborted) nccl_move(c, c->id);
         now = connect_all(c);
         if (c->open && c->polls > 0) c->polls--;
-        *error = c->error != ncclSuccess ? c->error : under_way(c) ? ncclInProgress : ncclSuccess;
+        *error = c->error != ncclSuccess ? c->error
+                 : nccl_under_way(c)     ? ncclInProgress
+                                         : ncclSuccess;
     }
     for (const std::shared_ptr<batch> &b : now) queue(b);
     return ncclSuccess;
 }
 
-static ncclResult_t settle(ncclComm *c)
+ncclResult_t nccl_settle(ncclComm *c)
 {
     ncclResult_t error = ncclInProgress;
     if (!c->blocking) return ncclInProgress;
@@ -292,19 +298,19 @@ ncclResult_t ncclGroupStart(void)
 ncclResult_t ncclGroupEnd(void)
 {
     ncclResult_t r = ncclSuccess;
-    if (depth == 0) return wrong(nullptr, "a group ends that did not begin");
+    if (depth == 0) return nccl_wrong(nullptr, "a group ends that did not begin");
     if (--depth > 0) return ncclSuccess;
     const std::vector<std::shared_ptr<batch>> mine = std::move(group);
     group.clear();
     for (const std::shared_ptr<batch> &b : mine) {
         {
-            const lock guard(the_lock);
-            if (b->ops.size() > 256) r = wrong(b->c, "a group of more than 256 operations");
+            const lock guard(nccl_mutex());
+            if (b->ops.size() > 256) r = nccl_wrong(b->c, "a group of more than 256 operations");
             b->number = b->c->issued++;
             b->c->unconnected.push_back(b);
             b->c->polls = (int)(draw() % 3);
         }
-        const ncclResult_t one = settle(b->c);
+        const ncclResult_t one = nccl_settle(b->c);
         if (r == ncclSuccess) r = one;
     }
     return r;
@@ -313,12 +319,12 @@ ncclResult_t ncclGroupEnd(void)
 static ncclResult_t add_op(ncclComm *c, cudaStream_t s, op o)
 {
     {
-        const lock guard(the_lock);
+        const lock guard(nccl_mutex());
         if (c->aborted || c->error != ncclSuccess)
-            return c->error != ncclSuccess ? c->error : wrong(c, "a call after the end");
-        if (under_way(c)) return wrong(c, "a call while another one is under way");
+            return c->error != ncclSuccess ? c->error : nccl_wrong(c, "a call after the end");
+        if (nccl_under_way(c)) return nccl_wrong(c, "a call while another one is under way");
         if (o.peer < 0 || o.peer >= c->n || (is_message(o) && o.peer == c->rank))
-            return wrong(c, "no such peer");
+            return nccl_wrong(c, "no such peer");
     }
     (void)ncclGroupStart();
     std::shared_ptr<batch> into;
@@ -332,13 +338,14 @@ static ncclResult_t add_op(ncclComm *c, cudaStream_t s, op o)
     }
     if (into->stream != s) {
         (void)ncclGroupEnd();
-        return wrong(c, "two streams in one group");
+        return nccl_wrong(c, "two streams in one group");
     }
     into->ops.push_back(std::move(o));
     return ncclGroupEnd();
 }
 
-static op make(op_kind kind, const void *from, void *to, size_t count, ncclDataType_t type, int peer)
+static op make(op_kind kind, const void *from, void *to, size_t count, ncclDataType_t type,
+               int peer)
 {
     op o;
     o.kind = kind;
@@ -390,121 +397,4 @@ ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataTyp
                            ncclComm_t c, cudaStream_t s)
 {
     return add_op(c, s, make(OP_GATHER, from, to, count, type, 0));
-}
-
-/* --- communicators --- */
-
-ncclResult_t ncclGetVersion(int *version)
-{
-    *version = NCCL_VERSION_CODE;
-    return ncclSuccess;
-}
-
-const char *ncclGetErrorString(ncclResult_t r)
-{
-    static const char *const words[] = {"no error",
-                                        "unhandled cuda error",
-                                        "unhandled system error",
-                                        "internal error",
-                                        "invalid argument",
-                                        "invalid usage",
-                                        "remote process exited or there was a network error",
-                                        "NCCL operation in progress"};
-    return words[r];
-}
-
-const char *ncclGetLastError(ncclComm_t c) { return c == nullptr ? "" : c->why.c_str(); }
-
-ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
-{
-    static uint64_t n;
-    memset(id, 0, sizeof *id);
-    const lock guard(the_lock);
-    (void)snprintf(id->internal, sizeof id->internal, "%d-%lld-%llu", (int)getpid(),
-                   (long long)now_ns(), (unsigned long long)n++);
-    return ncclSuccess;
-}
-
-static uint64_t who_and_where(void)
-{
-    char host[256] = "";
-    int device = 0;
-    (void)gethostname(host, sizeof host - 1);
-    (void)cudaGetDevice(&device);
-    const char *const set = getenv("NCCL_HOSTID");
-    uint64_t h = 0xcbf29ce484222325u;
-    for (const char *s = set != nullptr ? set : host; *s != '\0'; s++)
-        h = (h ^ (uint8_t)*s) * 0x100000001b3u;
-    return (h ^ (uint64_t)device) * 0x100000001b3u;
-}
-
-ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int n, ncclUniqueId id, int rank,
-                                    ncclConfig_t *config)
-{
-    if (n < 1 || rank < 0 || rank >= n || config == nullptr || config->size != sizeof *config)
-        return ncclInvalidArgument;
-    ncclComm *const c = new ncclComm;
-    {
-        const lock guard(the_lock);
-        all.random ^= (uint64_t)rank << 20 ^ (uint64_t)getpid();
-        c->n = n;
-        c->rank = rank;
-        c->blocking = config->blocking != 0;
-        c->identity = who_and_where();
-        c->peers.resize((size_t)n);
-        all.ids[c] = id;
-        nccl_listen(c, id);
-    }
-    *comm = c;
-    return settle(c);
-}
-
-ncclResult_t ncclCommFinalize(ncclComm_t c)
-{
-    {
-        const lock guard(the_lock);
-        if (under_way(c)) return wrong(c, "an end while a call is under way");
-        if (c->issued != c->ended) return wrong(c, "an end before its operations are over");
-        if (c->registered != 0) return wrong(c, "memory is still registered");
-        c->finalized = true;
-        for (int i = 0; i < c->n; i++)
-            if (i != c->rank) nccl_push(c, i, FRAME_BYE, 0, nullptr, 0);
-        c->polls = 2;
-    }
-    return settle(c);
-}
-
-ncclResult_t ncclCommDestroy(ncclComm_t c)
-{
-    const lock guard(the_lock);
-    if (!c->finalized) return wrong(c, "it is destroyed without having been finalized");
-    nccl_hang_up(c);
-    all.ids.erase(c);
-    delete c;
-    return ncclSuccess;
-}
-
-ncclResult_t ncclCommAbort(ncclComm_t c)
-{
-    const lock guard(the_lock);
-    c->aborted = true; /* its memory stays: work on streams still asks for it */
-    c->unconnected.clear();
-    nccl_hang_up(c);
-    return ncclSuccess;
-}
-
-ncclResult_t ncclCommRegister(ncclComm_t c, void *at, size_t, void **handle)
-{
-    const lock guard(the_lock);
-    c->registered++;
-    *handle = at;
-    return ncclSuccess;
-}
-
-ncclResult_t ncclCommDeregister(ncclComm_t c, void *handle)
-{
-    const lock guard(the_lock);
-    if (handle == nullptr || c->registered == 0) return wrong(c, "memory that is not registered");
-    c->registered--;
-    return ncclSuccess;
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,7 @@ struct peer {
 };
 
 struct ncclComm {
+    ncclUniqueId id;
     int n = 0, rank = 0, listener = -1;
     bool blocking = true, open = false, aborted = false, finalized = false;
     uint64_t identity = 0;
@@ -48,6 +50,17 @@ struct ncclComm {
     std::deque<std::shared_ptr<struct batch>> unconnected; /* not queued yet */
     int registered = 0;
 };
+
+/* Around all state of the stand-in for NCCL. */
+std::recursive_mutex &nccl_mutex(void);
+using nccl_lock = std::lock_guard<std::recursive_mutex>;
+
+/* Says on stderr what was called wrongly. */
+ncclResult_t nccl_wrong(ncclComm *c, const char *what);
+/* Whether a call is not over yet. */
+bool nccl_under_way(const ncclComm *c);
+/* What a call gives: that of a communicator that blocks is over. */
+ncclResult_t nccl_settle(ncclComm *c);
 
 /* --- standin_nccl_sockets.cc; under the lock of NCCL's stand-in --- */
 

@@ -21,8 +21,8 @@ static socklen_t name_of(const ncclUniqueId &id, int rank, sockaddr_un *s)
 {
     memset(s, 0, sizeof *s);
     s->sun_family = AF_UNIX;
-    const int n = snprintf(s->sun_path + 1, sizeof s->sun_path - 1, "td-nccl-%.60s-%d", id.internal,
-                           rank);
+    const int n =
+        snprintf(s->sun_path + 1, sizeof s->sun_path - 1, "td-nccl-%.60s-%d", id.internal, rank);
     return (socklen_t)(offsetof(sockaddr_un, sun_path) + 1 + (size_t)n);
 }
 
@@ -150,8 +150,8 @@ static void push_out(ncclComm *c, int rank)
 {
     peer *const p = &c->peers[(size_t)rank];
     while (!p->gone && p->out_at < p->out.size()) {
-        const ssize_t n = send(p->fd, p->out.data() + p->out_at, p->out.size() - p->out_at,
-                               MSG_NOSIGNAL);
+        const ssize_t n =
+            send(p->fd, p->out.data() + p->out_at, p->out.size() - p->out_at, MSG_NOSIGNAL);
         if (n > 0) {
             p->out_at += (size_t)n;
             continue;

@@ -302,7 +302,8 @@ cudaError_t cudaEventQuery(cudaEvent_t e)
 {
     const standin_lock lock;
     /* what else there is to do meanwhile; memory is opened and closed once for some of it */
-    for (int i = 0; i < 64 && !s.running && e->latest && !e->latest->done && run_one(); i++) continue;
+    for (int i = 0; i < 64 && !s.running && e->latest && !e->latest->done && run_one(); i++)
+        continue;
     if (!s.running) standin_memory_open(false);
     return !e->latest || e->latest->done ? cudaSuccess : cudaErrorNotReady;
 }
