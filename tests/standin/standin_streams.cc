@@ -124,8 +124,8 @@ static void push(CUstream_st *one, std::function<void()> work, std::function<boo
     one->queue.push_back({std::move(work), std::move(ready)});
     one->queued++;
     if (s.running) return;
+    /* memory stays open until somebody waits: closing it each time would cost too much */
     while (standin_next(&s.random) % 256 < s.eagerness && !s.running && run_one()) continue;
-    if (!s.running) standin_memory_open(false);
 }
 
 void standin_queue(cudaStream_t stream, std::function<void()> work, std::function<bool()> ready)
