@@ -214,7 +214,9 @@ const cli_option request_options[REQUEST_OPTION_COUNT] = {
      .name = "post-validation",
      .at = AT(post_validation),
      .help = "step without waiting for the norm of the whole gradient, and take back what it "
-             "proves wrong in the next step's warm-up; takes a copy of weights and moments"},
+             "proves wrong in the next step's warm-up; takes a copy of weights and moments. Not "
+             "with what makes ranks meet there: a sharded vocabulary, forward rows, --zero1, "
+             "executed --tp"},
     {.kind = CLI_FLAG,
      .name = "fold",
      .at = AT(fold),
