@@ -236,26 +236,47 @@ static td_status loop(training *t, td_err *err)
     return validate(t, err);
 }
 
+/* The plan and times to show: of one step, or of the last ones behind each other. */
+static td_status shown(training *t, td_arena *a, plan *p, task_times *times, td_err *err)
+{
+    const int64_t ran = t->x->n_begun, n = ran < t->o->periods ? ran : t->o->periods;
+    task_times *const of = TD_NEW_N(a, task_times, n);
+    int64_t *const begin_ns = TD_NEW_N(a, int64_t, n);
+    if (of == NULL || begin_ns == NULL) return td_fail(err, TD_ENOMEM, "out of memory for a trace");
+    t->traced = n > 1 ? ran - n : median_step(t);
+    TD_TRY(team_broadcast(t->team, 0, &t->traced, sizeof t->traced, err));
+    /* one more than is shown was kept, and is not looked at any more */
+    const task_times *const room = &exec_period_at(t->x, t->traced + n)->times;
+    for (int64_t i = 0; i < n; i++) {
+        const exec_period *const at = exec_period_at(t->x, t->traced + i);
+        of[i] = at->times;
+        begin_ns[i] = at->start_ns;
+        TD_TRY(exec_gather_times(t->x, &of[i], room, err));
+    }
+    *p = *t->x->p;
+    *times = of[0];
+    if (n == 1) return TD_OK;
+    TD_TRY(plan_repeat(t->x->p, (uint32_t)n, a, p, err));
+    return plan_repeat_times(t->x->p, (uint32_t)n, of, begin_ns, a, times, err);
+}
+
 static td_status write_trace(training *t, const cli_args *args, td_arena *a, td_err *err)
 {
-    const plan *const p = t->x->p;
-    t->traced = median_step(t);
-    TD_TRY(team_broadcast(t->team, 0, &t->traced, sizeof t->traced, err));
-    task_times *const times = &exec_period_at(t->x, t->traced)->times;
-    /* the others are not looked at any more */
-    const task_times *const room = &exec_period_at(t->x, t->traced + 1)->times;
-    TD_TRY(exec_gather_times(t->x, times, room, err));
+    plan p;
+    task_times times;
+    TD_TRY(shown(t, a, &p, &times, err));
     if (!t->speaks) return TD_OK;
     const trace_meta meta[] = {
         {"producer", t->engine == NULL ? "pexec train" : t->engine->producer},
-        {"schedule", p->schedule_name == NULL ? "" : p->schedule_name},
+        {"schedule", p.schedule_name == NULL ? "" : p.schedule_name},
         {"protocol", t->engine == NULL ? "rendezvous" : t->engine->protocol},
         {"model", t->x->z->model->name},
         {"blas", k_blas_info(&t->x->blas)},
         {"command", cli_line(a, args)},
     };
     trace tr;
-    TD_TRY(trace_build(p, times, true, meta, sizeof meta / sizeof *meta, a, &tr, err));
+    TD_TRY(trace_build(&p, &times, p.n_tasks == t->x->p->n_tasks, meta, sizeof meta / sizeof *meta,
+                       a, &tr, err));
     return trace_write(&tr, t->o->trace, err);
 }
 
@@ -312,7 +333,9 @@ static td_status prepare(training *t, const run_setup *s, td_arena *a, td_err *e
                         .threads_per_rank = (int)o->threads_per_rank,
                         .blas = pexec_blas(o),
                         .deadline_ns = o->timeout * 1000000000,
-                        .kept_periods = o->trace != NULL ? KEPT_STEPS : 0,
+                        .kept_periods = o->trace == NULL           ? 0
+                                        : o->periods >= KEPT_STEPS ? (uint32_t)o->periods + 1
+                                                                   : KEPT_STEPS,
                         .team = t->team};
     TD_TRY(pexec_share(o, t->team, t->device, a, &run, err));
     TD_TRY(exec_open(&s->plan, &s->sizes, &run, a, &t->x, err));
@@ -394,6 +417,12 @@ static td_status find_inputs(training *t, const cli_args *args, td_arena *a, run
     request q = o->what;
     q.shards = true;
     TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, s, err));
+    TD_TRY(plan_check_periods(&s->plan, o->periods, err));
+    if (t->engine != NULL && o->periods > 1)
+        return td_fail(err, TD_EUSAGE,
+                       "--periods %lld: an emulated step is validated before the next one begins; "
+                       "leave --periods out",
+                       (long long)o->periods);
     const bool bf16 = s->sizes.run.dtype == TYPE_BF16;
     TD_TRY(pexec_device(o, &t->who, bf16, a, &t->device, err));
     return corpus_open(o->data, o->vocab, o->merges, s->model.vocab, !s->model.causal,

@@ -92,8 +92,9 @@ typedef struct exec_period {
     exec_step step;
     double *losses;   /* [dp * n_microbatches] mean loss of each microbatch */
     task_times times; /* from start_ns; of the last kept_periods */
-    int64_t start_ns; /* of the first rank of this process */
-    int64_t end_ns;   /* of the last one */
+    int64_t
+        start_ns;   /* of the first rank of this process; after exec_team_steps by rank 0's clock */
+    int64_t end_ns; /* of the last one */
     int64_t step_ns;  /* what it took; where periods overlap, from the end of the one before */
     uint32_t n_ended; /* ranks of this process */
 } exec_period;

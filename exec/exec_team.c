@@ -109,10 +109,11 @@ td_status exec_team_norm(executor *x, td_err *err)
 }
 
 /* Times of this process's tasks from the start of rank 0's step, which began at `origin`. */
-static void shift_times(const executor *x, const exec_period *at, int64_t origin)
+static void shift_times(const executor *x, exec_period *at, int64_t origin)
 {
     const plan *const p = x->p;
     const int64_t late = at->start_ns - x->clock_ns - origin;
+    at->start_ns = origin;
     const plan_rank *const r = &p->ranks[team_index(x->options.team)];
     for (uint32_t s = r->first_stream; s < r->first_stream + r->n_streams; s++)
         for (uint32_t i = 0; i < p->streams[s].n_tasks; i++) {

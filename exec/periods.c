@@ -17,7 +17,9 @@ td_status exec_periods_open(executor *x, td_arena *a, td_err *err)
     const plan *const p = x->p;
     const int32_t words = p->n_microbatches * p->dp + EXEC_STEP_WORDS;
     x->n_kept = x->options.kept_periods > 2 ? x->options.kept_periods : 2;
-    x->n_periods = x->options.team != NULL && x->n_kept < EXEC_STRIDE ? EXEC_STRIDE : x->n_kept;
+    /* a multiple of what is kept, so that a number's place in both rings agrees */
+    const uint32_t strides = (EXEC_STRIDE + x->n_kept - 1) / x->n_kept;
+    x->n_periods = x->n_kept * (x->options.team != NULL ? strides : 1);
     x->stride = 4;
     for (uint32_t r = 0; r < p->n_ranks; r++) x->n_here += exec_is_here(x, r);
     x->periods = TD_NEW_N(a, exec_period, x->n_periods);

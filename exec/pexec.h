@@ -20,6 +20,7 @@ typedef struct pexec_options {
     const char *rank, *world, *local_rank, *rendezvous;
     /* train */
     const char *data, *vocab, *merges, *trace, *out;
+    int64_t periods;
     int64_t steps, warmup, val_every, val_batches;
     const char *save, *resume;
     int64_t save_every, keep, skip_limit;

@@ -61,6 +61,18 @@ typedef struct task_times {
     int64_t *begin_ns, *end_ns; /* [n_tasks] */
 } task_times;
 
+/* --- plan_repeat.c: periods that overlap, under post-validation --- */
+
+/* The plan n times behind itself: each rank begins a copy when its compute stream has ended the one
+ * before. Memory and buffer uses are left out; other arrays are shared with p or come from `a`. */
+TD_MUST_USE td_status plan_repeat(const plan *p, uint32_t n, td_arena *a, plan *out, td_err *err);
+/* Its times, from those of each period, of[n], which are relative to begin_ns[n]. */
+TD_MUST_USE td_status plan_repeat_times(const plan *p, uint32_t n, const task_times *of,
+                                        const int64_t *begin_ns, td_arena *a, task_times *out,
+                                        td_err *err);
+/* Refuses to show n periods of a plan whose periods do not overlap. */
+TD_MUST_USE td_status plan_check_periods(const plan *p, int64_t n, td_err *err);
+
 /* Joins plan and times. With memory: the curve of each rank (of the arena in use). */
 TD_MUST_USE td_status trace_build(const plan *p, const task_times *t, bool with_memory,
                                   const trace_meta *meta, uint32_t n_meta, td_arena *a, trace *out,

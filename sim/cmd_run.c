@@ -6,8 +6,11 @@
 #include <stdio.h>
 #include <unistd.h>
 
-static td_status make_trace(td_arena *a, const psim_result *r, trace *t, td_err *err)
+static td_status make_trace(td_arena *a, const psim_options *o, const psim_result *r, trace *t,
+                            td_err *err)
 {
+    if (o->periods > 1) /* memory is that of each period */
+        return trace_build(&r->several, &r->several_times, false, r->meta, r->n_meta, a, t, err);
     return trace_build(&r->setup.plan, &r->times, true, r->meta, r->n_meta, a, t, err);
 }
 
@@ -33,7 +36,7 @@ td_status cmd_run_sim(td_arena *a, const cli_args *args, const void *options, td
                           p->n_ranks <= TIMELINE_RANKS_MAX && p->n_tasks <= TIMELINE_TASKS_MAX;
     trace t = {0};
     if (timeline || o->trace != NULL || o->output != NULL) {
-        TD_TRY(make_trace(a, r, &t, err));
+        TD_TRY(make_trace(a, o, r, &t, err));
         TD_TRY(write_files(o, &t, err));
     }
     td_text out = {0};

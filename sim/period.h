@@ -9,12 +9,13 @@
 /* Periods that are simulated behind each other; the last two measure the distance. */
 enum { SIM_PERIODS = 4 };
 
-/* The plan n times behind itself: each rank begins a copy when its compute stream has ended the one
- * before. Memory and buffer uses are left out; other arrays are shared with p or come from `a`. */
-TD_MUST_USE td_status sim_unroll(const plan *p, uint32_t n, td_arena *a, plan *out, td_err *err);
-
+/* Runs the plan n times behind itself: *several is that, and *times what came out. o: as for
+ * sim_run, without live tasks; slow: [n_ranks] as in sim_noise, or NULL. */
+TD_MUST_USE td_status sim_periods(const plan *p, uint32_t n, const int64_t *class_ns,
+                                  const sim_options *o, const double *slow, td_arena *a,
+                                  plan *several, task_times *times, td_err *err);
 /* From the end of the last but one period to the end of the last, over all ranks' compute streams.
- * o: as for sim_run, without live tasks; slow: [n_ranks] as in sim_noise, or NULL. */
+ * o, slow: as for sim_periods. */
 TD_MUST_USE td_status sim_period(const plan *p, const int64_t *class_ns, const sim_options *o,
                                  const double *slow, int64_t *period_ns, td_err *err);
 

@@ -22,6 +22,7 @@ typedef struct psim_options {
     const char *deltas;
     bool json, memory, quiet, no_timeline;
     const char *trace, *output;
+    int64_t periods;
     /* schedule, plan */
     int format;
     const char *after;
@@ -50,6 +51,8 @@ typedef struct psim_result {
     sim_protocol protocol;
     int64_t *class_ns;
     task_times times;
+    plan several; /* --periods: as many, and their times; else not used */
+    task_times several_times;
     sim_stats stats;
     plan_metrics metrics;
     int64_t period_ns; /* from step to step in the long run: see sim/period.h */

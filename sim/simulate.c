@@ -150,6 +150,10 @@ static td_status run_plan(td_arena *a, const psim_options *o, psim_result *r, si
     }
     TD_TRY(sim_run(p, r->class_ns, &so, a, &r->times, &r->stats, err));
     if (plan_validates(p)) TD_TRY(sim_period(p, r->class_ns, &so, n.slow, &r->period_ns, err));
+    TD_TRY(plan_check_periods(p, o->periods, err));
+    if (o->periods > 1)
+        TD_TRY(sim_periods(p, (uint32_t)o->periods, r->class_ns, &so, n.slow, a, &r->several,
+                           &r->several_times, err));
     if (!o->noise) return TD_OK;
     double *spread = NULL;
     TD_TRY(spreads(a, o, r, &spread, err));

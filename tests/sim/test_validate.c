@@ -226,7 +226,7 @@ static void test_unrolled_once(void **state)
     td_err err = {0};
     lower_validated(*state, &q, MAPPING_CHANNEL, &v);
     const sim_options o = {.cost = &v.cost};
-    T_OK(sim_unroll(&v.p, 1, *state, &one, &err), &err);
+    T_OK(plan_repeat(&v.p, 1, *state, &one, &err), &err);
     T_OK(sim_run(&v.p, v.class_ns, &o, *state, &t, NULL, &err), &err);
     T_OK(sim_run(&one, v.class_ns, &o, *state, &u, NULL, &err), &err);
     assert_int_equal(one.n_tasks, v.p.n_tasks);
