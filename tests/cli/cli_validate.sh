@@ -25,6 +25,13 @@ expect 0 '' psim check "$work/late.plan"
 expect 0 '' psim run $h2 --post-validation --slow 2=1.5 --json
 says '*"period_ns":36000000,*'
 
+# several steps behind each other: the first takes 27 ms, those behind it 24 ms more each
+expect 0 '' psim run $h2 --post-validation --periods 3 --trace "$work/three.json" -q
+grep -q '"step_ns":75000000,' "$work/three.json" || complain "three steps do not take 75 ms"
+[ "$(grep -c '"name":"F7"' "$work/three.json")" -eq 12 ] || complain "not each step has its F7"
+expect 2 'psim: *--periods 2: *add --post-validation*' psim run $h2 --periods 2
+expect 2 'psim: *--periods*1*' psim run $h2 --post-validation --periods 0
+
 # what has to meet or to wait at the end of a step
 expect 2 'psim: *does not go with a sharded vocabulary*' \
     psim run vocab-1 --pp 4 --microbatches 16 --times F=1,B=2 --post-validation

@@ -233,6 +233,36 @@ static void test_unrolled_once(void **state)
     assert_memory_equal(t.end_ns, u.end_ns, v.p.n_tasks * sizeof *t.end_ns);
 }
 
+/* Times of periods that were measured one by one, as those of the plan that repeats them. */
+static void test_times_of_several(void **state)
+{
+    const zb_query q = {.family = "zb-v", .pp = 3, .m = 5, .f = 10, .i = 12, .w = 9, .comm = 1};
+    validated v;
+    plan two;
+    task_times both, of[2] = {{0}, {0}};
+    td_err err = {0};
+    const int64_t begins[2] = {5, 105};
+    lower_validated(*state, &q, MAPPING_CHANNEL, &v);
+    const sim_options o = {.cost = &v.cost};
+    T_OK(sim_run(&v.p, v.class_ns, &o, *state, &of[0], NULL, &err), &err);
+    of[1] = of[0];
+    T_OK(plan_repeat(&v.p, 2, *state, &two, &err), &err);
+    T_OK(plan_repeat_times(&v.p, 2, of, begins, *state, &both, &err), &err);
+    uint32_t seen = 0;
+    for (uint32_t s = 0; s < two.n_streams; s++)
+        for (uint32_t i = 0; i < two.streams[s].n_tasks; i++) {
+            const uint32_t n = v.p.streams[s].n_tasks, late = i >= n ? 100 : 0;
+            const uint32_t to = two.streams[s].first_task + i;
+            const uint32_t from = v.p.streams[s].first_task + i % n;
+            assert_int_equal(two.tasks[to].kind, v.p.tasks[from].kind);
+            assert_int_equal(two.tasks[to].microbatch, v.p.tasks[from].microbatch);
+            assert_int_equal(both.begin_ns[to], of[0].begin_ns[from] + late);
+            assert_int_equal(both.end_ns[to], of[0].end_ns[from] + late);
+            seen++;
+        }
+    assert_int_equal(seen, 2 * v.p.n_tasks);
+}
+
 /* --- the plan --- */
 
 static uint32_t task_of(const plan *p, uint32_t rank, uint8_t kind)
@@ -390,7 +420,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T_TEST(test_parallelogram), T_TEST(test_worked),        T_TEST(test_against_inequalities),
-        T_TEST(test_rendezvous),    T_TEST(test_unrolled_once), T_TEST(test_positions),
-        T_TEST(test_checker),       T_TEST(test_refusals),      T_TEST(test_memory)};
+        T_TEST(test_rendezvous),    T_TEST(test_unrolled_once), T_TEST(test_times_of_several),
+        T_TEST(test_positions),     T_TEST(test_checker),       T_TEST(test_refusals),
+        T_TEST(test_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
