@@ -28,7 +28,7 @@ says '*"period_ns":36000000,*'
 # several steps behind each other: the first takes 27 ms, those behind it 24 ms more each
 expect 0 '' psim run $h2 --post-validation --periods 3 --trace "$work/three.json" -q
 grep -q '"step_ns":75000000,' "$work/three.json" || complain "three steps do not take 75 ms"
-[ "$(grep -c '"name":"F7"' "$work/three.json")" -eq 12 ] || complain "not each step has its F7"
+[ "$(grep -c '"name":"F 7"' "$work/three.json")" -eq 12 ] || complain "not each step has its F7"
 expect 2 'psim: *--periods 2: *add --post-validation*' psim run $h2 --periods 2
 expect 2 'psim: *--periods*1*' psim run $h2 --post-validation --periods 0
 

@@ -38,7 +38,7 @@ done
 # a trace of two steps
 run train --steps 8 --post-validation --periods 2 --trace "$work/two.json" --out "$work/late.w"
 cmp -s "$work/plain.w" "$work/late.w" || complain "the weights of a run with a trace differ"
-[ "$(grep -c '"name":"F7"' "$work/two.json")" -eq 8 ] || complain "not each step has its F7"
+[ "$(grep -c '"name":"F 7"' "$work/two.json")" -eq 8 ] || complain "not each step has its F7"
 pexec check --model tiny-gpt2 --schedule zb-v --pp 4 --microbatches 8 --post-validation \
     --clip 0.01 --json >"$work/out.json" || complain "check: failed"
 grep -q '"steps_undone": 3,.*"pass": true' "$work/out.json" || complain "nothing was undone"
