@@ -188,7 +188,9 @@ static void copy_cuda(device *d, void *stream, void *to, const void *from, int64
 static k_cuda_number number_of(wire_kind kind)
 {
     if (kind == WIRE_SUM_DOUBLE) return K_CUDA_DOUBLE;
-    return kind == WIRE_SUM_BF16 || kind == WIRE_SUM_ROOT_BF16 ? K_CUDA_BF16 : K_CUDA_FLOAT;
+    const bool bf16 =
+        kind == WIRE_SUM_BF16 || kind == WIRE_SUM_PIECES_BF16 || kind == WIRE_SUM_ROOT_BF16;
+    return bf16 ? K_CUDA_BF16 : K_CUDA_FLOAT;
 }
 
 static void combine_cuda(device *d, void *stream, wire_kind kind, void *const *data, uint32_t n,

@@ -124,15 +124,6 @@ static td_status open_events(const executor *x, td_err *err)
     return m->event(v->d, &v->start, err);
 }
 
-static td_status refuse(const executor *x, td_err *err)
-{
-    const plan *const p = x->p;
-    if (p->tp > 1)
-        return td_fail(err, TD_EUSAGE,
-                       "--tp %d: tensor parallelism is executed by --backend cpu so far", p->tp);
-    return TD_OK;
-}
-
 /* Whether a pass leaves the loss of its microbatch. */
 static bool gives_loss(const executor *x, const plan_rank *r, uint8_t kind, uint32_t cls)
 {
@@ -197,7 +188,6 @@ td_status device_run_open(executor *x, td_arena *a, td_err *err)
 {
     const plan *const p = x->p;
     if (x->options.device == NULL) return TD_OK;
-    TD_TRY(refuse(x, err));
     device_run *const v = TD_NEW(a, device_run);
     if (v == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the device's streams");
     *v = (device_run){.d = x->options.device,

@@ -12,6 +12,7 @@ static wire_kind kind_of(const executor *x, const plan_class *c)
         if (c->detail == COLL_ALL_GATHER) return WIRE_GATHER_BF16;
         if (c->detail == COLL_REDUCE) return WIRE_SUM_ROOT_BF16;
         if (c->detail == COLL_ALL_REDUCE) return WIRE_SUM_BF16;
+        if (c->detail == COLL_REDUCE_SCATTER) return WIRE_SUM_PIECES_BF16;
     }
     switch (c->detail) {
     case COLL_REDUCE_SCATTER: return WIRE_SUM_PIECES_FLOAT;

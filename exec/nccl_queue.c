@@ -85,7 +85,8 @@ static void owned(const nccl_queue *q, const nccl_part *c, uint32_t m, int64_t *
 
 static ncclDataType_t type_of(wire_kind kind, size_t *width)
 {
-    const bool narrow = kind == WIRE_SUM_BF16 || kind == WIRE_SUM_ROOT_BF16;
+    const bool narrow =
+        kind == WIRE_SUM_BF16 || kind == WIRE_SUM_PIECES_BF16 || kind == WIRE_SUM_ROOT_BF16;
     *width = narrow ? 2 : kind == WIRE_SUM_DOUBLE ? sizeof(double) : sizeof(float);
     return narrow ? ncclBfloat16 : kind == WIRE_SUM_DOUBLE ? ncclFloat64 : ncclFloat32;
 }
@@ -154,6 +155,8 @@ static td_status join_all(nccl_queue *q, const nccl_part *c, td_err *err)
 /* Pieces that differ in size: one reduction or broadcast for each, as one operation. */
 static ncclResult_t by_pieces(const nccl_queue *q, const nccl_part *c)
 {
+    size_t width = 1;
+    const ncclDataType_t type = type_of(c->kind, &width);
     (void)ncclGroupStart();
     ncclResult_t r = ncclSuccess;
     for (uint32_t m = 0; m < q->from->n_members; m++) {
@@ -163,8 +166,8 @@ static ncclResult_t by_pieces(const nccl_queue *q, const nccl_part *c)
         if (count == 0 || r != ncclSuccess) continue;
         r = !wire_kind_combines(c->kind)
                 ? ncclBroadcast(at, at, (size_t)count, ncclInt8, (int)m, q->comm, c->stream)
-                : ncclReduce(at, at, (size_t)count / sizeof(float), ncclFloat32, ncclSum, (int)m,
-                             q->comm, c->stream);
+                : ncclReduce(at, at, (size_t)count / width, type, ncclSum, (int)m, q->comm,
+                             c->stream);
         if (r == ncclInProgress) r = ncclSuccess;
     }
     const ncclResult_t end = ncclGroupEnd();
@@ -181,9 +184,11 @@ static ncclResult_t in_pieces(const nccl_queue *q, const nccl_part *c)
     if (longest != shortest) return by_pieces(q, c);
     wire_piece(c->kind, c->bytes, n, q->me, &at, &mine);
     char *const own = c->data + at;
+    size_t width = 1;
+    const ncclDataType_t type = type_of(c->kind, &width);
     return wire_kind_combines(c->kind)
-               ? ncclReduceScatter(c->data, own, (size_t)mine / sizeof(float), ncclFloat32, ncclSum,
-                                   q->comm, c->stream)
+               ? ncclReduceScatter(c->data, own, (size_t)mine / width, type, ncclSum, q->comm,
+                                   c->stream)
                : ncclAllGather(own, c->data, (size_t)mine, ncclInt8, q->comm, c->stream);
 }
 

@@ -38,6 +38,7 @@ typedef enum wire_kind {
     WIRE_GATHER_FLOAT,     /* all-gather: piece i of all members is member i's */
     WIRE_BROADCAST,        /* the root's data, in all members */
     WIRE_SUM_BF16,         /* as above of bf16 elements, added as floats and rounded once */
+    WIRE_SUM_PIECES_BF16,
     WIRE_SUM_ROOT_BF16,
     WIRE_GATHER_BF16,
     WIRE_VOCAB, /* statistics and input gradients of vocabulary shards: see wire_vocab */

@@ -6,10 +6,7 @@
 
 enum { BLOCK = 1024 }; /* elements summed at a time */
 
-static bool is_bf16(wire_kind kind)
-{
-    return kind == WIRE_SUM_BF16 || kind == WIRE_SUM_ROOT_BF16 || kind == WIRE_GATHER_BF16;
-}
+static bool is_bf16(wire_kind kind) { return kind >= WIRE_SUM_BF16 && kind <= WIRE_GATHER_BF16; }
 
 void wire_piece(wire_kind kind, int64_t bytes, uint32_t n, uint32_t i, int64_t *first,
                 int64_t *count)
@@ -34,7 +31,7 @@ bool wire_kind_combines(wire_kind kind)
 bool wire_kind_spreads(wire_kind kind)
 {
     return kind != WIRE_SUM_PIECES_FLOAT && kind != WIRE_SUM_ROOT_FLOAT &&
-           kind != WIRE_SUM_ROOT_BF16;
+           kind != WIRE_SUM_PIECES_BF16 && kind != WIRE_SUM_ROOT_BF16;
 }
 
 static void sum_floats(void *const *data, uint32_t n, int64_t bytes, uint32_t only)
@@ -102,6 +99,7 @@ void wire_combine(wire_kind kind, void *const *data, uint32_t n, int64_t bytes, 
     case WIRE_SUM_PIECES_FLOAT:
     case WIRE_SUM_ROOT_FLOAT: sum_floats(data, n, bytes, only); return;
     case WIRE_SUM_BF16:
+    case WIRE_SUM_PIECES_BF16:
     case WIRE_SUM_ROOT_BF16: sum_bf16(data, n, bytes, only); return;
     case WIRE_VOCAB: join_vocab(data, n); return;
     case WIRE_SUM_DOUBLE: sum_doubles(data, n, bytes, only); return;

@@ -20,7 +20,8 @@ typedef struct shape {
 static const shape shapes[] = {
     {"1f1b", "tiny-gpt2", 2, 1, 1, 1, false}, {"interleaved-1f1b", "tiny-llama", 2, 2, 1, 2, false},
     {"gpipe", "tiny-gpt2", 2, 1, 1, 2, true}, {"chimera", "tiny-llama", 4, 1, 1, 1, true},
-    {"fbd", "tiny-gpt2", 2, 1, 1, 2, false},
+    {"fbd", "tiny-gpt2", 2, 1, 1, 2, false},  {"vocab-2", "tiny-gpt2", 2, 1, 1, 1, false},
+    {"1f1b", "tiny-gpt2", 2, 1, 2, 1, false}, {"gpipe", "tiny-gpt2", 1, 1, 2, 2, true},
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 

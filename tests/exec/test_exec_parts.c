@@ -274,6 +274,7 @@ static void test_wire_collectives(void **state)
                             {10, 11, 12, 13, 14, 15, 16}},
     };
     static const wire_kind like[WIRE_KIND_COUNT] = {[WIRE_SUM_BF16] = WIRE_SUM_FLOAT,
+                                                    [WIRE_SUM_PIECES_BF16] = WIRE_SUM_PIECES_FLOAT,
                                                     [WIRE_SUM_ROOT_BF16] = WIRE_SUM_ROOT_FLOAT,
                                                     [WIRE_GATHER_BF16] = WIRE_GATHER_FLOAT};
     for (int kind = 0; kind < WIRE_KIND_COUNT; kind++) {

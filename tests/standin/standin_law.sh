@@ -4,6 +4,7 @@
 #   few         three schedules
 #   schedules   every schedule of the registry in fp32
 #   options     models, recomputation, replicas, shards, slices
+#   runs        checkpoints, emulation
 #   train       losses of a few steps, in fp32 and bf16, against those of the cores
 set -u
 bin=$1 part=$2
@@ -52,11 +53,52 @@ options() {
     law 1f1b --model tiny-gpt2 --recompute selective
     law 1f1b --model tiny-llama --recompute full
     law 1f1b --model tiny-gpt2 --pp 2 --dp 2
-    refusals=yes
+    law 1f1b --model tiny-gpt2 --clip 0.1
     law 1f1b --model tiny-llama --pp 2 --dp 2 --zero1
+    law chimera --model tiny-gpt2 --zero1
     law 1f1b --model tiny-llama --pp 2 --tp 2
-    law zb-h2 --model tiny-llama --post-validation
+    law zb-h1 --model tiny-gpt2 --pp 2 --tp 2 --sequence-parallel
+    law gpipe --model tiny-gpt2 --pp 1 --tp 2 --dp 2 --zero1 --microbatches 4
     law vocab-1 --model tiny-gpt2
+    law 1f1b --model tiny-bert --dtype bf16
+    law gpipe --model tiny-gpt2 --dtype bf16 --pp 2 --dp 2 --zero1
+    law 1f1b --model tiny-llama --dtype bf16 --pp 2 --tp 2 --sequence-parallel
+    law vocab-2 --model tiny-gpt2 --dtype bf16 --pp 2
+    law seq1f1b --model tiny-llama --dtype bf16 --pp 2 --recompute full
+    law fbd --model tiny-gpt2 --dtype bf16 --pp 2
+    refusals=yes
+    law zb-h2 --model tiny-llama --post-validation
+}
+
+# A run that was cut goes on to the same bits, from files that hold floats; an emulated one has the
+# losses of one whose ranks are threads.
+runs() {
+    for what in "--schedule 1f1b --pp 2 --dtype bf16" \
+        "--schedule gpipe --pp 1 --dp 2 --zero1 --dtype bf16" "--schedule 1f1b --pp 1 --tp 2"; do
+        rm -rf "$work/whole" "$work/cut" "$work/on"
+        mkdir "$work/cut"
+        seed=$((seed + 1))
+        short="--backend cuda --model tiny-gpt2 --microbatches 2 --micro-batch 1 --seq-len 8 --data
+            README.md --steps 4 --val-every 0 --val-batches 1 --quiet --json $what"
+        # shellcheck disable=SC2086
+        TD_STANDIN_SEED=$seed "$bin/pexec" train $short --save "$work/whole" --save-every 2 \
+            --keep 0 --out "$work/whole.w" >"$work/out" &&
+            mv "$work/whole/step_0000000002.safetensors" "$work/cut" &&
+            "$bin/pexec" train $short --resume "$work/cut" --save "$work/on" \
+                --out "$work/on.w" >/dev/null &&
+            cmp "$work/whole/step_0000000004.safetensors" "$work/on/step_0000000004.safetensors" &&
+            cmp "$work/whole.w" "$work/on.w" &&
+            "$bin/pexec" emulate $short >"$work/emulated"
+        code=$?
+        whole=$(sed -n 's/.*"loss": \([^,]*\),.*/\1/p' "$work/out")
+        if [ $code -eq 0 ] && grep -q '"allocations_in_steps": 0}' "$work/out" &&
+            grep -q "\"loss\": $whole," "$work/emulated"; then
+            echo "ok   runs $what: $whole"
+        else
+            echo "FAIL runs $what: $whole, emulated $(cat "$work/emulated")"
+            bad=1
+        fi
+    done
 }
 
 # loss BACKEND SCHEDULE OPTION...: of the third step.
@@ -100,7 +142,7 @@ train() {
 
 case $part in
 few) for name in 1f1b zb-h1 dualpipev; do law $name --model tiny-llama; done ;;
-schedules | options | train) $part ;;
+schedules | options | runs | train) $part ;;
 *) echo "no part $part"; exit 1 ;;
 esac
 exit $bad
