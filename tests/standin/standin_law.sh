@@ -57,7 +57,8 @@ options() {
     law 1f1b --model tiny-llama --pp 2 --dp 2 --zero1
     law chimera --model tiny-gpt2 --zero1
     law 1f1b --model tiny-llama --pp 2 --tp 2
-    law zb-h1 --model tiny-gpt2 --pp 2 --tp 2 --sequence-parallel
+    law zb-h1 --model tiny-gpt2 --pp 2 --tp 2
+    law 1f1b --model tiny-gpt2 --pp 2 --tp 2 --sequence-parallel
     law gpipe --model tiny-gpt2 --pp 1 --tp 2 --dp 2 --zero1 --microbatches 4
     law vocab-1 --model tiny-gpt2
     law 1f1b --model tiny-bert --dtype bf16
