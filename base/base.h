@@ -99,6 +99,7 @@ typedef struct td_text {
     bool failed;
 } td_text;
 
+/* Each appends: a string, its first n bytes, or a formatted text. */
 void td_text_add(td_text *t, const char *s);
 void td_text_addn(td_text *t, const char *s, size_t n);
 void td_text_addf(td_text *t, const char *fmt, ...) TD_PRINTF(2, 3);

@@ -19,6 +19,7 @@
 typedef enum pass_kind { TD_PASSES(X) PASS_COUNT } pass_kind;
 #undef X
 
+/* The letter of a pass in schedules, 'F', and its name in legends, "forward". */
 char pass_letter(pass_kind kind);
 const char *pass_name(pass_kind kind);
 /* The kind of a letter, or PASS_COUNT. */

@@ -42,6 +42,7 @@ const char *const *cluster_preset_names(size_t *n);
 /* The cores of this machine: n_ranks devices that share memory bandwidth. */
 TD_MUST_USE td_status cluster_local(int32_t n_ranks, cluster_desc *out, td_err *err);
 
+/* Devices of all nodes; the node of a device, which are numbered node by node. */
 int32_t cluster_size(const cluster_desc *c);
 int32_t cluster_node_of(const cluster_desc *c, int32_t rank);
 

@@ -8,6 +8,7 @@ typedef enum model_family { MODEL_GPT2, MODEL_LLAMA, MODEL_BERT } model_family;
 typedef enum data_type { TYPE_FP32, TYPE_BF16, TYPE_FP16 } data_type;
 typedef enum recompute_mode { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL } recompute_mode;
 
+/* Bytes of one number of the type. */
 int64_t data_type_bytes(data_type t);
 const char *data_type_name(data_type t); /* "fp32" */
 

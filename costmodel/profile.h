@@ -87,6 +87,8 @@ typedef struct profile {
     int32_t n_busy;
 } profile;
 
+/* Reads what profile_write wrote; from text in memory, `file` is for messages. Errors: TD_EPARSE
+ * "file:line:col: key: why". */
 TD_MUST_USE td_status profile_read(const char *path, profile *out, td_err *err);
 TD_MUST_USE td_status profile_parse(const char *text, size_t len, const char *file, profile *out,
                                     td_err *err);

@@ -34,6 +34,7 @@
 typedef enum size_kind { SIZE_KINDS(X) SIZE_KIND_COUNT } size_kind;
 #undef X
 
+/* What a buffer of the kind holds, for tables and plans: "stash for I". */
 const char *size_kind_name(size_kind kind);
 
 /* Everything sizes depend on. Without a model (model == NULL) sizes are unit activations: the stash
@@ -225,6 +226,8 @@ typedef struct vocab_layout {
     int64_t bytes;
 } vocab_layout;
 
+/* Of a rank's shard, for slice_len tokens of each sequence. Errors: TD_EUSAGE without a model,
+ * without shards, or on overflow. */
 TD_MUST_USE td_status vocab_layout_of(const sizes *z, int64_t slice_len, vocab_layout *out,
                                       td_err *err);
 

@@ -53,6 +53,10 @@ TD_MUST_USE td_status check_shards(const executor *x, const reference *f,
                                    const float *const *values, const float *reference_values,
                                    comparison *out, td_err *err);
 
+/* The law of the executor for one plan: runs it, runs the same model on one rank without a
+ * pipeline, and compares losses, gradients and weights after the steps that `o` asks for. A
+ * difference is not an error, it stands in *out. Errors: TD_EUSAGE for what the executor refuses,
+ * TD_EDEVICE. */
 TD_MUST_USE td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_arena *a,
                                  check_result *out, td_err *err);
 

@@ -44,9 +44,12 @@ TD_MUST_USE td_status team_open(const transport *t, int64_t deadline_ns, td_aren
 /* Says goodbye and waits for everybody's, a few seconds at most when somebody gave up. */
 void team_close(team *t);
 
+/* Which process this is, and how many there are; of NULL, the only one of one. */
 uint32_t team_index(const team *t);
 uint32_t team_size(const team *t);
 
+/* Bytes from one process to another; both wait for it. Errors: what any process has given up with,
+ * or why the other end is not reached within the deadline. */
 TD_MUST_USE td_status team_send(team *t, uint32_t to, const void *data, int64_t bytes, td_err *err);
 TD_MUST_USE td_status team_recv(team *t, uint32_t from, void *data, int64_t bytes, td_err *err);
 /* The same bytes in all processes, from one of them. */
@@ -67,6 +70,8 @@ TD_MUST_USE td_status team_same(team *t, uint64_t number, const char *what, td_e
 /* Whether a process has said its last word, for itself; after team_close. */
 bool team_was_heard(const team *t, uint32_t index);
 
+/* Tells everybody that this process gives up, and why: their waits end. Then that error, or what
+ * another process gave up with. */
 void team_give_up(team *t, const td_err *why);
 td_err team_error(team *t);
 /* The same, after a look for notices and for processes that are gone. */

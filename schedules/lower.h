@@ -29,6 +29,8 @@ typedef struct class_table {
     uint32_t latest[CLASS_KINDS]; /* found last of each kind: the next task is often alike */
 } class_table;
 
+/* A table over the classes of `from`; interning gives the index of an equal class, or of a new one;
+ * closing puts all of them into the plan. Errors: TD_ENOMEM. */
 TD_MUST_USE td_status class_table_open(class_table *t, td_arena *a, const plan *from, td_err *err);
 TD_MUST_USE td_status class_intern(class_table *t, const plan_class *c, uint32_t *out, td_err *err);
 void class_table_close(const class_table *t, plan *p);

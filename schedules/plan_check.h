@@ -16,6 +16,7 @@ static inline uint32_t map_rank(const plan_map *m, uint32_t task)
     return m->p->streams[m->stream_of[task]].rank;
 }
 
+/* TD_EPLAN with "rank R task: rule". */
 TD_MUST_USE td_status check_fail(const plan_map *m, uint32_t task, td_err *err, const char *rule);
 
 /* Every index is in range; every task belongs to one stream. Fills the map. */

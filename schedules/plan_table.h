@@ -29,6 +29,7 @@ extern const size_t plan_head_n_fields;
 extern const plan_table plan_tables[];
 extern const size_t plan_n_tables;
 
+/* A field of a record, whatever its width. Setting requires plan_field_fits. */
 int64_t plan_field_get(const void *record, const plan_field *f);
 void plan_field_set(void *record, const plan_field *f, int64_t value);
 /* Whether a value fits the field (and is one of its words). */

@@ -79,6 +79,7 @@ typedef struct request_pricing {
 TD_MUST_USE td_status request_price(const void *pricing, int32_t n_stages, sched_stage_cost *out,
                                     td_err *err);
 
+/* "channel": as --mapping and the JSON say it. */
 const char *plan_mapping_name(plan_mapping m);
 
 #endif

@@ -183,6 +183,7 @@ typedef struct sched_family {
     td_status (*generate)(const sched_request *q, td_arena *a, schedule *out, td_err *err);
 } sched_family;
 
+/* The registry, in the order of psim list; i < sched_family_count(). */
 size_t sched_family_count(void);
 const sched_family *sched_family_at(size_t i);
 /* Finds a family by name; the error has a "did you mean". */

@@ -18,12 +18,15 @@ typedef struct row_writer {
     bool failed;
 } row_writer;
 
+/* A writer behind the cells that row `row` of the schedule has; then one cell, or one pass, at its
+ * end. */
 row_writer row_writer_of(td_arena *a, schedule *s, int32_t row);
 void row_add_cell(row_writer *w, sched_cell c);
 void row_add(row_writer *w, pass_kind kind, int32_t stage, int32_t microbatch, int32_t slice);
 /* Two passes as one overlapped cell. */
 void row_add_pair(row_writer *w, sched_cell first, sched_cell second);
 
+/* A pass as a cell, for row_add_pair. */
 sched_cell sched_cell_of(pass_kind kind, int32_t stage, int32_t microbatch, int32_t slice);
 
 /* Places stage of pipe on one row, forward and backward. */

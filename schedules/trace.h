@@ -130,6 +130,8 @@ TD_MUST_USE td_status activation_deltas_parse(const char *what, const char *text
 TD_MUST_USE td_status plan_check_activations(const plan *p, double limit, activation_deltas d,
                                              td_err *err);
 
+/* Step, bubbles and counts of a plan that ran at these times; `d` is how live activations are
+ * counted. out->ranks is from `a`. */
 TD_MUST_USE td_status metrics_of(const plan *p, const task_times *t, activation_deltas d,
                                  td_arena *a, plan_metrics *out, td_err *err);
 

@@ -24,6 +24,7 @@ typedef struct v_pass {
     int32_t slot, rank, kind, k;
 } v_pass;
 
+/* Empty slots for p ranks and m microbatches, from `a`. Errors: TD_EUSAGE, TD_ENOMEM. */
 TD_MUST_USE td_status v_slots_new(td_arena *a, int32_t p, int32_t m, v_slots *out, td_err *err);
 
 static inline int32_t *v_row(const v_slots *v, int kind, int32_t rank)

@@ -73,6 +73,7 @@ typedef struct zb_replay {
     bool *queued;     /* [p] */
 } zb_replay;
 
+/* Room to replay orders of this problem again and again, from `a`. Errors: TD_ENOMEM. */
 TD_MUST_USE td_status zb_replay_new(td_arena *a, const zb_problem *q, zb_replay *out, td_err *err);
 /* Starts every pass as early as its data, its rank's order and messages of comm_ns allow. False
  * when the order waits in a circle. Requires whole rows without ZB_B. */

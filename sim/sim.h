@@ -13,6 +13,7 @@
  * and holds both streams until it is done. */
 typedef enum sim_protocol { PROTOCOL_EAGER, PROTOCOL_RENDEZVOUS } sim_protocol;
 
+/* "eager", and the protocol of such a name; TD_EUSAGE says which there are. */
 const char *sim_protocol_name(sim_protocol protocol);
 TD_MUST_USE td_status sim_protocol_parse(const char *name, sim_protocol *out, td_err *err);
 
