@@ -41,21 +41,23 @@ td_status exec_team_open(executor *x, td_err *err)
     return TD_OK;
 }
 
-/* The part of a tensor-parallel shard. */
-static td_status share_part(executor *x, uint32_t rank, uint32_t inst, td_err *err)
+/* What a tensor-parallel shard handed out for the instance `to`, as its part of the stage. */
+static td_status share_part(executor *x, uint32_t rank, const optimizer_share *s, uint32_t to,
+                            td_err *err)
 {
-    const int32_t stage = x->p->insts[inst].stage, shard = x->p->ranks[rank].shard;
+    const int32_t stage = x->p->insts[to].stage, shard = x->p->ranks[rank].shard;
     const stage_code *const whole = &x->whole[stage], *const part = &x->stages[stage];
-    const optimizer_share s = {.whole = true};
-    if (!optimizer_hands_out(x, &x->now->step, &s, rank, inst, inst)) return TD_OK;
+    float *const out = x->now->step.grads_out[to];
     td_arena *const a = td_arena_new();
     float *const room = a == NULL ? NULL : td_alloc(a, (size_t)part->elements, sizeof *room);
     td_status st = room != NULL ? TD_OK : td_fail(err, TD_ENOMEM, "out of memory for gradients");
-    if (st == TD_OK) shard_take(whole, part, shard, x->now->step.grads_out[inst], room);
+    if (st == TD_OK) shard_take(whole, part, shard, out, room);
     if (st == TD_OK)
         st = team_broadcast(x->options.team, rank, room, part->elements * (int64_t)sizeof *room,
                             err);
-    if (st == TD_OK) shard_give(whole, part, shard, room, x->now->step.grads_out[inst]);
+    for (int32_t k = 0; st == TD_OK && k < s->n; k++)
+        shard_give_piece(whole, part, shard, room, s->pieces[k].first,
+                         s->pieces[k].first + s->pieces[k].count, out);
     td_arena_free(a);
     return st;
 }
@@ -64,22 +66,20 @@ static td_status share_part(executor *x, uint32_t rank, uint32_t inst, td_err *e
 static td_status share_gradients(executor *x, uint32_t rank, td_err *err)
 {
     const plan *const p = x->p;
-    if (x->whole != x->stages && x->z->run.zero1)
-        return td_fail(err, TD_EUSAGE,
-                       "--zero1: the gradients of shards that are processes are not put together; "
-                       "use --wire threads");
-    for (uint32_t i = 0; x->whole != x->stages && i < p->n_insts; i++)
-        if (plan_trains(&p->insts[i], p->ranks[rank].row)) TD_TRY(share_part(x, rank, i, err));
-    if (x->whole != x->stages) return TD_OK;
     for (uint32_t i = 0; i < p->n_insts; i++) {
         if (!plan_trains(&p->insts[i], p->ranks[rank].row)) continue;
         const optimizer_share s = optimizer_share_of(x, rank, i);
-        for (uint32_t to = 0; to < p->n_insts; to++)
-            for (int32_t k = 0; optimizer_hands_out(x, &x->now->step, &s, rank, i, to) && k < s.n;
-                 k++)
+        for (uint32_t to = 0; to < p->n_insts; to++) {
+            if (!optimizer_hands_out(x, &x->now->step, &s, rank, i, to)) continue;
+            if (x->whole != x->stages) {
+                TD_TRY(share_part(x, rank, &s, to, err));
+                continue;
+            }
+            for (int32_t k = 0; k < s.n; k++)
                 TD_TRY(team_broadcast(x->options.team, rank,
                                       x->now->step.grads_out[to] + s.pieces[k].first,
                                       s.pieces[k].count * (int64_t)sizeof(float), err));
+        }
     }
     return TD_OK;
 }

@@ -35,6 +35,8 @@ same 4 --schedule vocab-2 --pp 4 --microbatches 8
 same 4 --schedule fbd --pp 2 --microbatches 4
 same 4 --schedule 1f1b --pp 2 --tp 2 --microbatches 4
 same 4 --schedule fbd --pp 1 --tp 2 --microbatches 2 --model tiny-llama
+same 4 --schedule 1f1b --pp 1 --tp 2 --dp 2 --microbatches 2 --zero1 --sequence-parallel
+same 4 --schedule 1f1b --pp 1 --tp 4 --microbatches 2 --model tiny-llama
 same 3 --schedule fbd --opt merge-forward=1 --pp 1 --tp 2 --microbatches 2
 same 6 --schedule fbd --opt merge-forward=1 --opt topology=lagged --opt weights=all-step --pp 2 \
     --tp 2 --microbatches 4 --model tiny-llama
