@@ -78,6 +78,9 @@ static void report_json(const trace *p, const compare_report *c, td_text *t)
                      (long long)r->predicted_last_ns, (long long)r->measured_last_ns);
         json_bytes("predicted_peak_bytes", r->predicted_peak_bytes, t);
         json_bytes("measured_peak_bytes", r->measured_peak_bytes, t);
+        if (r->predicted_peak_bytes >= 0 && r->measured_peak_bytes > 0)
+            td_text_addf(t, ",\"memory_error_frac\":%.15g",
+                         frac(r->predicted_peak_bytes, r->measured_peak_bytes));
         td_text_add(t, "}");
     }
     td_text_add(t, "],\"worst\":[");

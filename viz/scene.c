@@ -240,7 +240,10 @@ static td_status add_panel(viz_layout *l, const trace *t, int index, int n, bool
     const char *const options = trace_meta_get(t, "options");
     const char *const producer = mixed ? trace_meta_get(t, "producer") : NULL;
     const char *how = "";
-    if (producer != NULL) how = strncmp(producer, "psim", 4) == 0 ? ", simulated" : ", measured";
+    if (producer != NULL)
+        how = strncmp(producer, "psim", 4) == 0     ? ", simulated"
+              : strstr(producer, "emulate") != NULL ? ", emulated"
+                                                    : ", measured";
     char text[400] = "";
     if (caption != NULL || times != NULL || n > 1) {
         char letter[8] = "";

@@ -43,9 +43,13 @@ expect 0 '' psim run $what --cluster h100-dgx --dtype fp32 --trace "$work/predic
 expect 0 '' psim compare "$work/predicted.json" "$work/emulated.json" "$work/measured.json" \
     -o "$work/three.svg"
 says '*predicted.json against *measured.json*step: predicted*emulated.json against *measured.json*'
-grep -q '<svg' "$work/three.svg" || complain "no figure of the three"
+says '*rank 0 compute*rank 3 compute*rank 0 peak memory: predicted *(equal)*the largest errors*rank *'
+for caption in "(a) 1f1b, simulated" "(b) 1f1b, emulated" "(c) 1f1b, measured" "time/ms"; do
+    n=$((n + 1))
+    [ "$(grep -cF "$caption" "$work/three.svg")" = 1 ] || complain "the figure of the three lacks $caption"
+done
 expect 0 '' psim compare "$work/emulated.json" "$work/measured.json" --json
-says '{"schema":1,"predicted_step_ns":*"kinds":*}*'
+says '{"schema":1,"predicted_step_ns":*"kinds":*"memory_error_frac":0}*}*'
 expect 0 '' psim compare "$work/predicted.json" "$work/emulated.json" "$work/measured.json" --json
 says '{"schema":1,"comparisons":*{*}*{*}*}*'
 expect 2 'psim: *MEASURED is missing*' psim compare "$work/emulated.json"

@@ -57,6 +57,47 @@ static void finds_what_changed(void **state)
     }
 }
 
+/* Two ranks, one pass each, by hand: the step, each rank, its memory, and who carries the error. */
+static void small_case(void **state)
+{
+    (void)state;
+    td_arena *const a = td_arena_new();
+    trace_stream streams[2] = {{.rank = 0, .n = 1}, {.rank = 1, .n = 1}};
+    trace_record p[2] = {{.kind = PASS_F, .begin_ns = 0, .end_ns = 100, .stream = 0},
+                         {.kind = PASS_B, .begin_ns = 100, .end_ns = 300, .stream = 1}};
+    trace_record m[2] = {{.kind = PASS_F, .begin_ns = 10, .end_ns = 130, .stream = 0},
+                         {.kind = PASS_B, .begin_ns = 140, .end_ns = 300, .stream = 1}};
+    int64_t mine[2] = {1000, 2000}, theirs[2] = {1000, 2500};
+    const trace x = {.n_ranks = 2,
+                     .records = p,
+                     .n_records = 2,
+                     .streams = streams,
+                     .n_streams = 2,
+                     .step_ns = 300,
+                     .peak_bytes = mine};
+    trace y = x;
+    y.records = m;
+    y.peak_bytes = theirs;
+    y.step_ns = 400;
+    compare_report r;
+    td_err err = {0};
+    assert_int_equal(compare_traces(&x, &y, 2, a, &r, &err), TD_OK);
+    assert_true(r.step_error_frac > -0.2501 && r.step_error_frac < -0.2499);
+    assert_int_equal(r.kinds[PASS_F].measured_ns - r.kinds[PASS_F].predicted_ns, 20);
+    assert_int_equal(r.kinds[PASS_B].absolute_ns, 40);
+    assert_int_equal(r.ranks[0].sum.predicted_ns, 100);
+    assert_int_equal(r.ranks[1].sum.measured_ns, 160);
+    assert_int_equal(r.ranks[1].predicted_last_ns, 300);
+    assert_int_equal(r.ranks[0].measured_last_ns, 130);
+    assert_int_equal(r.ranks[0].measured_peak_bytes, 1000);
+    assert_int_equal(r.ranks[1].predicted_peak_bytes, 2000);
+    assert_int_equal(r.ranks[1].measured_peak_bytes, 2500);
+    assert_int_equal(r.n_worst, 2);
+    assert_int_equal(r.worst[0].error_ns, -40);
+    assert_int_equal(r.worst[0].predicted, 1);
+    td_arena_free(a);
+}
+
 static void nothing_in_common_is_refused(void **state)
 {
     (void)state;
@@ -101,8 +142,8 @@ static void prices_follow_unit_times(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(finds_what_changed),
-                                       cmocka_unit_test(nothing_in_common_is_refused),
-                                       cmocka_unit_test(prices_follow_unit_times)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(finds_what_changed), cmocka_unit_test(small_case),
+        cmocka_unit_test(nothing_in_common_is_refused), cmocka_unit_test(prices_follow_unit_times)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
