@@ -8,7 +8,7 @@ PATH=$1:$PATH
 printf 'To be, or not to be, that is the question. %.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 \
     18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 40 >"$work/text.txt"
 cat >"$work/model.json" <<END
-{"model_type": "gpt2", "n_layer": 16, "n_embd": 64, "n_head": 4, "n_positions": 64,
+{"model_type": "gpt2", "n_layer": 16, "n_embd": 128, "n_head": 2, "n_positions": 64,
  "vocab_size": 256, "activation_function": "gelu_new"}
 END
 size="--model $work/model.json --micro-batch 1 --seq-len 32"
