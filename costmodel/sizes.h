@@ -226,8 +226,8 @@ typedef struct vocab_layout {
     int64_t bytes;
 } vocab_layout;
 
-/* Of a rank's shard, for slice_len tokens of each sequence. Errors: TD_EUSAGE without a model,
- * without shards, or on overflow. */
+/* Of a rank's shard, for slice_len tokens of each sequence. Errors: TD_EUSAGE without a model or on
+ * overflow. */
 TD_MUST_USE td_status vocab_layout_of(const sizes *z, int64_t slice_len, vocab_layout *out,
                                       td_err *err);
 

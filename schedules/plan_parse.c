@@ -160,7 +160,8 @@ static td_status read_line(plan_reader *r)
     const char *const name = r->at;
     r->at += n;
     if (is_word(name, n, "plan")) return read_head(r);
-    if (!r->head) return bad(r, "the plan line comes before its records");
+    if (!r->head)
+        return bad(r, "no plan line before this, so this is no plan; --schedule reads schedules");
     if (is_word(name, n, "stage")) return read_stage(r);
     for (size_t t = 0; t < plan_n_tables; t++)
         if (is_word(name, n, plan_tables[t].name)) return read_table_record(r, t);

@@ -127,6 +127,8 @@ cmp -s "$work/own.csv" "$work/own-before.csv" || complain "an input was written 
 n=$((n + 1))
 }
 
+expect 2 'psim: *own.csv:*no plan; --schedule*' psim run --plan "$work/own.csv" $unit
+
 # --- names of other programs ---
 expect 2 'psim: *--pipeline-model-parallel-size; did you mean --pp[?]' psim run 1f1b \
     --pipeline-model-parallel-size 4
