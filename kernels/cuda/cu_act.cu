@@ -102,8 +102,7 @@ struct swiglu_bwd_body {
 template <typename B, typename T, int V> __global__ void act_kernel(act_args a)
 {
     const long per_row = a.cols / V, all = a.rows * per_row;
-    for (long i = blockIdx.x * (long)THREADS + threadIdx.x; i < all;
-         i += gridDim.x * (long)THREADS)
+    for (long i = blockIdx.x * (long)THREADS + threadIdx.x; i < all; i += gridDim.x * (long)THREADS)
         B::template at<T, V>(a, i / per_row, i % per_row * V);
 }
 
@@ -111,8 +110,8 @@ template <typename B, typename T> static void run_as(k_cuda_lane *lane, const ac
 {
     constexpr int V = 16 / sizeof(T);
     const long most = 65535 * 16;
-    const bool wide = cu_wide<T>(a.cols, a.x, a.up, a.bias, a.dy, a.y) &&
-                      cu_wide<T>(a.ld, a.dup) && cu_wide<T>(a.ldd, nullptr);
+    const bool wide = cu_wide<T>(a.cols, a.x, a.up, a.bias, a.dy, a.y) && cu_wide<T>(a.ld, a.dup) &&
+                      cu_wide<T>(a.ldd, nullptr);
     const long blocks = cu_ceil(a.rows * a.cols / (wide ? V : 1), THREADS);
     const unsigned grid = (unsigned)(blocks < most ? blocks : most);
     if (wide)

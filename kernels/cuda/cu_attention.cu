@@ -60,8 +60,8 @@ static __device__ void load_keys(float *to, const cu_attn &a, bool values, long 
         float x = 0.0f;
         if (r < end && c < a.d) {
             const int piece = cu_piece(a, r);
-            const T *const p = (const T *)(const void *)(values ? a.pieces[piece].v
-                                                                : a.pieces[piece].k);
+            const T *const p =
+                (const T *)(const void *)(values ? a.pieces[piece].v : a.pieces[piece].k);
             x = cu_float(p[cu_key_at(a, piece, b, h, r) + c]);
         }
         to[i / D * (D + 1) + c] = x;
@@ -117,8 +117,8 @@ static __device__ __forceinline__ float half_warp(float x, bool max)
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(THREADS) fwd_kernel(const __grid_constant__ cu_attn a, const T *q,
-                                                     T *o, float *lse)
+__global__ void __launch_bounds__(THREADS)
+    fwd_kernel(const __grid_constant__ cu_attn a, const T *q, T *o, float *lse)
 {
     CU_DYNAMIC(float, room);
     float *const qs = room, *const ks = qs + TILE * (D + 1), *const ps = ks + TILE * (D + 1);
@@ -240,7 +240,7 @@ static __device__ void put_rows(float acc[ROWS][D / 16], O *base, long ld, long 
 
 /* One block owns a tile of one key head, and takes all queries that see it in order. */
 template <typename T, typename O, int D>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
     dkv_kernel(const __grid_constant__ cu_attn a, const __grid_constant__ cu_attn_bwd_args w)
 {
     CU_DYNAMIC(float, room);

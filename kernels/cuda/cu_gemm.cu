@@ -32,8 +32,8 @@ static cublasStatus_t wish_for(product *w, const void *a, const void *b, const v
 {
     const uint64_t room = CU_WORKSPACE;
     /* sums in place use counters, whose order is a race */
-    const uint32_t sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
-                          CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
+    const uint32_t sums =
+        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
     const uint32_t at_a = alignment(a), at_b = alignment(b), at_c = alignment(c);
     cublasStatus_t st = cublasLtMatmulPreferenceCreate(&w->wish);
     const struct {
@@ -89,14 +89,13 @@ static void multiply(k_ctx *ctx, bool trans_a, bool trans_b, long m, long n, lon
     const cublasOperation_t first = trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasOperation_t second = trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     const long kinds = trans_a | trans_b << 1 | wide << 2 | (beta != 0.0f) << 3;
-    const long key[10] = {m,   n,   k,   lda, ldb, ldc, kinds, alignment(a), alignment(b),
-                          alignment(c)};
+    const long key[10] = {m, n, k, lda, ldb, ldc, kinds, alignment(a), alignment(b), alignment(c)};
     product w;
     const cublasLtMatmulAlgo_t *algo = nullptr;
     cublasStatus_t st = cublasLtMatmulDescCreate(&w.op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     if (st == CUBLAS_STATUS_SUCCESS)
-        st = cublasLtMatmulDescSetAttribute(w.op, CUBLASLT_MATMUL_DESC_TRANSA, &first,
-                                            sizeof first);
+        st =
+            cublasLtMatmulDescSetAttribute(w.op, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first);
     if (st == CUBLAS_STATUS_SUCCESS)
         st = cublasLtMatmulDescSetAttribute(w.op, CUBLASLT_MATMUL_DESC_TRANSB, &second,
                                             sizeof second);

@@ -52,8 +52,7 @@ template <typename T, int V, bool RMS> __global__ void norm_fwd_kernel(norm_args
         cu_load<T, V>((const T *)a.gamma + c, g);
         if (!RMS) cu_load<T, V>((const T *)a.beta + c, b);
 #pragma unroll
-        for (int i = 0; i < V; i++)
-            g[i] = (row[c + i] - mean) * rstd * g[i] + (RMS ? 0.0f : b[i]);
+        for (int i = 0; i < V; i++) g[i] = (row[c + i] - mean) * rstd * g[i] + (RMS ? 0.0f : b[i]);
         cu_store<T, V>(y + c, g);
     }
     if (threadIdx.x != 0) return;
@@ -101,8 +100,7 @@ void cu_rmsnorm_fwd(k_ctx *ctx, long rows, long cols, float eps, const float *x,
                     float *sum, const float *gamma, float *y, float *rstd)
 {
     k_cuda_lane *const lane = cu_lane(ctx);
-    const norm_args a = {rows,    cols, eps, x, nullptr, res, gamma,
-                         nullptr, sum,  y,   nullptr, rstd};
+    const norm_args a = {rows, cols, eps, x, nullptr, res, gamma, nullptr, sum, y, nullptr, rstd};
     if (rows <= 0 || cols <= 0) return;
     if (lane->bf16)
         norm_fwd<bf16, true>(lane, a);

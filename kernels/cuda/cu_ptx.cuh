@@ -50,16 +50,58 @@ static __device__ __forceinline__ void cu_mma(float c[4], const uint32_t a[4], u
 #endif
 }
 
-/* Two 8 x 8 matrices of 16-bit elements in shared memory, transposed as they are read; lanes 0 to
- * 15 give the addresses of their rows, 16 bytes each. */
-static __device__ __forceinline__ void cu_ldmatrix_x2_trans(uint32_t r[2], const void *row)
+/* Four 8 x 8 matrices of 16-bit elements in shared memory, transposed as they are read if TURNED;
+ * lanes 8 m to 8 m + 7 give the addresses of the rows of matrix m, 16 bytes each. */
+template <bool TURNED>
+static __device__ __forceinline__ void cu_ldmatrix_x4(uint32_t r[4], const void *row)
 {
 #ifndef TD_CUDA_STANDIN
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"((unsigned)__cvta_generic_to_shared(row)));
+    const unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    if constexpr (TURNED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(at)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(at)
+                     : "memory");
 #else
-    standin_ldmatrix(r, 2, true, row);
+    standin_ldmatrix(r, 4, TURNED, row);
+#endif
+}
+
+/* Starts a copy of 16 bytes to shared memory, or of zeros unless `there`; both ends aligned so. */
+static __device__ __forceinline__ void cu_copy_async(void *shared, const void *from, bool there)
+{
+#ifndef TD_CUDA_STANDIN
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(shared)),
+                 "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+#else
+    standin_cp_async(shared, from, 16, there ? 16 : 0);
+#endif
+}
+
+/* What the thread has started since the last call is a group. */
+static __device__ __forceinline__ void cu_copy_group(void)
+{
+#ifndef TD_CUDA_STANDIN
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+#else
+    standin_cp_async_commit();
+#endif
+}
+
+/* Waits for all of the thread's groups but the last LEFT. */
+template <int LEFT> static __device__ __forceinline__ void cu_copy_wait(void)
+{
+#ifndef TD_CUDA_STANDIN
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(LEFT) : "memory");
+#else
+    standin_cp_async_wait(LEFT);
 #endif
 }
 
