@@ -20,7 +20,7 @@ struct piece_of_work {
 
 struct CUstream_st {
     std::deque<piece_of_work> queue;
-    uint64_t queued = 0, done = 0;
+    uint64_t queued = 0, done = 0, rank = 0; /* rank: drawn; the lowest one runs first */
     bool closed = false;
 };
 
@@ -45,7 +45,8 @@ struct gpu_state {
     std::condition_variable_any moved;
     bool running = false, seeded = false;
     uint64_t random = 0, eagerness = 0; /* of 256: how often a call runs what it can */
-    cudaError_t broken = cudaSuccess;   /* by a kernel: stays */
+    bool ranked = false; /* some streams run far ahead of others; else any is as likely */
+    cudaError_t broken = cudaSuccess; /* by a kernel: stays */
 };
 static gpu_state &s = *new gpu_state; /* never ends: threads may outlive static objects */
 
@@ -62,8 +63,9 @@ static void seed_once(void)
     if (s.seeded) return;
     const char *const text = getenv("TD_STANDIN_SEED");
     s.random = text == nullptr ? 0 : strtoull(text, nullptr, 10);
-    const uint64_t often[] = {0, 96, 256};
-    s.eagerness = often[s.random % 3];
+    const uint64_t often[] = {0, 0, 96, 0, 96, 256};
+    s.eagerness = often[s.random % 6];
+    s.ranked = s.random % 6 == 1 || s.random % 6 == 3 || s.random % 6 == 4;
     s.streams.push_back(new CUstream_st);
     s.seeded = true;
 }
@@ -81,13 +83,27 @@ static bool may_run(const CUstream_st *one)
     return !one->queue.empty() && (!one->queue.front().ready || one->queue.front().ready());
 }
 
-/* Runs one piece of some stream; false: none can run. Gives the lock up meanwhile. */
-static bool run_one(void)
+/* The stream that runs next; NULL: none can. Ranks hold for a while, then one is drawn anew. */
+static CUstream_st *choose(void)
 {
     CUstream_st *chosen = nullptr;
     uint64_t n = 0;
-    for (CUstream_st *one : s.streams)
-        if (may_run(one) && standin_next(&s.random) % ++n == 0) chosen = one;
+    if (s.ranked && standin_next(&s.random) % 32 == 0)
+        s.streams[standin_next(&s.random) % s.streams.size()]->rank = standin_next(&s.random);
+    for (CUstream_st *one : s.streams) {
+        if (!may_run(one)) continue;
+        if (chosen == nullptr ||
+            (s.ranked ? one->rank < chosen->rank : standin_next(&s.random) % (n + 1) == 0))
+            chosen = one;
+        n++;
+    }
+    return chosen;
+}
+
+/* Runs one piece of some stream; false: none can run. Gives the lock up meanwhile. */
+static bool run_one(void)
+{
+    CUstream_st *const chosen = choose();
     if (chosen == nullptr) return false;
     piece_of_work work = std::move(chosen->queue.front());
     s.running = true;
@@ -185,6 +201,7 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
     seed_once();
     if (flags != cudaStreamNonBlocking) return standin_fail(cudaErrorNotSupported);
     *stream = new CUstream_st;
+    (*stream)->rank = standin_next(&s.random);
     s.streams.push_back(*stream);
     return cudaSuccess;
 }
