@@ -317,6 +317,46 @@ static void machine_prices(void **state)
     assert_true(again == plain);
 }
 
+/* What shards of a stage of twelve layers do together: Korthikanti et al. 2022, section 4.2, with
+ * the inputs of products gathered again for the weights' gradients. */
+static void shards_meet(void **state)
+{
+    (void)state;
+    static const struct {
+        pass_kind pass;
+        recompute_mode recompute;
+        int32_t sums, gathers, scatters; /* a layer: without, with sequence parallelism */
+    } cases[] = {
+        {PASS_F, RECOMPUTE_NONE, 2, 2, 2}, {PASS_R, RECOMPUTE_NONE, 2, 2, 2},
+        {PASS_B, RECOMPUTE_NONE, 2, 4, 2}, {PASS_I, RECOMPUTE_NONE, 2, 2, 2},
+        {PASS_W, RECOMPUTE_NONE, 0, 4, 0}, {PASS_B, RECOMPUTE_FULL, 4, 6, 4},
+    };
+    const int64_t bytes = 2048LL * 12288 * 2;
+    td_err err = {0};
+    gpt3_run r;
+    cluster_desc c;
+    T_OK(cluster_load("a100-dgx x8", &c, &err), &err);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int sp = 0; sp < 2; sp++) {
+            int64_t all = 0, alone = 0, sum = 0, gather = 0, scatter = 0;
+            gpt3_start(&r, cases[i].recompute, 8);
+            r.z.run.sequence_parallel = sp == 1;
+            cost_model cost = {.sizes = &r.z, .cluster = &c, .chunks = 1};
+            const pass_query q = {.pass = cases[i].pass, .slice_len = 2048, .seq_len = 2048};
+            T_OK(cost_pass(&cost, &q, &all, &err), &err);
+            cost.sums_apart = true;
+            T_OK(cost_pass(&cost, &q, &alone, &err), &err);
+            T_OK(cost_collective(&cost, COLL_ALL_REDUCE, NULL, 0, 8, bytes, &sum, &err), &err);
+            T_OK(cost_collective(&cost, COLL_ALL_GATHER, NULL, 0, 8, bytes, &gather, &err), &err);
+            T_OK(cost_collective(&cost, COLL_REDUCE_SCATTER, NULL, 0, 8, bytes, &scatter, &err),
+                 &err);
+            assert_true(gather > 0 && sum > gather);
+            const int64_t want = sp == 0 ? cases[i].sums * sum
+                                         : cases[i].gathers * gather + cases[i].scatters * scatter;
+            T_CLOSE((double)(all - alone), 12.0 * (double)want, 1e-6, 60);
+        }
+}
+
 static void optimizer_prices(void **state)
 {
     (void)state;
@@ -403,6 +443,7 @@ int main(void)
         cmocka_unit_test(slices_add_up),
         cmocka_unit_test(prefix_adds_attention),
         cmocka_unit_test(machine_prices),
+        cmocka_unit_test(shards_meet),
         cmocka_unit_test(optimizer_prices),
         cmocka_unit_test(collectives),
         cmocka_unit_test(messages_by_link),
