@@ -111,27 +111,39 @@ static void cut_forward(cutter *c)
 
 /* The gradient of a product's input, once those of its output and, for its weights, its input have
  * been gathered. */
-static void cut_product(cutter *c, bool has_output)
+static void cut_product(cutter *c, bool has_output, bool weights)
 {
     if (has_output) add_gather(c);
-    add_gather(c);
+    if (weights) add_gather(c);
     add(c, is_shared(c) ? CUT_SCATTER : CUT_SUM, CUT_SCRATCH, c->scratch.narrow);
 }
 
 static void cut_backward(cutter *c)
 {
     const stage_desc *const s = c->d.stage;
-    if (s->head) cut_product(c, false);
+    const bool full = c->z->run.recompute == RECOMPUTE_FULL, weights = !c->q->split;
+    /* under full recomputation logits are made again, for the head's weights at once */
+    if (s->head) cut_product(c, false, weights || full);
     for (int64_t l = s->n_layers; l-- > 0;) {
-        if (c->z->run.recompute == RECOMPUTE_FULL) {
+        if (full) {
             add_gather(c);
             cut_in_layer(c, l, offsetof(layer_layout, sum1));
             add_gather(c);
         }
-        cut_product(c, true); /* of the MLP's input */
-        cut_product(c, true); /* of the attention's */
+        cut_product(c, true, weights); /* of the MLP's input */
+        cut_product(c, true, weights); /* of the attention's */
     }
     if (s->embedding) add_gather(c);
+}
+
+/* For weights alone: of each product its input and the gradient of its output, of which QKV's and
+ * the MLP's first are of all rows, as the logits' is. */
+static void cut_weights(cutter *c)
+{
+    enum { LAYER_GATHERS = 4 };
+    const stage_desc *const s = c->d.stage;
+    if (s->head && c->z->run.recompute != RECOMPUTE_FULL) add_gather(c);
+    for (int64_t i = 0; i < LAYER_GATHERS * s->n_layers; i++) add_gather(c);
 }
 
 td_status segments_check_rows(const sizes *z, int64_t slice_len, td_err *err)
@@ -151,10 +163,6 @@ static td_status refuse(const cutter *c, td_err *err)
         return td_fail(
             err, TD_EUSAGE, "--tp %lld: shards are no ranks of their own yet with %s; leave it out",
             (long long)z->run.tp, c->d.bert ? "BERT-style models" : "sharded vocabulary layers");
-    if (z->run.sequence_parallel && c->q->split)
-        return td_fail(err, TD_EUSAGE,
-                       "--sequence-parallel: a split backward is not executed with it: W has no "
-                       "room to gather all tokens in; legal: schedules whose backward is whole");
     return segments_check_rows(z, c->q->slice_len, err);
 }
 
@@ -174,6 +182,8 @@ td_status pass_cuts_of(const sizes *z, const cut_query *q, td_arena *a, pass_cut
     if (c.cuts == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the cuts of a pass");
     if (q->pass == PASS_F || q->pass == PASS_R)
         cut_forward(&c);
+    else if (q->pass == PASS_W)
+        cut_weights(&c);
     else
         cut_backward(&c);
     *cuts = c.cuts;

@@ -122,6 +122,12 @@ static const float *gather(const back *b, const float *own)
     return stage_gather(b->ctx, b->c, b->p, own);
 }
 
+/* The same of a product's input, which only its weights need; a split backward leaves them. */
+static const float *gather_input(const back *b, const float *own)
+{
+    return b->c->split ? own : gather(b, own);
+}
+
 /* Behind the cut at which the shards add up what is in narrow. */
 static const float *add_up(const back *b)
 {
@@ -239,14 +245,14 @@ static void pre_norm_backward(const back *b, int64_t l, const layer_view *v, con
     const float *const x = stage_level(b->c, p, l);
     const float *const dmlp = gather(b, b->cur);
     if (stage_now(p)) mlp_backward(b, l, v, dmlp, s);
-    const float *const y2 = gather(b, v->y2);
+    const float *const y2 = gather_input(b, v->y2);
     if (stage_now(p)) up_backward(b, l, y2, s);
     const float *const dy2 = add_up(b);
     if (stage_now(p))
         norm_backward(b, l, PARAM_NORM2_WEIGHT, dy2, v->sum1, v->mean2, v->rstd2, b->cur, s->sum1);
     const float *const dattention = gather(b, s->sum1);
     if (stage_now(p)) attention_backward(b, l, v, dattention, s);
-    const float *const y1 = gather(b, v->y1);
+    const float *const y1 = gather_input(b, v->y1);
     if (stage_now(p)) qkv_backward(b, l, v, y1, s);
     const float *const dy1 = add_up(b);
     if (stage_now(p))
@@ -339,7 +345,7 @@ static void head_backward(back *b)
         b->cur = dx;
         return;
     }
-    (void)gather(b, STAGE_KEPT(c, p, final_out));
+    if (!head_is_split(c)) (void)gather(b, STAGE_KEPT(c, p, final_out));
     for (long r = 0; r < c->rows && stage_now(p); r += c->scratch.logits_rows) {
         const float *const dlogits = logits_gradient(b, r);
         k_ops_of(b->ctx)->gemm(b->ctx, false, false, stage_piece(c, r), hidden, c->m->vocab, 1.0f,
@@ -407,7 +413,8 @@ void stage_weight_gradient(k_ctx *ctx, const stage_code *c, const stage_args *p)
     const back b = {.ctx = ctx, .c = c, .p = p, .d = stage_dims_of(c)};
     const bool post = stage_post_norm(c);
     if (c->at.head && head_is_split(c)) {
-        for (long r = 0; r < c->rows; r += c->scratch.logits_rows)
+        (void)gather(&b, STAGE_KEPT(c, p, final_out));
+        for (long r = 0; r < c->rows && stage_now(p); r += c->scratch.logits_rows)
             head_weights(&b, r, stage_skip(c, STAGE_KEPT(c, p, dlogits), r * c->stash.logits_ld));
         if (post)
             bert_transform_weights(ctx, c, p, stage_level(c, p, c->at.n_layers),
@@ -416,9 +423,15 @@ void stage_weight_gradient(k_ctx *ctx, const stage_code *c, const stage_args *p)
     for (int64_t l = c->at.n_layers; l-- > 0;) {
         const layer_view v = stage_layer_view(c, p, l);
         const bool ends = l + 1 == c->at.n_layers && !c->at.head;
-        down_weights(&b, l, &v, post ? v.sum2 : ends ? p->doutput : stage_level(c, p, l + 1));
-        up_weights(&b, l, v.y2, v.up);
-        out_weights(&b, l, &v, v.sum1);
-        qkv_weights(&b, l, v.y1, v.dqkv);
+        const float *const dmlp = gather(&b, post   ? v.sum2
+                                             : ends ? p->doutput
+                                                    : stage_level(c, p, l + 1));
+        if (stage_now(p)) down_weights(&b, l, &v, dmlp);
+        const float *const y2 = gather(&b, v.y2);
+        if (stage_now(p)) up_weights(&b, l, y2, v.up);
+        const float *const dattention = gather(&b, v.sum1);
+        if (stage_now(p)) out_weights(&b, l, &v, dattention);
+        const float *const y1 = gather(&b, v.y1);
+        if (stage_now(p)) qkv_weights(&b, l, y1, v.dqkv);
     }
 }

@@ -179,7 +179,9 @@ static td_status uses_of_weight_gradient(memory *mem, const pass_at *p, td_err *
     if (s != NULL && weight_pass_reads_doutput(z->model, s))
         TD_TRY(use_tensor(mem, USE_READ, ROLE_DOUTPUT, TABLE_GRAD_IN, p->stage, p, err));
     TD_TRY(use_run(mem, USE_ADD, ROLE_GRADS, SIZE_GRADS, p->inst, err));
-    return use_tensor(mem, USE_READ, ROLE_WSTASH, TABLE_WSTASH, p->stage, p, err);
+    TD_TRY(use_tensor(mem, USE_READ, ROLE_WSTASH, TABLE_WSTASH, p->stage, p, err));
+    /* where shards bring rows together */
+    return z->run.sequence_parallel && mem->l->tp > 1 ? use_scratch(mem, p, err) : TD_OK;
 }
 
 static td_status uses_of_pass(memory *mem, const pass_at *p, td_err *err)

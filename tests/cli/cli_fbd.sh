@@ -49,8 +49,8 @@ expect 2 'p*: *--zero1: stage 0 steps on a row of tensor-parallel degree 1 and o
     pexec check --schedule fbd --pp 2 -m 2 --tp 2 --opt merge-forward=1 --opt weights=all-step \
     --zero1 --dp 2 --model tiny-gpt2
 expect 2 'p*: *4 heads*' pexec check --schedule 1f1b --pp 1 -m 2 --tp 3 --model tiny-gpt2
-expect 2 'p*: *split backward*' pexec check --schedule zb-h1 --pp 2 -m 4 --tp 2 \
-    --sequence-parallel --model tiny-gpt2
+expect 2 'p*: *15 tokens*evenly among 2 shards*' pexec check --schedule zb-h1 --pp 2 -m 4 --tp 2 \
+    --sequence-parallel --model tiny-gpt2 --micro-batch 1 --seq-len 15
 
 # --- executed ---
 expect 0 '' pexec check --schedule fbd --pp 2 -m 2 --opt topology=lagged --model tiny-llama --json

@@ -61,6 +61,11 @@ static void test_schedules(void **state)
     hold((exec_law){.model = &gpt2, .tp = 2}, "interleaved-1f1b", NULL, 2, 2);
     hold((exec_law){.model = &gpt2, .tp = 2}, "chimera", NULL, 2, 0);
     hold((exec_law){.model = &gpt2, .tp = 2}, "seq1f1b", NULL, 2, 0);
+    hold((exec_law){.model = &law_llama, .tp = 4}, "zb-v", NULL, 2, 0);
+    for (int mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++)
+        for (int32_t pp = 1; pp <= 2; pp++)
+            hold((exec_law){.model = &gpt2, .tp = 2, .recompute = (recompute_mode)mode}, "zb-h1",
+                 NULL, pp, 0);
     hold((exec_law){.model = &gpt2, .tp = 2, .dp = 2, .zero1 = true}, "1f1b", NULL, 2, 1);
     for (int mapping = MAPPING_CHANNEL; mapping <= MAPPING_SINGLE; mapping++)
         hold(
