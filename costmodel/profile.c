@@ -2,6 +2,7 @@
 #include "costmodel/profile.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 
 double profile_context(bool causal, int64_t slice_len, int64_t prefix)
 {
@@ -277,6 +278,22 @@ double profile_spread(const profile *p, pass_kind kind)
                     if (k == (int)kind && f->spread > most) most = f->spread;
                 }
     return most > 0 ? most : any;
+}
+
+double profile_worst(const profile *p, int64_t tp, char *what, size_t size)
+{
+    const profile_shard *const s = profile_shard_of(p, tp);
+    double most = 0;
+    for (int mode = 0; s != NULL && mode < 3; mode++)
+        for (int k = 0; k < PASS_COUNT; k++)
+            for (int part = 0; part < PART_COUNT; part++) {
+                const profile_fit *const f = &s->pass[mode][k][part];
+                if (f->n == 0 || f->error <= most) continue;
+                most = f->error;
+                (void)snprintf(what, size, "%s of %s", pass_name((pass_kind)k),
+                               stage_part_name((stage_part)part));
+            }
+    return most;
 }
 
 td_status profile_pass_ns(const profile *p, const sizes *z, const pass_query *q, double *ns,

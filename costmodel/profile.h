@@ -108,6 +108,10 @@ double profile_context(bool causal, int64_t slice_len, int64_t prefix);
  * largest of all. 0: nothing was measured often enough to tell. */
 double profile_spread(const profile *p, pass_kind kind);
 
+/* Of the passes of this tensor-parallel degree, how far the measurements of the worst are off their
+ * fit (relative), and its name in `what`. 0 where no fit has samples to spare. */
+double profile_worst(const profile *p, int64_t tp, char *what, size_t size);
+
 /* The passes of shards of this degree, or NULL; the second makes room, NULL when there is none. */
 const profile_shard *profile_shard_of(const profile *p, int64_t tp);
 profile_shard *profile_shard_at(profile *p, int64_t tp);

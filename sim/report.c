@@ -72,6 +72,11 @@ static void json_options(const psim_options *o, const psim_result *r, td_text *t
     td_text_add(t, ",\"options\":{\"activation_deltas\":");
     td_text_addf(t, "[%.15g,%.15g,%.15g]", r->deltas.f, r->deltas.i, r->deltas.w);
     json_text(t, "profile", o->profile);
+    if (r->cost.profile != NULL) {
+        char what[64];
+        json_real(t, "profile_worst_residual_frac",
+                  profile_worst(r->cost.profile, run->tp, what, sizeof what));
+    }
     if (r->setup.has_model) {
         json_int(t, "micro_batch", run->micro_batch);
         json_int(t, "seq_len_tokens", run->seq_len);
@@ -215,6 +220,18 @@ static void text_search(const sched_search *s, td_text *t)
         td_text_addf(t, "no order is below %s\n", td_print_ns(bound, sizeof bound, s->bound_ns));
 }
 
+/* A prediction is no better than what it stands on. */
+static void text_doubt(const psim_result *r, td_text *t)
+{
+    static const double much = 0.25;
+    char what[64];
+    if (r->cost.profile == NULL) return;
+    const double off = profile_worst(r->cost.profile, r->setup.sizes.run.tp, what, sizeof what);
+    if (off > much)
+        td_text_addf(t, "  profile     +- %-9.0f  %% for %s: measure again on a quiet machine\n",
+                     100 * off, what);
+}
+
 void psim_report_text(const psim_options *o, const psim_result *r, td_text *t)
 {
     const plan *const p = &r->setup.plan;
@@ -254,6 +271,7 @@ void psim_report_text(const psim_options *o, const psim_result *r, td_text *t)
         td_text_addf(
             t, "  cores       %-12d  shared by %u ranks: passes slow down while others work\n",
             fitted->cores, r->setup.plan.n_ranks);
+    text_doubt(r, t);
     td_text_addf(t, "  activations %-12.4g  of a microbatch on a rank's share, at most\n",
                  most_activations(r));
     td_text_addf(t, "  messages    %-12lld  protocol %s, mapping %s\n",

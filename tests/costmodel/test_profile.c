@@ -328,6 +328,13 @@ static void links_and_degrees(void **state)
     T_CLOSE(profile_spread(&r.p, PASS_F), 0.03, 0, 0);
     T_CLOSE(profile_spread(&r.p, PASS_W), 0.05, 0, 0);
     T_CLOSE(profile_spread(&r.p, PASS_COUNT), 0.05, 0, 0);
+    /* the fit that is furthest off, of the run's degree */
+    char what[64] = "";
+    r.p.shard[0].pass[1][PASS_B][PART_HEAD] = fit(1, 2, 3);
+    r.p.shard[0].pass[1][PASS_B][PART_HEAD].error = 0.4;
+    T_CLOSE(profile_worst(&r.p, 1, what, sizeof what), 0.4, 0, 0);
+    assert_string_equal(what, "backward of head");
+    T_CLOSE(profile_worst(&r.p, 2, what, sizeof what), 0, 0, 0);
 }
 
 int main(void)
