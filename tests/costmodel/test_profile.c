@@ -198,6 +198,9 @@ static void profile_shards(void **state)
     r.z.vocab_fused = true;
     T_CLOSE(price(&r, PASS_S, 1), share * (f + b / 2), 0, 0.5);
     T_CLOSE(price(&r, PASS_T, 1), share * b / 2, 0, 0.5);
+    r.z.run.recompute = RECOMPUTE_FULL; /* S and T keep their halves */
+    T_CLOSE(price(&r, PASS_T, 1), share * b / 2, 0, 0.5);
+    r.z.run.recompute = RECOMPUTE_NONE;
     /* layers alone are left to the stages */
     const double layer = 1000 + 10 * tokens + 0.25 * tokens * 32.5;
     T_CLOSE(price(&r, PASS_F, 1), 3 * layer, 0, 0.5);
