@@ -234,9 +234,11 @@ int64_t nccl_queue_stride(const nccl_queue *q, const wire_coll *c, bool ordered)
 
 void nccl_queue_register(nccl_queue *q, void *at, int64_t bytes)
 {
+    td_err ignored = {0};
+    if (q->comm == NULL) return;
+    const ncclResult_t r = ncclCommRegister(q->comm, at, (size_t)bytes, &q->memory);
     /* where it cannot, messages go as they went */
-    if (q->comm != NULL && ncclCommRegister(q->comm, at, (size_t)bytes, &q->memory) != ncclSuccess)
-        q->memory = NULL;
+    if (nccl_queue_settle(q, r, &ignored) != TD_OK) q->memory = NULL;
 }
 
 void nccl_queue_close(nccl_queue *q)

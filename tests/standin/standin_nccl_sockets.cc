@@ -124,7 +124,8 @@ static void pull(ncclComm *c, int rank)
 {
     static thread_local char room[1 << 18];
     peer *const p = &c->peers[(size_t)rank];
-    while (!p->gone) {
+    bool closed = p->gone;
+    while (!closed) {
         const ssize_t n = recv(p->fd, room, sizeof room, 0);
         if (n > 0) {
             p->in.append(room, (size_t)n);
@@ -132,7 +133,7 @@ static void pull(ncclComm *c, int rank)
         }
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) break;
         if (n < 0 && errno == EINTR) continue;
-        lose(c, rank);
+        closed = true;
     }
     size_t at = 0;
     frame f;
@@ -144,6 +145,8 @@ static void pull(ncclComm *c, int rank)
         at += sizeof f + follows;
     }
     p->in.erase(0, at);
+    /* what it said before it went still counts: perhaps goodbye */
+    if (closed && !p->gone) lose(c, rank);
 }
 
 static void push_out(ncclComm *c, int rank)
@@ -183,8 +186,8 @@ void nccl_move(ncclComm *c, const ncclUniqueId &id)
             if (i < c->rank && !c->open) call(c, id, i);
             continue;
         }
-        push_out(c, i);
         pull(c, i);
+        push_out(c, i);
     }
     if (!c->open) greet(c);
 }
