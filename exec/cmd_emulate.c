@@ -103,6 +103,10 @@ static td_status open_offload(emulator *e, td_arena *a, td_err *err)
 {
     offload_place place;
     if (e->o->offload <= 0) return TD_OK;
+    if (pexec_on_cuda(e->o)) {
+        TD_TRY(offload_device(&e->engine.device, a, &place, err));
+        return offload_open(&place, e->o->offload, a, &e->engine.offload, err);
+    }
     TD_TRY(offload_file(e->o->offload_dir, a, &place, err));
     return offload_open(&place, e->o->offload, a, &e->engine.offload, err);
 }
@@ -128,6 +132,10 @@ td_status cmd_emulate(td_arena *a, const cli_args *args, const void *options, td
     e->engine = (train_engine){.producer = "pexec emulate", .open = open_engine, .self = e};
     if (cli_given(args, "offload-dir") && !cli_given(args, "offload"))
         return td_fail(err, TD_EUSAGE, "--offload-dir: --offload says how much stays in memory");
+    if (cli_given(args, "offload-dir") && pexec_on_cuda(e->o))
+        return td_fail(err, TD_EUSAGE,
+                       "--offload-dir: ranks that are not on the device lie in the host's memory; "
+                       "leave it out");
     TD_TRY(open_offload(e, a, err));
     const td_status st = pexec_train(a, args, e->o, &e->engine, err);
     if (st == TD_OK) tell_offload(e);

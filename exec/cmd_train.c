@@ -425,6 +425,7 @@ static td_status find_inputs(training *t, const cli_args *args, td_arena *a, run
                        (long long)o->periods);
     const bool bf16 = s->sizes.run.dtype == TYPE_BF16;
     TD_TRY(pexec_device(o, &t->who, bf16, a, &t->device, err));
+    if (t->engine != NULL) t->engine->device = t->device;
     return corpus_open(o->data, o->vocab, o->merges, s->model.vocab, !s->model.causal,
                        s->sizes.run.seq_len, a, &t->text, err);
 }

@@ -19,6 +19,10 @@ typedef struct device_methods {
      * aligned. Freed by release, or by close. */
     td_status (*alloc)(device *d, int64_t bytes, void **at, td_err *err);
     void (*release)(device *d, void *at);
+    /* Memory that lies on the device or at the host, wherever it was moved last, at one address;
+     * 256-byte aligned. Freed by close. */
+    td_status (*alloc_either)(device *d, int64_t bytes, void **at, td_err *err);
+    td_status (*move)(device *d, void *at, int64_t bytes, bool to_device, td_err *err);
     /* Memory of the host that the device copies from and to without waiting for anybody; zeroed.
      * Freed by close. */
     td_status (*alloc_host)(device *d, int64_t bytes, void **at, td_err *err);

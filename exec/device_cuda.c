@@ -88,6 +88,28 @@ static void release_cuda(device *d, void *at)
         }
 }
 
+static td_status alloc_either_cuda(device *d, int64_t bytes, void **at, td_err *err)
+{
+    cuda_state *const s = d->state;
+    char why[K_CUDA_WHY] = "";
+    *at = k_cuda_alloc_shared(s->index, (size_t)bytes, why);
+    if (*at == NULL) return refused(why, err);
+    TD_TRY(hold(s, HELD_MEMORY, *at, err));
+    s->held->bytes = bytes;
+    d->room_bytes += bytes;
+    d->n_allocs++;
+    return TD_OK;
+}
+
+static td_status move_either_cuda(device *d, void *at, int64_t bytes, bool to_device, td_err *err)
+{
+    const cuda_state *const s = d->state;
+    char why[K_CUDA_WHY] = "";
+    return k_cuda_prefetch(s->index, s->moves, at, (size_t)bytes, to_device, why)
+               ? TD_OK
+               : refused(why, err);
+}
+
 static td_status alloc_host_cuda(device *d, int64_t bytes, void **at, td_err *err)
 {
     cuda_state *const s = d->state;
@@ -241,6 +263,8 @@ td_status device_open_cuda(int index, bool bf16, td_arena *a, device *out, td_er
                                            .close = close_cuda,
                                            .alloc = alloc_cuda,
                                            .release = release_cuda,
+                                           .alloc_either = alloc_either_cuda,
+                                           .move = move_either_cuda,
                                            .alloc_host = alloc_host_cuda,
                                            .read = read_cuda,
                                            .write = write_cuda,

@@ -10,11 +10,13 @@ td_status device_run_arena(executor *x, exec_rank *r, td_err *err)
 {
     device_run *const v = x->device;
     const int64_t bytes = x->p->ranks[r->index].arena_bytes, room = rank_arena_room(bytes);
-    void *at = NULL;
-    TD_TRY(v->d->methods->alloc(v->d, room, &at, err));
-    TD_TRY(v->d->methods->fill(v->d, at, rank_arena_canary(), room / 8, err));
-    rank_arena_use(at, bytes, &r->arena);
     v->arena_bytes += room;
+    if (r->arena.base == NULL) {
+        void *at = NULL;
+        TD_TRY(v->d->methods->alloc(v->d, room, &at, err));
+        TD_TRY(v->d->methods->fill(v->d, at, rank_arena_canary(), room / 8, err));
+        rank_arena_use(at, bytes, &r->arena);
+    }
     void *const stream = v->streams[x->p->ranks[r->index].first_stream];
     return v->d->methods->compute(v->d, r->ctx, stream, err);
 }
@@ -172,7 +174,8 @@ device_use device_run_use(const executor *x)
 {
     const device_run *const v = x->device;
     if (v == NULL) return (device_use){.known = false};
-    const int64_t in_use = v->d->methods->in_use(v->d);
+    /* ranks that are away are not in use there */
+    const int64_t in_use = x->options.offload != NULL ? -1 : v->d->methods->in_use(v->d);
     device_use u = {.known = true,
                     .arenas = v->arena_bytes,
                     .beside = v->d->room_bytes - v->arena_bytes,

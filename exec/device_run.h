@@ -36,7 +36,7 @@ TD_MUST_USE td_status device_run_open(executor *x, td_arena *a, td_err *err);
 
 /* --- device_room.c: memory. Without a device it is the host's own. --- */
 
-/* Memory of one rank, canaries laid. */
+/* Memory of one rank, canaries laid, unless it has some; lets it compute. */
 TD_MUST_USE td_status device_run_arena(executor *x, exec_rank *r, td_err *err);
 /* What stages share: tables in memory that the device reads. */
 TD_MUST_USE td_status device_run_tables(executor *x, td_err *err);

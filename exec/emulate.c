@@ -59,6 +59,7 @@ static td_status compute_on_device(emulation *m, uint32_t rank, uint32_t task, i
     const int64_t idle = m->issue_ns[task] + m->issue_ns[task] / 2;
     if (m->moved) TD_TRY(device_run_wait(x, NULL, err));
     m->moved = false;
+    TD_TRY(offload_use(x->options.offload, rank, err));
     device_run_idle(x, r, idle < LONGEST_NS ? idle : LONGEST_NS);
     device_run_task(x, r, task, true);
     const int64_t begin = td_now_ns();

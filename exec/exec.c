@@ -179,6 +179,7 @@ static td_status open_all(executor *x, td_arena *a, td_err *err)
             TD_TRY(open_ctx(&x->blas, x->options.threads_per_rank, a, &r->ctx, err));
         if (x->options.offload != NULL) {
             TD_TRY(offload_arena(x->options.offload, p->ranks[i].arena_bytes, &r->arena, err));
+            if (x->device != NULL) TD_TRY(device_run_arena(x, r, err));
             continue;
         }
         if (x->device == NULL || !exec_is_here(x, i)) {
@@ -198,11 +199,9 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
 {
     *out = NULL;
     TD_TRY(refuse_plan(p, z, err));
-    if (o->offload != NULL && (o->device != NULL || o->team != NULL || plan_validates(p)))
+    if (o->offload != NULL && (o->team != NULL || plan_validates(p)))
         return td_fail(err, TD_EUSAGE, "--offload: %s keep all ranks in memory; leave it out",
-                       o->device != NULL ? "devices"
-                       : o->team != NULL ? "processes"
-                                         : "steps that are validated afterwards");
+                       o->team != NULL ? "processes" : "steps that are validated afterwards");
     if (o->device != NULL && plan_validates(p))
         return td_fail(err, TD_EUSAGE,
                        "post-validation is not executed on a device: ranks decide on the cores; "

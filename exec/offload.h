@@ -7,6 +7,7 @@
 #define EXEC_OFFLOAD_H
 
 #include "exec/arena.h"
+#include "exec/device.h"
 
 /* Where the memory of ranks is, and how it comes and goes. */
 typedef struct offload_place {
@@ -52,5 +53,11 @@ offload_stats offload_stats_of(const offload *o);
  */
 TD_MUST_USE td_status offload_file(const char *folder, td_arena *a, offload_place *out,
                                    td_err *err);
+
+/* --- offload_device.c --- */
+
+/* Memory of the device that *d is when the first rank asks for some. */
+TD_MUST_USE td_status offload_device(device *const *d, td_arena *a, offload_place *out,
+                                     td_err *err);
 
 #endif

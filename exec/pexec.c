@@ -274,7 +274,7 @@ static const cli_option emulate_options[] = {
      .at = AT(offload),
      .help =
          "memory for the ranks: those that do not fit into it, the ones used longest ago, lie in "
-         "a file until it is their turn; losses are the same"},
+         "a file (a GPU's: in the host's memory) until it is their turn; losses are the same"},
     {.kind = CLI_TEXT,
      .name = "offload-dir",
      .arg = "DIR",

@@ -44,6 +44,7 @@ typedef struct train_engine {
     void *self;
     const char *protocol; /* known once it is open */
     offload *offload;     /* where the ranks' memory is; NULL: here */
+    device *device;       /* what computes, known before memory is asked for; NULL: the cores */
 } train_engine;
 
 /* Trains as the options say; engine NULL: on threads. */

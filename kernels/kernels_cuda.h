@@ -35,6 +35,9 @@ void *k_cuda_alloc(int device, size_t bytes, char *why);
 /* Memory that host and device both address and that lives on the device; the host may use it while
  * no work on it is under way. */
 void *k_cuda_alloc_shared(int device, size_t bytes, char *why);
+/* Moves such memory to the device or to the host, and waits for that. */
+bool k_cuda_prefetch(int device, k_cuda_stream *s, void *at, size_t bytes, bool to_device,
+                     char *why);
 /* Memory of the host that the device reads and writes; zeroed. */
 void *k_cuda_alloc_host(size_t bytes, char *why);
 void k_cuda_free(void *at);

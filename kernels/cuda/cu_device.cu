@@ -98,6 +98,21 @@ bool k_cuda_fill(int device, void *at, uint64_t word, int64_t n, char *why)
 static cudaStream_t stream_of(k_cuda_stream *s) { return reinterpret_cast<cudaStream_t>(s); }
 static cudaEvent_t event_of(k_cuda_event *e) { return reinterpret_cast<cudaEvent_t>(e); }
 
+bool k_cuda_prefetch(int device, k_cuda_stream *s, void *at, size_t bytes, bool to_device,
+                     char *why)
+{
+#if CUDART_VERSION >= 13000
+    cudaMemLocation to;
+    to.type = to_device ? cudaMemLocationTypeDevice : cudaMemLocationTypeHost;
+    to.id = to_device ? device : 0;
+    const cudaError_t e = cudaMemPrefetchAsync(at, bytes, to, 0, stream_of(s));
+#else
+    const cudaError_t e =
+        cudaMemPrefetchAsync(at, bytes, to_device ? device : cudaCpuDeviceId, stream_of(s));
+#endif
+    return say(why, "memory", e) && say(why, "memory", cudaStreamSynchronize(stream_of(s)));
+}
+
 bool k_cuda_move(k_cuda_stream *s, void *to, const void *from, size_t bytes, char *why)
 {
     return say(why, "copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(s))) &&

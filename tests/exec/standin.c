@@ -30,6 +30,13 @@ static td_status alloc_standin(device *d, int64_t bytes, void **at, td_err *err)
     return TD_OK;
 }
 
+static td_status move_either_standin(device *d, void *at, int64_t bytes, bool to_device,
+                                     td_err *err)
+{
+    (void)d, (void)at, (void)bytes, (void)to_device, (void)err;
+    return TD_OK;
+}
+
 static void release_standin(device *d, void *at) { (void)d, (void)at; }
 
 static td_status fill_standin(device *d, void *at, uint64_t word, int64_t n, td_err *err)
@@ -161,6 +168,8 @@ void standin_open(td_arena *a, int forget, device *out)
                                            .close = close_standin,
                                            .alloc = alloc_standin,
                                            .release = release_standin,
+                                           .alloc_either = alloc_standin,
+                                           .move = move_either_standin,
                                            .alloc_host = alloc_standin,
                                            .read = read_standin,
                                            .write = move_standin,

@@ -89,11 +89,13 @@ runs() {
                 --out "$work/on.w" >/dev/null &&
             cmp "$work/whole/step_0000000004.safetensors" "$work/on/step_0000000004.safetensors" &&
             cmp "$work/whole.w" "$work/on.w" &&
-            "$bin/pexec" emulate $short >"$work/emulated"
+            "$bin/pexec" emulate $short >"$work/emulated" &&
+            "$bin/pexec" emulate $short --offload 6MiB >"$work/offloaded"
         code=$?
         whole=$(sed -n 's/.*"loss": \([^,]*\),.*/\1/p' "$work/out")
         if [ $code -eq 0 ] && grep -q '"allocations_in_steps": 0}' "$work/out" &&
-            grep -q "\"loss\": $whole," "$work/emulated"; then
+            grep -q "\"loss\": $whole," "$work/emulated" &&
+            grep -q "\"loss\": $whole," "$work/offloaded"; then
             echo "ok   runs $what: $whole"
         else
             echo "FAIL runs $what: $whole, emulated $(cat "$work/emulated")"
