@@ -100,6 +100,32 @@ template <typename T, int V> static __device__ __forceinline__ void cu_store(T *
     }
 }
 
+/* Four elements, or one, whatever their type: for kernels that read floats beside elements. */
+template <typename T, int N> static __device__ __forceinline__ void cu_take(const T *p, float *x)
+{
+    if constexpr (N == 1 || sizeof(T) == 4) {
+        cu_load<T, N>(p, x);
+    } else {
+        const uint2 raw = *reinterpret_cast<const uint2 *>(p);
+        const T *const t = reinterpret_cast<const T *>(&raw);
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = cu_float(t[i]);
+    }
+}
+
+template <typename T, int N> static __device__ __forceinline__ void cu_put(T *p, const float *x)
+{
+    if constexpr (N == 1 || sizeof(T) == 4) {
+        cu_store<T, N>(p, x);
+    } else {
+        uint2 raw;
+        T *const t = reinterpret_cast<T *>(&raw);
+#pragma unroll
+        for (int i = 0; i < N; i++) t[i] = cu_elem<T>(x[i]);
+        *reinterpret_cast<uint2 *>(p) = raw;
+    }
+}
+
 /* The same at column c of a row whose `end` columns count: `other` in place of those behind it, and
  * nothing stored there. The row's room is a whole number of vectors. */
 template <typename T, int V>

@@ -6,20 +6,29 @@ enum { THREADS = 256, XENT_THREADS = 512, OWNED = 4 * THREADS };
 
 /* --- rotary positions --- */
 
-template <typename T>
+/* One thread turns N pairs of a head. */
+template <typename T, int N>
 __global__ void rope_kernel(long rows, long seq, long pos0, long heads, long d, float sign,
                             const float *table, T *x, long ld)
 {
-    const long half = d / 2, all = rows * heads * half;
+    const long half = d / 2, each = half / N, all = rows * heads * each;
     for (long i = blockIdx.x * (long)THREADS + threadIdx.x; i < all;
          i += gridDim.x * (long)THREADS) {
-        const long at = i % half, h = i / half % heads, r = i / half / heads;
-        const float *const turn = table + (pos0 + r % seq) * d;
-        const float c = turn[at], s = turn[half + at] * sign;
+        const long at = i % each * N, h = i / each % heads, r = i / each / heads;
+        const float *const turn = table + (pos0 + r % seq) * d + at;
         T *const lo = x + r * ld + h * d + at, *const hi = lo + half;
-        const float a = cu_float(*lo), b = cu_float(*hi);
-        *lo = cu_elem<T>(a * c - b * s);
-        *hi = cu_elem<T>(b * c + a * s);
+        float c[N], s[N], a[N], b[N], y[N], z[N];
+        cu_take<float, N>(turn, c);
+        cu_take<float, N>(turn + half, s);
+        cu_take<T, N>(lo, a);
+        cu_take<T, N>(hi, b);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            y[k] = a[k] * c[k] - b[k] * (s[k] * sign);
+            z[k] = b[k] * c[k] + a[k] * (s[k] * sign);
+        }
+        cu_put<T, N>(lo, y);
+        cu_put<T, N>(hi, z);
     }
 }
 
@@ -29,20 +38,32 @@ static unsigned grid_for(long n)
     return (unsigned)(blocks < most ? blocks : most);
 }
 
+template <typename T>
+static void rope(k_cuda_lane *lane, long rows, long seq, long pos0, long heads, long d, float sign,
+                 const float *table, T *x, long ld)
+{
+    const bool wide =
+        d % 8 == 0 && ld % 4 == 0 && (uintptr_t)x % 16 == 0 && (uintptr_t)table % 16 == 0;
+    const unsigned grid = grid_for(rows * heads * d / (wide ? 8 : 2));
+    if (wide)
+        cu_launch(rope_kernel<T, 4>, grid, THREADS, 0, lane->stream, rows, seq, pos0, heads, d,
+                  sign, table, x, ld);
+    else
+        cu_launch(rope_kernel<T, 1>, grid, THREADS, 0, lane->stream, rows, seq, pos0, heads, d,
+                  sign, table, x, ld);
+    cu_launched(lane, "rope");
+}
+
 void cu_rope(k_ctx *ctx, bool backward, long rows, long seq, long pos0, long heads, long d,
              const float *table, float *x, long ld)
 {
     k_cuda_lane *const lane = cu_lane(ctx);
     const float sign = backward ? -1.0f : 1.0f;
     if (rows * heads * d <= 0) return;
-    const unsigned grid = grid_for(rows * heads * d / 2);
     if (lane->bf16)
-        cu_launch(rope_kernel<bf16>, grid, THREADS, 0, lane->stream, rows, seq, pos0, heads, d,
-                  sign, table, (bf16 *)(void *)x, ld);
+        rope(lane, rows, seq, pos0, heads, d, sign, table, (bf16 *)(void *)x, ld);
     else
-        cu_launch(rope_kernel<float>, grid, THREADS, 0, lane->stream, rows, seq, pos0, heads, d,
-                  sign, table, x, ld);
-    cu_launched(lane, "rope");
+        rope(lane, rows, seq, pos0, heads, d, sign, table, x, ld);
 }
 
 /* --- embedding --- */

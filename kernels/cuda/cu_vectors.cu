@@ -131,20 +131,37 @@ bool k_cuda_copy(k_cuda_stream *s, void *to, const void *from, int64_t bytes)
     return cudaGetLastError() == cudaSuccess;
 }
 
-__global__ void copy_rows_kernel(long rows, long bytes, char *to, long to_stride, const char *from,
+/* Strides and rows in words W. */
+template <typename W>
+__global__ void copy_rows_kernel(long rows, long words, W *to, long to_stride, const W *from,
                                  long from_stride)
 {
-    FOR_ALL(i, rows * bytes)
-    to[i / bytes * to_stride + i % bytes] = from[i / bytes * from_stride + i % bytes];
+    FOR_ALL(i, rows * words)
+    to[i / words * to_stride + i % words] = from[i / words * from_stride + i % words];
+}
+
+template <typename W>
+static void copy_rows_of(cudaStream_t stream, long rows, size_t row_bytes, void *to,
+                         size_t to_stride, const void *from, size_t from_stride)
+{
+    const long words = (long)(row_bytes / sizeof(W));
+    cu_launch(copy_rows_kernel<W>, blocks_for(rows * words), THREADS, 0, stream, rows, words,
+              (W *)to, (long)(to_stride / sizeof(W)), (const W *)from,
+              (long)(from_stride / sizeof(W)));
 }
 
 void cu_copy_rows(k_ctx *ctx, long rows, size_t row_bytes, void *to, size_t to_stride,
                   const void *from, size_t from_stride)
 {
     k_cuda_lane *const lane = cu_lane(ctx);
+    const uintptr_t all = (uintptr_t)to | (uintptr_t)from | row_bytes | to_stride | from_stride;
     if (rows <= 0 || row_bytes == 0) return;
-    cu_launch(copy_rows_kernel, blocks_for(rows * (long)row_bytes), THREADS, 0, lane->stream, rows,
-              (long)row_bytes, (char *)to, (long)to_stride, (const char *)from, (long)from_stride);
+    if (all % 16 == 0)
+        copy_rows_of<uint4>(lane->stream, rows, row_bytes, to, to_stride, from, from_stride);
+    else if (all % 4 == 0)
+        copy_rows_of<uint32_t>(lane->stream, rows, row_bytes, to, to_stride, from, from_stride);
+    else
+        copy_rows_of<char>(lane->stream, rows, row_bytes, to, to_stride, from, from_stride);
     cu_launched(lane, "copy_rows");
 }
 
@@ -242,11 +259,16 @@ __global__ void squares_kernel(const k_adamw_piece *pieces, long n, const float 
     const k_adamw_piece *const p = piece_of(pieces, n, blockIdx.x);
     const long from = (blockIdx.x - p->first_block) * K_ADAMW_BLOCK;
     const long to = min((long)p->count, from + K_ADAMW_BLOCK);
+    const float *const g = grads + p->first;
+    const long whole = (uintptr_t)g % 16 == 0 ? from + (to - from) / 4 * 4 : from;
     double sum = 0;
-    for (long i = from + threadIdx.x; i < to; i += blockDim.x) {
-        const double g = grads[p->first + i];
-        sum += g * g;
+    for (long i = from + 4 * threadIdx.x; i < whole; i += 4 * blockDim.x) {
+        float x[4];
+        cu_take<float, 4>(g + i, x);
+#pragma unroll
+        for (int k = 0; k < 4; k++) sum += (double)x[k] * (double)x[k];
     }
+    for (long i = whole + threadIdx.x; i < to; i += blockDim.x) sum += (double)g[i] * (double)g[i];
     sum = cu_block_sum(sum, room);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
@@ -309,30 +331,61 @@ struct step_numbers {
     bool clear;
 };
 
+/* Where a piece's numbers lie. */
+template <typename T> struct piece_numbers {
+    T *weights;
+    float *grads, *m, *v, *master;
+    float grad_scale, decay;
+    bool fine;
+};
+
+/* N numbers from the i-th. */
+template <typename T, int N>
+static __device__ __forceinline__ void update(const piece_numbers<T> &p, const step_numbers &a,
+                                              long i)
+{
+    float g[N], m[N], v[N], w[N];
+    const float none[N] = {};
+    cu_take<float, N>(p.grads + i, g);
+    if (a.clear) cu_put<float, N>(p.grads + i, none);
+    if (!p.fine) return;
+    cu_take<float, N>(p.m + i, m);
+    cu_take<float, N>(p.v + i, v);
+    cu_take<float, N>(p.master + i, w);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const float x = g[k] * p.grad_scale;
+        m[k] = a.beta1 * m[k] + (1.0f - a.beta1) * x;
+        v[k] = a.beta2 * v[k] + (1.0f - a.beta2) * x * x;
+        w[k] -= a.lr * (m[k] * a.scale1 / (sqrtf(v[k] * a.scale2) + a.eps) + p.decay * w[k]);
+    }
+    cu_put<float, N>(p.m + i, m);
+    cu_put<float, N>(p.v + i, v);
+    cu_put<float, N>(p.master + i, w);
+    if constexpr (sizeof(T) != sizeof(float)) cu_put<T, N>(p.weights + i, w);
+}
+
 template <typename T>
 __global__ void adamw_kernel(k_adamw_stage s, step_numbers a, const double *scale)
 {
     const k_adamw_piece *const p = piece_of(s.pieces, s.n_pieces, blockIdx.x);
     const long from = (blockIdx.x - p->first_block) * K_ADAMW_BLOCK;
     const long to = min((long)p->count, from + K_ADAMW_BLOCK);
-    const bool fine = isfinite(scale[0]);
-    const float grad_scale = (float)scale[1], decay = p->decays ? a.decay : 0.0f;
-    T *const weights = (T *)(void *)s.weights + p->first;
-    float *const grads = s.grads + p->first, *const m = s.m + p->moment, *const v = m + s.moments;
-    float *const master = sizeof(T) == sizeof(float) ? (float *)(void *)weights : v + s.moments;
-    for (long i = from + threadIdx.x; i < to; i += blockDim.x) {
-        const float g = grads[i] * grad_scale;
-        if (a.clear) grads[i] = 0.0f;
-        if (!fine) continue;
-        const float m1 = a.beta1 * m[i] + (1.0f - a.beta1) * g;
-        const float v1 = a.beta2 * v[i] + (1.0f - a.beta2) * g * g;
-        float w = master[i];
-        w -= a.lr * (m1 * a.scale1 / (sqrtf(v1 * a.scale2) + a.eps) + decay * w);
-        m[i] = m1;
-        v[i] = v1;
-        master[i] = w;
-        if constexpr (sizeof(T) != sizeof(float)) weights[i] = cu_elem<T>(w);
-    }
+    piece_numbers<T> n;
+    n.fine = isfinite(scale[0]);
+    n.grad_scale = (float)scale[1];
+    n.decay = p->decays ? a.decay : 0.0f;
+    n.weights = (T *)(void *)s.weights + p->first;
+    n.grads = s.grads + p->first;
+    n.m = s.m + p->moment;
+    n.v = n.m + s.moments;
+    n.master = sizeof(T) == sizeof(float) ? (float *)(void *)n.weights : n.v + s.moments;
+    const uintptr_t floats =
+        (uintptr_t)n.grads | (uintptr_t)n.m | (uintptr_t)n.v | (uintptr_t)n.master;
+    const bool wide = floats % 16 == 0 && (uintptr_t)n.weights % (4 * sizeof(T)) == 0;
+    const long whole = wide ? from + (to - from) / 4 * 4 : from;
+    for (long i = from + 4 * threadIdx.x; i < whole; i += 4 * blockDim.x) update<T, 4>(n, a, i);
+    for (long i = whole + threadIdx.x; i < to; i += blockDim.x) update<T, 1>(n, a, i);
 }
 
 void cu_adamw(k_ctx *ctx, const k_adamw *p, const k_adamw_stage *s, const double *scale)

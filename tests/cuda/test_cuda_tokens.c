@@ -4,9 +4,9 @@
 #include <math.h>
 #include <stdio.h>
 
-static void rope(cuda_pair *p, long rows, long seq, long heads, long d)
+static void rope(cuda_pair *p, long rows, long seq, long heads, long d, long gap)
 {
-    const long ld = heads * d + 3;
+    const long ld = heads * d + gap;
     const cuda_tensor x = cuda_random(p, rows * ld, false), t = cuda_random(p, (seq + 5) * d, true);
     for (int back = 0; back < 2; back++) {
         k_ops_of(p->gpu)->rope(p->gpu, back == 1, rows, seq, 5, heads, d, cuda_at(&t), cuda_at(&x),
@@ -72,9 +72,11 @@ static void xent(cuda_pair *p, long rows, long vocab, long ld, bool in_place)
 
 static void test(cuda_pair *p)
 {
-    rope(p, 1, 1, 1, 2);
-    rope(p, 34, 17, 3, 10);
-    rope(p, 256, 128, 8, 64);
+    rope(p, 1, 1, 1, 2, 3);
+    rope(p, 34, 17, 3, 10, 3);
+    rope(p, 256, 128, 8, 64, 3);
+    rope(p, 60, 20, 3, 24, 4);
+    rope(p, 256, 128, 8, 64, 0);
     embed(p, 1, 1, 1, 1, true);
     embed(p, 60, 20, 33, 7, true);
     embed(p, 700, 350, 64, 5000, true);

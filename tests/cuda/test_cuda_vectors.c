@@ -48,6 +48,18 @@ static void vectors(cuda_pair *p, long n)
     cuda_pair_clear(p);
 }
 
+/* Rows of bytes between two strides; what lies beside them stays. */
+static void rows_of_bytes(cuda_pair *p, long rows, long bytes, long gap)
+{
+    const long ld = bytes + gap, n = rows * ld / 4 + 1;
+    const cuda_tensor x = cuda_random(p, n, true), y = cuda_random(p, n, true);
+    k_ops_of(p->gpu)->copy_rows(p->gpu, rows, (size_t)bytes, y.gpu, (size_t)ld, x.gpu, (size_t)ld);
+    k_ops_of(p->cpu)->copy_rows(p->cpu, rows, (size_t)bytes, y.cpu, (size_t)ld, x.cpu, (size_t)ld);
+    (void)cuda_bits(p, &y); /* when all work is done */
+    cuda_report(p, "copy_rows", 0, memcmp(y.cpu, y.gpu, (size_t)n * 4) == 0);
+    cuda_pair_clear(p);
+}
+
 /* Sums in member order have the bits of the cores. */
 static void members(cuda_pair *p, long n)
 {
@@ -142,6 +154,9 @@ static void test(cuda_pair *p)
             for (int grad = 0; grad < 2; grad++)
                 product(p, t % 2 == 1, t / 2 == 1, sizes[i][0], sizes[i][1], sizes[i][2],
                         grad == 1);
+    rows_of_bytes(p, 7, 64, 16);
+    rows_of_bytes(p, 30, 12, 4);
+    rows_of_bytes(p, 5, 7, 3);
     for (long n = 1; n < 100000; n = n * 7 + 3) {
         vectors(p, n);
         members(p, n);

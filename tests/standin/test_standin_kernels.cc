@@ -159,26 +159,28 @@ static __global__ void fragments_kernel(int *y)
     y[threadIdx.x] = good;
 }
 
-static __global__ void ldmatrix_kernel(int *y)
+template <bool TURNED> static __global__ void ldmatrix_kernel(int *y)
 {
-    CU_SHARED(uint32_t, words, [N / 32 * 64]); /* 16 rows of 8 elements for each warp */
+    CU_SHARED(uint32_t, words, [N / 32 * 128]); /* 32 rows of 8 elements for each warp */
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint16_t *const x = (uint16_t *)(words + warp * 64);
-    for (unsigned i = lane; i < 128; i += 32) x[i] = (uint16_t)(i / 8 * 100 + i % 8);
+    uint16_t *const x = (uint16_t *)(words + warp * 128);
+    for (unsigned i = lane; i < 256; i += 32) x[i] = (uint16_t)(i / 8 * 100 + i % 8);
     __syncwarp();
-    uint32_t r[2];
-    cu_ldmatrix_x2_trans(r, x + lane % 16 * 8);
+    uint32_t r[4];
+    cu_ldmatrix_x4<TURNED>(r, x + lane * 8);
     int good = 1;
-    for (unsigned m = 0; m < 2; m++)
+    for (unsigned m = 0; m < 4; m++)
         for (unsigned e = 0; e < 2; e++) {
-            const unsigned row = lane % 4 * 2 + e, col = lane / 4;
+            const unsigned row = TURNED ? lane % 4 * 2 + e : lane / 4;
+            const unsigned col = TURNED ? lane / 4 : lane % 4 * 2 + e;
             good &= (r[m] >> 16 * e & 0xffffu) == (8 * m + row) * 100 + col;
         }
     y[threadIdx.x] = good;
 }
 
 static int fragments(void) { return filled(fragments_kernel, 1); }
-static int ldmatrix(void) { return filled(ldmatrix_kernel, 1); }
+static int ldmatrix(void) { return filled(ldmatrix_kernel<false>, 1); }
+static int ldmatrix_turned(void) { return filled(ldmatrix_kernel<true>, 1); }
 
 /* --- shared memory --- */
 
@@ -294,7 +296,8 @@ int main(void)
         {"a neighbour's value behind a barrier of the warp", neighbours, c::ALL_RIGHT, nullptr},
         {"  without it", no_neighbours, c::SOME_WRONG, nullptr},
         {"fragments of mma", fragments, c::ALL_RIGHT, nullptr},
-        {"matrices turned by ldmatrix", ldmatrix, c::ALL_RIGHT, nullptr},
+        {"matrices read by ldmatrix", ldmatrix, c::ALL_RIGHT, nullptr},
+        {"matrices turned by ldmatrix", ldmatrix_turned, c::ALL_RIGHT, nullptr},
         {"shared memory holds nothing at first", poisoned, c::ALL_RIGHT, nullptr},
         {"behind dynamic shared memory", behind_shared, c::REFUSED, "behind_kernel"},
         {"behind an array in shared memory", behind_array, c::REFUSED, "kernel"},
