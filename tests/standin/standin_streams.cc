@@ -114,7 +114,6 @@ static bool run_one(void)
     s.running = false;
     chosen->queue.pop_front();
     chosen->done++;
-    s.moved.notify_all();
     return true;
 }
 
@@ -125,6 +124,7 @@ static void run_until(const std::function<bool()> &so)
         if (s.running || !run_one())
             s.moved.wait_for(standin_mutex(), std::chrono::milliseconds(1));
     }
+    s.moved.notify_all();
     if (!s.running) standin_memory_open(false);
     for (size_t i = 1; i < s.streams.size();)
         if (s.streams[i]->closed && s.streams[i]->queue.empty()) {
