@@ -176,8 +176,8 @@ __global__ void __launch_bounds__(THREADS)
 
 /* --- backward --- */
 
-/* delta = sum over a head of o * dout; a warp a row. */
-template <typename T>
+/* delta = sum over a head of o * dout; a warp a row, N elements a lane. */
+template <typename T, int N>
 __global__ void delta_kernel(const __grid_constant__ cu_attn a, const T *o, const T *dout,
                              float *delta)
 {
@@ -186,10 +186,27 @@ __global__ void delta_kernel(const __grid_constant__ cu_attn a, const T *o, cons
     const long r = i % a.s_q, h = i / a.s_q % a.heads, b = i / a.s_q / a.heads;
     const long at = b * a.o_batch + r * a.o_ld + h * a.d;
     float sum = 0;
-    for (long c = threadIdx.x % 32; c < a.d; c += 32)
-        sum += cu_float(o[at + c]) * cu_float(dout[at + c]);
+    for (long c = threadIdx.x % 32 * N; c < a.d; c += 32 * N) {
+        float x[N], dx[N];
+        cu_take<T, N>(o + at + c, x);
+        cu_take<T, N>(dout + at + c, dx);
+#pragma unroll
+        for (int k = 0; k < N; k++) sum += x[k] * dx[k];
+    }
     sum = cu_warp_sum(sum);
     if (threadIdx.x % 32 == 0) delta[i] = sum;
+}
+
+template <typename T>
+static void find_delta(k_cuda_lane *lane, const cu_attn &a, const T *o, const T *dout, float *delta)
+{
+    const unsigned blocks = (unsigned)cu_ceil(a.batch * a.heads * a.s_q, THREADS / 32);
+    const bool wide = a.d % 4 == 0 && a.o_ld % 4 == 0 && a.o_batch % 4 == 0 &&
+                      ((uintptr_t)o | (uintptr_t)dout) % 16 == 0;
+    if (wide)
+        cu_launch(delta_kernel<T, 4>, blocks, THREADS, 0, lane->stream, a, o, dout, delta);
+    else
+        cu_launch(delta_kernel<T, 1>, blocks, THREADS, 0, lane->stream, a, o, dout, delta);
 }
 
 /* Probabilities and gradients of the scores of a tile, into shared memory; turned: by key. */
@@ -369,12 +386,10 @@ void cu_attn_bwd(k_ctx *ctx, const k_attn *s, bool accumulate, const float *q, c
     cu_attn a;
     if (s->batch * s->heads * s->s_q <= 0 || !cu_attn_of(lane, s, k, v, &a)) return;
     const cu_attn_bwd_args w = {q, dout, lse, delta, dq, dk, dv, accumulate};
-    const unsigned rows = (unsigned)cu_ceil(a.batch * a.heads * a.s_q, THREADS / 32);
     if (lane->bf16)
-        cu_launch(delta_kernel<bf16>, rows, THREADS, 0, lane->stream, a,
-                  (const bf16 *)(const void *)o, (const bf16 *)(const void *)dout, delta);
+        find_delta(lane, a, (const bf16 *)(const void *)o, (const bf16 *)(const void *)dout, delta);
     else
-        cu_launch(delta_kernel<float>, rows, THREADS, 0, lane->stream, a, o, dout, delta);
+        find_delta(lane, a, o, dout, delta);
     if (lane->bf16 && cu_attn_bwd_mma(lane, a, w, s->float_dkv)) return;
     if (!lane->bf16)
         bwd_any<float, float>(lane, a, w);

@@ -152,31 +152,50 @@ template <typename T, int V, bool RMS> __global__ void norm_dx_kernel(norm_bwd_a
     }
 }
 
-/* Sums over the rows of a chunk, for 32 columns a block: of dy * xhat, and of dy. */
-template <typename T, bool RMS>
+/* The sums of a block's SUM_ROWS threads of each column, in order, in those of the first row. */
+template <int N>
+static __device__ __forceinline__ void sum_rows(float x[N], float (&room)[SUM_ROWS][32 * N + 1])
+{
+#pragma unroll
+    for (int k = 0; k < N; k++) room[threadIdx.y][threadIdx.x * N + k] = x[k];
+    __syncthreads();
+    for (int i = 1; threadIdx.y == 0 && i < SUM_ROWS; i++)
+#pragma unroll
+        for (int k = 0; k < N; k++) x[k] += room[i][threadIdx.x * N + k];
+}
+
+/* Sums over the rows of a chunk, for 32 N columns a block: of dy * xhat, and of dy. */
+template <typename T, bool RMS, int N>
 __global__ void norm_sums_kernel(norm_bwd_args a, long chunk, float *partial)
 {
-    CU_SHARED(float, gammas, [SUM_ROWS][33]);
-    CU_SHARED(float, betas, [SUM_ROWS][33]);
-    const long c = blockIdx.x * 32L + threadIdx.x, from = blockIdx.y * chunk;
+    CU_SHARED(float, gammas, [SUM_ROWS][32 * N + 1]);
+    CU_SHARED(float, betas, [SUM_ROWS][32 * N + 1]);
+    const long c = (blockIdx.x * 32L + threadIdx.x) * N, from = blockIdx.y * chunk;
     const long to = min(a.rows, from + chunk);
-    float dgamma = 0, dbeta = 0;
+    float dgamma[N] = {}, dbeta[N] = {};
+#pragma unroll 4
     for (long r = from + threadIdx.y; r < to && c < a.cols; r += SUM_ROWS) {
-        const float dy = cu_float(((const T *)a.dy)[r * a.cols + c]);
-        const float s = cu_float(((const T *)a.s)[r * a.cols + c]);
-        dgamma += dy * (s - (RMS ? 0.0f : a.mean[r])) * a.rstd[r];
-        dbeta += dy;
+        float dy[N], s[N];
+        cu_take<T, N>((const T *)a.dy + r * a.cols + c, dy);
+        cu_take<T, N>((const T *)a.s + r * a.cols + c, s);
+        const float mean = RMS ? 0.0f : a.mean[r], rstd = a.rstd[r];
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            dgamma[k] += dy[k] * (s[k] - mean) * rstd;
+            dbeta[k] += dy[k];
+        }
     }
-    gammas[threadIdx.y][threadIdx.x] = dgamma;
-    betas[threadIdx.y][threadIdx.x] = dbeta;
-    __syncthreads();
+    sum_rows<N>(dgamma, gammas);
+    if (!RMS) sum_rows<N>(dbeta, betas);
     if (threadIdx.y != 0 || c >= a.cols) return;
-    for (int i = 1; i < SUM_ROWS; i++) {
-        dgamma += gammas[i][threadIdx.x];
-        dbeta += betas[i][threadIdx.x];
-    }
-    partial[blockIdx.y * a.cols + c] = dgamma;
-    if (!RMS) partial[(gridDim.y + blockIdx.y) * a.cols + c] = dbeta;
+    cu_put<float, N>(partial + blockIdx.y * a.cols + c, dgamma);
+    if (!RMS) cu_put<float, N>(partial + (gridDim.y + blockIdx.y) * a.cols + c, dbeta);
+}
+
+/* Whether rows of `cols` elements can be read four at a time. */
+static bool by_four(long cols, long ld, const void *x, const void *y)
+{
+    return cols % 4 == 0 && ld % 4 == 0 && ((uintptr_t)x | (uintptr_t)y) % 16 == 0;
 }
 
 /* out[c] += the chunks' sums in order. */
@@ -211,8 +230,15 @@ template <typename T, bool RMS> static void norm_bwd(k_cuda_lane *lane, const no
         float *const partial = (float *)lane->workspace;
         const long chunk = cu_ceil(a.rows, chunks_of(a.rows, a.cols, 2));
         const long chunks = cu_ceil(a.rows, chunk);
-        cu_launch(norm_sums_kernel<T, RMS>, dim3((unsigned)cu_ceil(a.cols, 32), (unsigned)chunks),
-                  dim3(32, SUM_ROWS), 0, lane->stream, a, chunk, partial);
+        const dim3 block(32, SUM_ROWS);
+        if (by_four(a.cols, a.cols, a.dy, a.s))
+            cu_launch(norm_sums_kernel<T, RMS, 4>,
+                      dim3((unsigned)cu_ceil(a.cols, 128), (unsigned)chunks), block, 0,
+                      lane->stream, a, chunk, partial);
+        else
+            cu_launch(norm_sums_kernel<T, RMS, 1>,
+                      dim3((unsigned)cu_ceil(a.cols, 32), (unsigned)chunks), block, 0, lane->stream,
+                      a, chunk, partial);
         if (a.dgamma) add_chunks(lane, a.cols, chunks, partial, a.dgamma);
         if (a.dbeta) add_chunks(lane, a.cols, chunks, partial + chunks * a.cols, a.dbeta);
     }
@@ -255,35 +281,46 @@ void cu_rmsnorm_bwd(k_ctx *ctx, long rows, long cols, const float *dy, const flo
 
 /* --- column sums --- */
 
-template <typename T>
+template <typename T, int N>
 __global__ void colsum_kernel(long rows, long cols, const T *x, long ld, long chunk, float *partial)
 {
-    CU_SHARED(float, sums, [SUM_ROWS][33]);
-    const long c = blockIdx.x * 32L + threadIdx.x, from = blockIdx.y * chunk;
+    CU_SHARED(float, sums, [SUM_ROWS][32 * N + 1]);
+    const long c = (blockIdx.x * 32L + threadIdx.x) * N, from = blockIdx.y * chunk;
     const long to = min(rows, from + chunk);
-    float sum = 0;
-    for (long r = from + threadIdx.y; r < to && c < cols; r += SUM_ROWS)
-        sum += cu_float(x[r * ld + c]);
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y != 0 || c >= cols) return;
-    for (int i = 1; i < SUM_ROWS; i++) sum += sums[i][threadIdx.x];
-    partial[blockIdx.y * cols + c] = sum;
+    float sum[N] = {};
+#pragma unroll 4
+    for (long r = from + threadIdx.y; r < to && c < cols; r += SUM_ROWS) {
+        float v[N];
+        cu_take<T, N>(x + r * ld + c, v);
+#pragma unroll
+        for (int k = 0; k < N; k++) sum[k] += v[k];
+    }
+    sum_rows<N>(sum, sums);
+    if (threadIdx.y == 0 && c < cols) cu_put<float, N>(partial + blockIdx.y * cols + c, sum);
+}
+
+template <typename T>
+static void colsum(k_cuda_lane *lane, long rows, long cols, const T *x, long ld, float *out)
+{
+    float *const partial = (float *)lane->workspace;
+    const long chunk = cu_ceil(rows, chunks_of(rows, cols, 1)), chunks = cu_ceil(rows, chunk);
+    const dim3 block(32, SUM_ROWS);
+    if (by_four(cols, ld, x, nullptr))
+        cu_launch(colsum_kernel<T, 4>, dim3((unsigned)cu_ceil(cols, 128), (unsigned)chunks), block,
+                  0, lane->stream, rows, cols, x, ld, chunk, partial);
+    else
+        cu_launch(colsum_kernel<T, 1>, dim3((unsigned)cu_ceil(cols, 32), (unsigned)chunks), block,
+                  0, lane->stream, rows, cols, x, ld, chunk, partial);
+    add_chunks(lane, cols, chunks, partial, out);
+    cu_launched(lane, "colsum");
 }
 
 void cu_colsum(k_ctx *ctx, long rows, long cols, const float *x, long ld, float *out)
 {
     k_cuda_lane *const lane = cu_lane(ctx);
     if (rows <= 0 || cols <= 0) return;
-    float *const partial = (float *)lane->workspace;
-    const long chunk = cu_ceil(rows, chunks_of(rows, cols, 1)), chunks = cu_ceil(rows, chunk);
-    const dim3 grid((unsigned)cu_ceil(cols, 32), (unsigned)chunks), block(32, SUM_ROWS);
     if (lane->bf16)
-        cu_launch(colsum_kernel<bf16>, grid, block, 0, lane->stream, rows, cols,
-                  (const bf16 *)(const void *)x, ld, chunk, partial);
+        colsum(lane, rows, cols, (const bf16 *)(const void *)x, ld, out);
     else
-        cu_launch(colsum_kernel<float>, grid, block, 0, lane->stream, rows, cols, x, ld, chunk,
-                  partial);
-    add_chunks(lane, cols, chunks, partial, out);
-    cu_launched(lane, "colsum");
+        colsum(lane, rows, cols, x, ld, out);
 }

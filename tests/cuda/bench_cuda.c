@@ -107,6 +107,35 @@ static void bandwidth(bench *b)
     cuda_pair_clear(p);
 }
 
+/* Rotary positions in place, gradients of a table, a shard of the vocabulary. */
+static void tables(bench *b)
+{
+    cuda_pair *const p = b->p;
+    const long rows = 8192, heads = 32, d = 128, cols = heads * d, vocab = 32000;
+    const double size = (p->bf16 ? 2 : 4) * (double)(rows * cols);
+    const k_ops *const ops = k_ops_of(p->gpu);
+    const cuda_tensor x = large(b, rows * cols, false), turns = large(b, rows * d, true);
+    const cuda_tensor dtok = large(b, vocab * cols, true);
+    const int32_t *const ids = cuda_ints(p, rows, vocab, false);
+    double s = 0;
+    TIME(b, s,
+         ops->rope(p->gpu, false, rows, rows, 0, heads, d, cuda_at(&turns), cuda_at(&x), cols));
+    show_bytes(b, "rotary positions", 2 * size, s);
+    TIME(b, s,
+         ops->embed_bwd(p->gpu, rows, rows, 0, cols, ids, (k_words){0, vocab}, cuda_at(&x),
+                        cuda_at(&dtok), NULL, NULL));
+    show_bytes(b, "embedding backward", size + 8 * (double)(rows * cols), s);
+    cuda_pair_clear(p);
+    const cuda_tensor y = large(b, rows * vocab, false), stats = large(b, 3 * rows, true);
+    const k_vocab_shard shard = {{0, vocab}, vocab, cuda_ints(p, rows, vocab, false)};
+    const double logits = (p->bf16 ? 2 : 4) * (double)(rows * vocab);
+    TIME(b, s, ops->vocab_softmax(p->gpu, rows, &shard, cuda_at(&y), cuda_at(&stats)));
+    show_bytes(b, "softmax of a shard", 3 * logits, s);
+    TIME(b, s, ops->vocab_gradient(p->gpu, rows, &shard, 1.0f, cuda_at(&stats), cuda_at(&y)));
+    show_bytes(b, "  its gradient", 2 * logits, s);
+    cuda_pair_clear(p);
+}
+
 static void losses(bench *b)
 {
     cuda_pair *const p = b->p;
@@ -224,6 +253,7 @@ static void all(cuda_pair *p)
     char why[K_CUDA_WHY];
     bench b = {.p = p, .from = k_cuda_event_open(0, why), .to = k_cuda_event_open(0, why)};
     bandwidth(&b);
+    tables(&b);
     losses(&b);
     optimizer(&b);
     product(&b, 8192, 4096, 4096);

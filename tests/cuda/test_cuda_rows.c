@@ -88,9 +88,9 @@ static void norm_backward(cuda_pair *p, long rows, long cols, bool rms)
     cuda_pair_clear(p);
 }
 
-static void sums(cuda_pair *p, long rows, long cols)
+static void sums(cuda_pair *p, long rows, long cols, long gap)
 {
-    const long ld = cols + 5;
+    const long ld = cols + gap;
     const cuda_tensor x = cuda_random(p, rows * ld, false), bias = cuda_random(p, cols, false);
     const cuda_tensor out = cuda_random(p, cols, true);
     k_ops_of(p->gpu)->colsum(p->gpu, rows, cols, cuda_at(&x), ld, cuda_at(&out));
@@ -146,7 +146,8 @@ static void test(cuda_pair *p)
             norm_forward(p, rows, cols, rms == 1, true);
             norm_backward(p, rows, cols, rms == 1);
         }
-        sums(p, rows, cols);
+        sums(p, rows, cols, 5);
+        sums(p, rows, cols, 8);
         gelu(p, K_GELU_TANH, rows, cols);
         gelu(p, K_GELU_ERF, rows, cols);
         swiglu(p, rows, cols);
