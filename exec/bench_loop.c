@@ -34,7 +34,7 @@ td_status bench_add(const sample *what, bench_series *s, const bench_limits *l, 
 {
     sample x = *what;
     count->samples++;
-    count->loose += !is_precise(s, l);
+    count->loose += l->precision > 0 && !is_precise(s, l);
     samples_summarize(s->ns, s->n, &x);
     return samples_add(out, &x, err);
 }
