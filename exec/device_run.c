@@ -1,6 +1,11 @@
 /* Streams, events and the wire's moves of a plan on a device. The k-th end of a transfer is given
  * to its streams only when all ends are posted, so every wait is for something that was issued
- * before it: what the device does has no cycles. */
+ * before it: what the device does has no cycles.
+ *
+ * A step is not recorded as a CUDA graph. The rate of learning, AdamW's powers and the weights of
+ * rows go to kernels by value and are others in every step, so a graph would have to be recorded
+ * anew, or patched in as many places, each time: that costs the host what giving the work costs,
+ * and the host is ahead of the device as it is, since nothing waits before the end of a step. */
 #include "exec/device_run.h"
 
 #include <math.h>
@@ -351,6 +356,7 @@ td_status device_run_end(executor *x, td_err *err)
 void device_run_times(executor *x)
 {
     const device_run *const v = x->device;
+    if (x->options.kept_periods == 0) return; /* nobody looks, and it takes two calls a task */
     for (uint32_t i = 0; v != NULL && i < x->p->n_tasks; i++) {
         if (v->begins[i] == NULL) continue; /* another process's */
         x->now->times.begin_ns[i] = v->d->methods->elapsed_ns(v->d, v->start, v->begins[i]);

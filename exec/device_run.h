@@ -96,7 +96,7 @@ double *device_run_loss(const executor *x, const exec_rank *r, const plan_member
 void device_run_spoil(const executor *x, const exec_rank *r, double *table);
 /* Waits for the device; losses and norm of the step. Errors: a number is not finite. */
 TD_MUST_USE td_status device_run_end(executor *x, td_err *err);
-/* When each task of the step began and ended. */
+/* When each task of the step began and ended, if times are kept. */
 void device_run_times(executor *x);
 
 #endif

@@ -27,6 +27,8 @@ static td_status alloc_standin(device *d, int64_t bytes, void **at, td_err *err)
     char *const room = td_alloc(s->arena, 1, (size_t)bytes + 256);
     if (room == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     *at = room + (256 - (uintptr_t)room % 256);
+    d->room_bytes += bytes;
+    d->n_allocs++;
     return TD_OK;
 }
 
