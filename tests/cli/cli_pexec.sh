@@ -53,6 +53,19 @@ expect 1 'pexec: step [0-9]*: the *microbatch *is not finite*rank*--lr*' pexec t
     --steps 50 --warmup 0 --lr 1e38 --clip 0 --quiet --data "$work/text.txt" \
     --out "$work/spoilt.safetensors"
 absent "$work/spoilt.safetensors"
-expect 3 'pexec: *CUDA*' pexec train $run --steps 1 --data "$work/text.txt" --backend cuda
+for verb in train emulate; do
+    expect 3 'pexec: *CUDA*' pexec $verb $run --steps 1 --data "$work/text.txt" --backend cuda
+    expect 3 'pexec: *CUDA*' pexec $verb $run --steps 1 --data "$work/text.txt" --backend cuda \
+        --dtype bf16
+    expect 2 'pexec: --dtype bf16: *fp32*' pexec $verb $run --steps 1 --data "$work/text.txt" \
+        --dtype bf16
+done
+expect 3 'pexec: *CUDA*' pexec check $run --backend cuda --dtype bf16
+expect 2 'pexec: --dtype bf16: *fp32*' pexec check $run --dtype bf16
+expect 3 'pexec: *CUDA*' pexec bench --model tiny-gpt2 --backend cuda
+expect 2 'pexec: --dtype bf16: *fp32*' pexec bench --model tiny-gpt2 --dtype bf16
+expect 2 'pexec: --dtype fp16: *' pexec bench --model tiny-gpt2 --backend cuda --dtype fp16
+expect 2 'pexec: --offload-dir: *leave it out' pexec emulate $run --steps 1 \
+    --data "$work/text.txt" --backend cuda --offload 1GiB --offload-dir "$work"
 }
 finish
