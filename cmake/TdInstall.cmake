@@ -1,5 +1,5 @@
 # Headers under include/tandem, one libtandem of all modules (without those that need GSL), and a
-# relocatable tandem.pc.
+# relocatable tandem.pc. Headers that files of one folder or the verbs of a program share stay at home.
 get_property(td_modules GLOBAL PROPERTY TD_MODULES)
 if(td_modules)
     set(td_objects "")
@@ -15,7 +15,8 @@ foreach(folder IN LISTS TD_FOLDERS)
     if(EXISTS ${PROJECT_SOURCE_DIR}/${folder})
         install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}
                 DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tandem
-                FILES_MATCHING PATTERN "*.h")
+                FILES_MATCHING PATTERN "*.h"
+                REGEX "/([a-z_]*_(inside|internal|parts)|bod[a-z_]*|psim|psim_viz|pexec|bench)\\.h$" EXCLUDE)
     endif()
 endforeach()
 
