@@ -1,5 +1,6 @@
 # Headers under include/tandem, one libtandem of all modules (without those that need GSL), and a
-# relocatable tandem.pc. Headers that files of one folder or the verbs of a program share stay at home.
+# relocatable tandem.pc. Headers that only one folder or the verbs of a program share stay at home.
+set(td_inside ".*_(inside|internal|parts)|bod[a-z_]*|psim|psim_viz|pexec|bench|slices")
 get_property(td_modules GLOBAL PROPERTY TD_MODULES)
 if(td_modules)
     set(td_objects "")
@@ -16,7 +17,7 @@ foreach(folder IN LISTS TD_FOLDERS)
         install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}
                 DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tandem
                 FILES_MATCHING PATTERN "*.h"
-                REGEX "/([a-z_]*_(inside|internal|parts)|bod[a-z_]*|psim|psim_viz|pexec|bench)\\.h$" EXCLUDE)
+                REGEX "/(${td_inside})\\.h$" EXCLUDE)
     endif()
 endforeach()
 

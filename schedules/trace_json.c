@@ -151,7 +151,7 @@ static td_status read_escape(json_in *r)
 }
 
 /* Leaves the string in r->str. */
-td_status json_string(json_in *r)
+td_status json_take_string(json_in *r)
 {
     TD_TRY(json_expect(r, '"', "a string"));
     r->str.len = 0;
@@ -236,7 +236,7 @@ static td_status skip_members(json_in *r, char close, int depth)
     }
     for (;;) {
         if (close == '}') {
-            TD_TRY(json_string(r));
+            TD_TRY(json_take_string(r));
             TD_TRY(json_expect(r, ':', "an object"));
         }
         TD_TRY(skip(r, depth + 1));
@@ -254,7 +254,7 @@ static td_status skip(json_in *r, int depth)
     if (depth > MAX_DEPTH) return json_bad(r, "nested too deeply");
     const int c = json_next(r);
     if (c < 0) return json_cut(r, "a value");
-    if (c == '"') return json_string(r);
+    if (c == '"') return json_take_string(r);
     if (c == '{') return skip_members(r, '}', depth);
     if (c == '[') return skip_members(r, ']', depth);
     size_t n = 0;
@@ -267,12 +267,12 @@ static td_status skip(json_in *r, int depth)
 
 td_status json_skip(json_in *r) { return skip(r, 0); }
 
-td_status json_object(json_in *r, const char *where, json_member fn, void *ctx)
+td_status json_members(json_in *r, const char *where, json_member fn, void *ctx)
 {
     TD_TRY(json_expect(r, '{', where));
     if (json_next(r) == '}') return json_expect(r, '}', where);
     for (;;) {
-        TD_TRY(json_string(r));
+        TD_TRY(json_take_string(r));
         TD_TRY(json_expect(r, ':', where));
         TD_TRY(fn(r, ctx));
         if (json_next(r) == '}') return json_expect(r, '}', where);
@@ -280,7 +280,7 @@ td_status json_object(json_in *r, const char *where, json_member fn, void *ctx)
     }
 }
 
-td_status json_array(json_in *r, const char *where, json_member fn, void *ctx)
+td_status json_items(json_in *r, const char *where, json_member fn, void *ctx)
 {
     TD_TRY(json_expect(r, '[', where));
     if (json_next(r) == ']') return json_expect(r, ']', where);

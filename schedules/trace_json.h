@@ -29,7 +29,7 @@ int json_next(json_in *r);
 /* Reads that character, which must be `want`; `where` is what it belongs to. */
 TD_MUST_USE td_status json_expect(json_in *r, char want, const char *where);
 /* Reads a string into r->str. */
-TD_MUST_USE td_status json_string(json_in *r);
+TD_MUST_USE td_status json_take_string(json_in *r);
 /* An integer within [min, max]. */
 TD_MUST_USE td_status json_int(json_in *r, int64_t min, int64_t max, int64_t *out);
 /* A number of at most `decimals` decimals, times 10^decimals: exact. */
@@ -39,7 +39,7 @@ TD_MUST_USE td_status json_skip(json_in *r);
 
 /* Called where a member's value or an array's item begins; a member's key is in r->str. */
 typedef td_status (*json_member)(json_in *r, void *ctx);
-TD_MUST_USE td_status json_object(json_in *r, const char *where, json_member fn, void *ctx);
-TD_MUST_USE td_status json_array(json_in *r, const char *where, json_member fn, void *ctx);
+TD_MUST_USE td_status json_members(json_in *r, const char *where, json_member fn, void *ctx);
+TD_MUST_USE td_status json_items(json_in *r, const char *where, json_member fn, void *ctx);
 
 #endif

@@ -115,7 +115,7 @@ static td_status read_meta(json_in *r, void *ctx)
     TD_TRY(TD_GROW(t->a, t->out->meta, t->meta_cap, t->out->n_meta + 1, t->err));
     trace_meta *const m = &t->out->meta[t->out->n_meta];
     m->key = td_strdup(t->a, r->str.s);
-    TD_TRY(json_string(r));
+    TD_TRY(json_take_string(r));
     m->value = td_strdup(t->a, r->str.s);
     if (m->key == NULL || m->value == NULL)
         return td_fail(t->err, TD_ENOMEM, "%s: out of memory", r->name);
@@ -150,8 +150,8 @@ static td_status read_head_member(json_in *r, void *ctx)
         return TD_OK;
     }
     if (strcmp(r->str.s, "step_ns") == 0) return json_int(r, 0, INT64_MAX, &t->out->step_ns);
-    if (strcmp(r->str.s, "meta") == 0) return json_object(r, "the metadata", read_meta, t);
-    if (strcmp(r->str.s, "peak_bytes") == 0) return json_array(r, "peak_bytes", read_peak, t);
+    if (strcmp(r->str.s, "meta") == 0) return json_members(r, "the metadata", read_meta, t);
+    if (strcmp(r->str.s, "peak_bytes") == 0) return json_items(r, "peak_bytes", read_peak, t);
     const int_field *const f = field_of(head_fields, N_OF(head_fields), r->str.s);
     return f != NULL ? read_field(r, f, t) : json_skip(r);
 }
@@ -190,14 +190,14 @@ static td_status read_arg(json_in *r, void *ctx)
     if (f != NULL) return read_field(r, f, e);
     const bool first = strcmp(r->str.s, "pass") == 0;
     if (first || strcmp(r->str.s, "pass2") == 0) {
-        TD_TRY(json_string(r));
+        TD_TRY(json_take_string(r));
         const uint8_t kind = trace_kind_of(r->str.s);
         if (kind == TASK_KIND_COUNT) return json_bad(r, "unknown kind of task");
         *(first ? &e->pass : &e->pass2) = kind;
         return TD_OK;
     }
     if (strcmp(r->str.s, "name") != 0) return json_skip(r);
-    TD_TRY(json_string(r));
+    TD_TRY(json_take_string(r));
     if (r->str.len >= sizeof e->label && e->names_thread)
         return json_bad(r, "the name of a stream is too long");
     (void)snprintf(e->label, sizeof e->label, "%.39s", r->str.s);
@@ -207,16 +207,16 @@ static td_status read_arg(json_in *r, void *ctx)
 static td_status read_event_member(json_in *r, void *ctx)
 {
     trace_event *const e = ctx;
-    if (strcmp(r->str.s, "args") == 0) return json_object(r, "args", read_arg, e);
+    if (strcmp(r->str.s, "args") == 0) return json_members(r, "args", read_arg, e);
     if (strcmp(r->str.s, "ts") == 0) return json_scaled(r, 3, &e->ts_ns);
     if (strcmp(r->str.s, "name") == 0) {
-        TD_TRY(json_string(r));
+        TD_TRY(json_take_string(r));
         e->names_thread = strcmp(r->str.s, "thread_name") == 0;
         e->counts_memory = strcmp(r->str.s, "memory") == 0;
         return TD_OK;
     }
     if (strcmp(r->str.s, "ph") == 0) {
-        TD_TRY(json_string(r));
+        TD_TRY(json_take_string(r));
         e->ph = r->str.s[0];
         return TD_OK;
     }
@@ -294,7 +294,7 @@ static td_status read_event(json_in *r, void *ctx)
     trace_in *const t = ctx;
     trace_event *const e = &t->event;
     *e = event_defaults;
-    TD_TRY(json_object(r, "an event", read_event_member, e));
+    TD_TRY(json_members(r, "an event", read_event_member, e));
     const bool record = e->ph == 'X';
     const bool stream = e->ph == 'M' && e->names_thread;
     const bool memory = e->ph == 'C' && e->counts_memory;
@@ -308,18 +308,19 @@ static td_status read_event(json_in *r, void *ctx)
 static td_status read_top_member(json_in *r, void *ctx)
 {
     trace_in *const t = ctx;
-    if (strcmp(r->str.s, "otherData") == 0) return json_object(r, "otherData", read_head_member, t);
+    if (strcmp(r->str.s, "otherData") == 0)
+        return json_members(r, "otherData", read_head_member, t);
     if (strcmp(r->str.s, "traceEvents") != 0) return json_skip(r);
     if (t->events_seen) return json_bad(r, "\"traceEvents\" comes twice");
     TD_TRY(prepare(r, t));
-    return json_array(r, "traceEvents", read_event, t);
+    return json_items(r, "traceEvents", read_event, t);
 }
 
 /* --- the file --- */
 
 static td_status read_all(json_in *r, trace_in *t)
 {
-    TD_TRY(json_object(r, "the trace", read_top_member, t));
+    TD_TRY(json_members(r, "the trace", read_top_member, t));
     if (json_next(r) >= 0) return json_bad(r, "something follows the end of the trace");
     if (!t->events_seen) return json_bad(r, "there is no \"traceEvents\"");
     trace *const o = t->out;
