@@ -11,7 +11,8 @@ td_status pexec_device(const pexec_options *o, const launch *who, bool bf16, td_
 {
     *out = NULL;
     if (!pexec_on_cuda(o)) return TD_OK;
-    nccl_prepare();
+    /* one process has no need of it, and loading all that NCCL has takes time and memory */
+    if (who != NULL && who->size > 1) nccl_prepare();
     device *const d = TD_NEW(a, device);
     if (d == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the device");
     const int n = device_count_cuda();

@@ -148,12 +148,12 @@ static td_status drain(wire *base, td_err *err)
         td_err why = {0};
         (void)pthread_mutex_lock(&w->lock);
         const td_status st = w->aborted ? TD_OK : sweep(w, &why);
-        const bool over = w->first == NULL && !w->aborted;
+        const bool dropped = w->aborted, over = w->first == NULL && !dropped;
         (void)pthread_mutex_unlock(&w->lock);
         if (st != TD_OK) team_give_up(w->team, &why);
-        why = team_error(w->team);
-        if (why.code != TD_OK) return td_fail(err, TD_EINTR, "another rank gave up");
-        if (over) return TD_OK;
+        /* whoever gives up has its work dropped by the watch, which first notes how far it was */
+        if (dropped) return td_fail(err, TD_EINTR, "another rank gave up");
+        if (over && team_error(w->team).code == TD_OK) return TD_OK;
         team_pause(turn);
     }
 }

@@ -314,6 +314,6 @@ int main(void)
         }
         td_arena_free(a);
     }
-    printf("%d sound plans ran to their end, %d that deadlock did not\n", played, stuck);
+    if (!bad) printf("%d sound plans ran to their end, %d that deadlock did not\n", played, stuck);
     return bad;
 }
