@@ -96,12 +96,18 @@ static void cut_at_level(cutter *c, int64_t level)
 static void cut_forward(cutter *c)
 {
     const stage_desc *const s = c->d.stage;
-    if (s->embedding) cut_at_level(c, 0);
+    if (s->embedding && c->d.bert)
+        add(c, CUT_SUM, CUT_STASH, c->part[0].embed_sum);
+    else if (s->embedding)
+        cut_at_level(c, 0);
     for (int64_t l = 0; l < s->n_layers; l++) {
         add_gather(c);
         cut_in_layer(c, l, offsetof(layer_layout, sum1));
         add_gather(c);
-        cut_at_level(c, l + 1);
+        if (c->d.bert)
+            cut_in_layer(c, l, offsetof(layer_layout, sum2));
+        else
+            cut_at_level(c, l + 1);
     }
     if (!s->head) return;
     add_gather(c);
@@ -129,6 +135,7 @@ static void cut_backward(cutter *c)
             add_gather(c);
             cut_in_layer(c, l, offsetof(layer_layout, sum1));
             add_gather(c);
+            if (c->d.bert) cut_in_layer(c, l, offsetof(layer_layout, sum2));
         }
         cut_product(c, true, weights); /* of the MLP's input */
         cut_product(c, true, weights); /* of the attention's */
@@ -149,7 +156,13 @@ static void cut_weights(cutter *c)
 td_status segments_check_rows(const sizes *z, int64_t slice_len, td_err *err)
 {
     const int64_t rows = mul(z->run.micro_batch, slice_len), tp = z->run.tp;
-    if (!z->run.sequence_parallel || tp <= 1 || rows % tp == 0) return TD_OK;
+    if (!z->run.sequence_parallel || tp <= 1) return TD_OK;
+    if (z->model != NULL && z->model->family == MODEL_BERT)
+        return td_fail(
+            err, TD_EUSAGE,
+            "--sequence-parallel: not executed with BERT-style models, whose norms follow "
+            "the sums; leave it out");
+    if (rows % tp == 0) return TD_OK;
     return td_fail(err, TD_EUSAGE,
                    "--sequence-parallel: %lld tokens (%lld sequences) do not divide evenly among "
                    "%lld shards; legal: --micro-batch times tokens a multiple of --tp",
@@ -159,10 +172,11 @@ td_status segments_check_rows(const sizes *z, int64_t slice_len, td_err *err)
 static td_status refuse(const cutter *c, td_err *err)
 {
     const sizes *const z = c->z;
-    if (c->d.bert || c->d.stage->vocab_rows > 0)
-        return td_fail(
-            err, TD_EUSAGE, "--tp %lld: shards are no ranks of their own yet with %s; leave it out",
-            (long long)z->run.tp, c->d.bert ? "BERT-style models" : "sharded vocabulary layers");
+    if (c->d.stage->vocab_rows > 0)
+        return td_fail(err, TD_EUSAGE,
+                       "--tp %lld: shards are no ranks of their own yet with sharded vocabulary "
+                       "layers; leave it out",
+                       (long long)z->run.tp);
     return segments_check_rows(z, c->q->slice_len, err);
 }
 

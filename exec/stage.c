@@ -14,10 +14,11 @@ static td_status refuse_shards(const sizes *z, td_err *err)
     const model_desc *const m = z->model;
     const int64_t tp = z->run.tp;
     if (tp <= 1) return TD_OK;
-    if (m->family == MODEL_BERT || z->vocab_shards > 0)
-        return td_fail(err, TD_EUSAGE, "--tp %lld: not executed with %s yet; leave one of them out",
-                       (long long)tp,
-                       m->family == MODEL_BERT ? "BERT-style models" : "sharded vocabulary layers");
+    if (z->vocab_shards > 0)
+        return td_fail(err, TD_EUSAGE,
+                       "--tp %lld: not executed with sharded vocabulary layers yet; leave one of "
+                       "them out",
+                       (long long)tp);
     if (m->n_heads % tp != 0 || model_kv_copies(m, tp) == 0 || m->ffn % tp != 0 || m->vocab < tp)
         return td_fail(
             err, TD_EUSAGE,

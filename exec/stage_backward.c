@@ -260,18 +260,25 @@ static void pre_norm_backward(const back *b, int64_t l, const layer_view *v, con
 }
 
 /* Norms behind the sums: the gradient of each sum goes to the product and past it. */
-static void post_norm_backward(back *b, int64_t l, const layer_view *v, const layer_slots *s)
+static void post_norm_backward(const back *b, int64_t l, const layer_view *v, const layer_slots *s)
 {
+    const stage_args *const p = b->p;
     const long n = b->d.rows * b->d.hidden;
-    norm_backward(b, l, PARAM_NORM2_WEIGHT, b->cur, v->sum2, v->mean2, v->rstd2, NULL, s->sum2);
-    b->cur = s->sum2;
-    mlp_backward(b, l, v, b->cur, s);
-    up_backward(b, l, v->y2, s);
-    k_ops_of(b->ctx)->add(b->ctx, n, b->narrow, s->sum2, b->narrow);
-    norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, v->sum1, v->mean1, v->rstd1, NULL, s->sum1);
-    attention_backward(b, l, v, s->sum1, s);
-    qkv_backward(b, l, v, v->y1, s);
-    k_ops_of(b->ctx)->add(b->ctx, n, b->narrow, s->sum1, s->in);
+    if (stage_now(p)) {
+        norm_backward(b, l, PARAM_NORM2_WEIGHT, b->cur, v->sum2, v->mean2, v->rstd2, NULL, s->sum2);
+        mlp_backward(b, l, v, s->sum2, s);
+        up_backward(b, l, v->y2, s);
+    }
+    stage_pass_cut(p);
+    if (stage_now(p)) {
+        k_ops_of(b->ctx)->add(b->ctx, n, b->narrow, s->sum2, b->narrow);
+        norm_backward(b, l, PARAM_NORM1_WEIGHT, b->narrow, v->sum1, v->mean1, v->rstd1, NULL,
+                      s->sum1);
+        attention_backward(b, l, v, s->sum1, s);
+        qkv_backward(b, l, v, v->y1, s);
+    }
+    stage_pass_cut(p);
+    if (stage_now(p)) k_ops_of(b->ctx)->add(b->ctx, n, b->narrow, s->sum1, s->in);
 }
 
 /* The gradient of a level of the residual stream: over the level where W will need it. */

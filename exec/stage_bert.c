@@ -5,13 +5,19 @@
 void bert_embed(k_ctx *ctx, const stage_code *c, const stage_args *p)
 {
     const stage_dims d = stage_dims_of(c);
-    float *const sum = STAGE_KEPT(c, p, embed_sum);
+    const bool first = p->shard == 0; /* the first shard alone brings what all have */
     /* every token is of the first type: its row of the type table is the "extra" one */
-    k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, 0, d.hidden, p->ids, (k_words){0, c->m->vocab},
+    k_ops_of(ctx)->embed_fwd(ctx, d.rows, c->seq, 0, d.hidden, p->ids, shard_words(c, p),
                              stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
-                             stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING),
-                             stage_weight(c, p, -1, PARAM_TYPE_EMBEDDING), sum);
-    stage_norm(ctx, c, sum, NULL, NULL, stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
+                             first ? stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING) : NULL,
+                             first ? stage_weight(c, p, -1, PARAM_TYPE_EMBEDDING) : NULL,
+                             STAGE_KEPT(c, p, embed_sum));
+}
+
+void bert_embed_norm(k_ctx *ctx, const stage_code *c, const stage_args *p)
+{
+    stage_norm(ctx, c, STAGE_KEPT(c, p, embed_sum), NULL, NULL,
+               stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
                stage_weight(c, p, -1, PARAM_EMBEDDING_NORM_BIAS), stage_level(c, p, 0),
                STAGE_KEPT(c, p, embed_mean), STAGE_KEPT(c, p, embed_rstd));
 }
@@ -25,8 +31,8 @@ void bert_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, c
                                  STAGE_KEPT(c, p, embed_mean), STAGE_KEPT(c, p, embed_rstd), NULL,
                                  dsum, stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_WEIGHT),
                                  stage_grad(c, p, -1, PARAM_EMBEDDING_NORM_BIAS));
-    k_ops_of(ctx)->embed_bwd(ctx, d.rows, c->seq, 0, d.hidden, p->ids, (k_words){0, c->m->vocab},
-                             dsum, stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
+    k_ops_of(ctx)->embed_bwd(ctx, d.rows, c->seq, 0, d.hidden, p->ids, shard_words(c, p), dsum,
+                             stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
                              stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING),
                              stage_grad(c, p, -1, PARAM_TYPE_EMBEDDING));
 }
@@ -35,8 +41,11 @@ void bert_layer_end(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_
                     const layer_view *v, float *out)
 {
     const stage_dims d = stage_dims_of(c);
-    stage_project(ctx, d.rows, d.ffn, d.hidden, v->act,
-                  stage_weight(c, p, layer, PARAM_DOWN_WEIGHT), v->sum2, d.hidden);
+    if (stage_now(p))
+        stage_project(ctx, d.rows, d.ffn, d.hidden, v->act,
+                      stage_weight(c, p, layer, PARAM_DOWN_WEIGHT), v->sum2, d.hidden);
+    stage_pass_cut(p);
+    if (!stage_now(p)) return;
     stage_norm(ctx, c, v->sum2, stage_weight(c, p, layer, PARAM_DOWN_BIAS), v->y2,
                stage_weight(c, p, layer, PARAM_NORM2_WEIGHT),
                stage_weight(c, p, layer, PARAM_NORM2_BIAS), out, v->mean2, v->rstd2);

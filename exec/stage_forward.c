@@ -236,6 +236,7 @@ void stage_forward(k_ctx *ctx, const stage_code *c, stage_args *p)
     stage_find_rows(ctx, c, p);
     if (c->at.embedding && stage_now(p)) embed_forward(ctx, c, p);
     if (c->at.embedding) stage_scatter(ctx, c, p, stage_level(c, p, 0));
+    if (c->at.embedding && stage_post_norm(c) && stage_now(p)) bert_embed_norm(ctx, c, p);
     for (int64_t l = 0; l < c->at.n_layers; l++) {
         const layer_view v = stage_layer_view(c, p, l);
         float *const x = stage_level(c, p, l), *const out = stage_level(c, p, l + 1);

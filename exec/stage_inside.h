@@ -70,6 +70,8 @@ static inline void stage_pass_cut(const stage_args *p)
 
 /* --- stage_tp.c: what one of several shards does otherwise --- */
 
+/* The words of the vocabulary that this shard holds; all where there is one. */
+k_words shard_words(const stage_code *c, const stage_args *p);
 /* This shard's part of level 0, and the gradients of its tables: the rows of its own words. */
 void shard_embed(k_ctx *ctx, const stage_code *c, const stage_args *p, float *x);
 void shard_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *dy);
@@ -139,8 +141,10 @@ static inline float stage_loss_scale(const stage_code *c, const stage_args *p)
 
 /* --- stage_bert.c: what only BERT has --- */
 
-/* Level 0: the normed sum of the token's, the position's and the first type's embedding. */
+/* The sum of the token's, the position's and the first type's embedding, or a shard's part of it;
+ * then level 0, its norm. */
 void bert_embed(k_ctx *ctx, const stage_code *c, const stage_args *p);
+void bert_embed_norm(k_ctx *ctx, const stage_code *c, const stage_args *p);
 /* The layer's last product, sum and norm into out [N, hidden]. */
 void bert_layer_end(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t layer,
                     const layer_view *v, float *out);

@@ -2,8 +2,7 @@
  * words. */
 #include "exec/stage_inside.h"
 
-/* The words of the vocabulary that this shard holds. */
-static k_words words_of(const stage_code *c, const stage_args *p)
+k_words shard_words(const stage_code *c, const stage_args *p)
 {
     const int64_t first = p->shard * c->m->vocab, left = c->vocab - first;
     return (k_words){first, left < 0 ? 0 : left < c->m->vocab ? left : c->m->vocab};
@@ -15,14 +14,14 @@ void shard_embed(k_ctx *ctx, const stage_code *c, const stage_args *p, float *x)
     const float *const positions =
         p->shard == 0 ? stage_weight(c, p, -1, PARAM_POSITION_EMBEDDING) : NULL;
     k_ops_of(ctx)->embed_fwd(ctx, c->rows, c->seq, p->prefix, c->m->hidden, p->row_ids,
-                             words_of(c, p), stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
+                             shard_words(c, p), stage_weight(c, p, -1, PARAM_TOKEN_EMBEDDING),
                              positions, NULL, x);
 }
 
 void shard_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, const float *dy)
 {
     k_ops_of(ctx)->embed_bwd(ctx, c->rows, c->seq, p->prefix, c->m->hidden, p->row_ids,
-                             words_of(c, p), dy, stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
+                             shard_words(c, p), dy, stage_grad(c, p, -1, PARAM_TOKEN_EMBEDDING),
                              stage_grad(c, p, -1, PARAM_POSITION_EMBEDDING), NULL);
 }
 
@@ -31,7 +30,7 @@ void shard_embed_backward(k_ctx *ctx, const stage_code *c, const stage_args *p, 
 static k_vocab_shard head_shard(const stage_code *c, const stage_args *p, long first_row)
 {
     return (k_vocab_shard){
-        .words = words_of(c, p), .ld = c->stash.logits_ld, .target = p->row_targets + first_row};
+        .words = shard_words(c, p), .ld = c->stash.logits_ld, .target = p->row_targets + first_row};
 }
 
 /* The statistics [3, N] that the shards join. */

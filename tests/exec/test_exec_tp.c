@@ -95,6 +95,26 @@ static void test_schedules(void **state)
     hold((exec_law){.model = &gpt2, .tp = 2}, "fbd", "weights=all-step", 2, 0);
 }
 
+/* Norms behind the sums, a sum of embeddings that is normed, a transform before the shared table.
+ */
+static void test_bert(void **state)
+{
+    (void)state;
+    const model_desc four = four_heads(&law_bert, 4);
+    hold((exec_law){.model = &law_bert, .tp = 3}, "1f1b", NULL, 2, 1);
+    for (int32_t tp = 2; tp <= 4; tp *= 2)
+        for (int32_t pp = 1; pp <= 4; pp *= 2)
+            hold((exec_law){.model = &four, .tp = tp}, "1f1b", NULL, pp, 1);
+    for (int mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++)
+        for (int32_t pp = 1; pp <= 2; pp++) {
+            const exec_law k = {.model = &four, .tp = 2, .recompute = (recompute_mode)mode};
+            hold(k, "zb-h1", NULL, pp, 0);
+            hold(k, "1f1b", NULL, pp, 1);
+            hold(k, "fbd", "merge-forward=1", pp, 0);
+        }
+    hold((exec_law){.model = &four, .tp = 2, .dp = 2, .zero1 = true}, "chimera", NULL, 2, 0);
+}
+
 static void test_shared_optimizer(void **state)
 {
     (void)state;
@@ -183,7 +203,7 @@ static void test_refusals(void **state)
         const char *why;
     } cases[] = {{&law_gpt2, 2, false, "3 heads"},
                  {&law_llama, 3, false, "2 of keys and values"},
-                 {&law_bert, 3, false, "BERT"},
+                 {&law_bert, 3, true, "BERT"},
                  {&law_llama, 2, true, "5 tokens (1 sequences)"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const sizes z = {.model = cases[i].m,
@@ -206,15 +226,11 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_degrees),
-        cmocka_unit_test(test_grouped_queries),
-        cmocka_unit_test(test_shared_keys),
-        cmocka_unit_test(test_schedules),
-        cmocka_unit_test(test_shared_optimizer),
-        cmocka_unit_test(test_recompute),
-        cmocka_unit_test(test_mappings_and_delays),
-        cmocka_unit_test(test_cut_and_join),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_degrees),      cmocka_unit_test(test_grouped_queries),
+        cmocka_unit_test(test_shared_keys),  cmocka_unit_test(test_schedules),
+        cmocka_unit_test(test_bert),         cmocka_unit_test(test_shared_optimizer),
+        cmocka_unit_test(test_recompute),    cmocka_unit_test(test_mappings_and_delays),
+        cmocka_unit_test(test_cut_and_join), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
