@@ -108,8 +108,8 @@ runs() {
 loss() {
     backend=$1 schedule=$2
     shift 2
-    seed=$((seed + 1))
-    TD_STANDIN_SEED=$seed timeout 120 "$bin/pexec" train --backend "$backend" --schedule "$schedule" \
+    echo run >>"$work/losses" # counted in a file, because this runs in a subshell
+    TD_STANDIN_SEED=$((seed + $(wc -l <"$work/losses"))) timeout 120 "$bin/pexec" train --backend "$backend" --schedule "$schedule" \
         --pp 4 --microbatches 8 --seq-len 16 --data README.md --steps 3 --lr 0.01 --val-every 0 \
         --val-batches 1 --quiet --json "$@" >"$work/out" 2>"$work/err" ||
         echo "FAIL $backend $*: $(cat "$work/err")" >&2
