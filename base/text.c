@@ -293,3 +293,8 @@ const char *td_nearest(const char *word, const char *const *names, size_t n)
     }
     return best;
 }
+
+size_t td_byte_order_mark(const char *text, size_t len)
+{
+    return len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+}

@@ -24,4 +24,7 @@ char *td_print_count(char *buf, size_t size, double count);  /* "12.4 M" */
  * of the length). */
 const char *td_nearest(const char *word, const char *const *names, size_t n);
 
+/* Bytes of the UTF-8 byte order mark that some editors put before a text: 3, or 0 without one. */
+size_t td_byte_order_mark(const char *text, size_t len);
+
 #endif

@@ -10,6 +10,9 @@
 td_status json_open(const char *text, size_t len, const char *file, json_view *out, td_err *err)
 {
     json_error_t at;
+    const size_t mark = td_byte_order_mark(text, len);
+    text += mark;
+    len -= mark;
     *out = (json_view){.file = file, .text = text, .len = len};
     if (len > JSON_READ_MAX)
         return td_fail(err, TD_EPARSE, "%s: file of %zu bytes; a description has at most %d", file,

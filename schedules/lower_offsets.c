@@ -74,8 +74,10 @@ static int by_birth(const void *a, const void *b)
 
 static td_status no_room(uint32_t rank, td_err *err)
 {
-    return td_fail(err, TD_EUSAGE, "rank %u: its buffers do not fit %lld bytes", rank,
-                   (long long)UINT32_MAX * PLAN_ALIGN);
+    return td_fail(err, TD_EUSAGE,
+                   "rank %u: its buffers need over %lld GiB: more than a plan can place on one "
+                   "rank; more --pp, --tp or --recompute leaves less on each",
+                   rank, (long long)UINT32_MAX * PLAN_ALIGN >> 30);
 }
 
 /* Buffers of the whole run one above the other. */

@@ -17,6 +17,7 @@ typedef struct parser {
     td_err *err;
     schedule *s;
     bool headers, sized, has_slices, legacy;
+    unsigned sizes_given; /* a bit for each header that is a size */
     sched_row *rows;
     size_t n_rows, cap_rows;
     size_t cap_sync;
@@ -235,6 +236,8 @@ static td_status header_sizes(parser *p, const char *text, bool *known)
         if (!words(text, fields[i].format, n, &value) || *value != '\0') continue;
         if (p->sized) return bad(p, p->line, "sizes come before the other headers");
         if (n[0] < 1 || n[0] > fields[i].max) return bad(p, p->line, "size out of range");
+        if ((p->sizes_given & 1U << i) != 0) return bad(p, p->line, "given twice");
+        p->sizes_given |= 1U << i;
         *fields[i].field = (int32_t)n[0];
         *known = true;
     }
@@ -355,6 +358,8 @@ static td_status parse_header(parser *p)
         p->headers = true;
         return TD_OK;
     }
+    if (strncmp(text, "tandem ", strlen("tandem ")) == 0)
+        return bad(p, p->line, "another kind or version of file; this reads tandem schedule 1");
     if (!p->headers) return TD_OK; /* a comment in somebody else's file */
     bool known = false;
     TD_TRY(header_sizes(p, text, &known));
@@ -412,6 +417,9 @@ td_status sched_parse(const char *text, size_t len, const char *name, td_arena *
 {
     *out = (schedule){.name = name, .n_pipes = 1, .n_slices = 1};
     parser p = {.name = name, .a = a, .err = err, .s = out};
+    const size_t mark = td_byte_order_mark(text, len);
+    text += mark;
+    len -= mark;
     /* before late 2024 torch wrote B for the input gradient and BW for the whole backward */
     for (size_t i = 0; i + 2 < len && text[0] != '#' && !p.legacy; i++)
         p.legacy = text[i] == 'B' && text[i + 1] == 'W' && isdigit((unsigned char)text[i + 2]);

@@ -89,6 +89,19 @@ sed 's/0F1/0F0/' "$work/good.csv" >"$work/doubled.csv"
 expect 1 'psim: *' psim check "$work/doubled.csv"
 sed 's/0F1/0Q1/' "$work/good.csv" >"$work/letter.csv"
 expect 2 'psim: *letter.csv:[0-9]*:[0-9]*: *' psim check "$work/letter.csv"
+# a mark that editors leave before a text is none of it; a header means one thing, of one version
+printf '\357\273\277"",0F0,0B0\r\n1F0,1B0\r\n' >"$work/marked.csv"
+expect 0 '' psim check "$work/marked.csv"
+sed 's/^# stages.*/&\n&/' "$work/good.csv" >"$work/twice.csv"
+expect 2 'psim: *twice.csv:3:1: given twice' psim check "$work/twice.csv"
+sed 's/schedule 1/schedule 2/' "$work/good.csv" >"$work/version.csv"
+expect 2 'psim: *version.csv:1:1: *version*' psim check "$work/version.csv"
+printf '\357\273\277{"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2,
+    "n_positions": 8, "vocab_size": 9}' >"$work/marked.json"
+expect 0 '' psim run --schedule 1f1b --pp 2 --microbatches 2 -q --model "$work/marked.json" \
+    --cluster a100-dgx
+expect 2 'psim: rank 0: *GiB*more --pp*' psim run --schedule 1f1b --pp 1 --microbatches 1 \
+    --model gpt3-175b --cluster a100-dgx
 printf '0B0,0F0\n1F0,1B0\n' >"$work/order.csv"
 expect 1 'psim: *deadlock*waits for*F0, which is behind*B0' psim check "$work/order.csv"
 expect 2 'psim: --pp 4: *2 rows' psim run --schedule "$work/good.csv" --pp 4 $unit
