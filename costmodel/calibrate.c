@@ -32,8 +32,8 @@ static td_status header_i64(const samples *s, const char *key, int64_t max, int6
                             td_err *err)
 {
     const char *const text = samples_header_value(s, key);
-    if (text == NULL) return TD_OK;
-    return td_parse_i64(text, 0, max, key, out, err);
+    if (text == NULL || td_parse_i64(text, 0, max, key, out, err) == TD_OK) return TD_OK;
+    return td_wrap(err, "samples: header");
 }
 
 static void header_text(const samples *s, const char *key, char *out, size_t size)
@@ -61,18 +61,14 @@ static td_status read_headers(const samples *s, profile *p, td_err *err)
         const char *key;
         int64_t *out;
     } numbers[] = {
-        {"layers", &p->model.n_layers},
-        {"hidden", &p->model.hidden},
-        {"heads", &p->model.n_heads},
-        {"kv_heads", &p->model.n_kv_heads},
-        {"head_dim", &p->model.head_dim},
-        {"ffn", &p->model.ffn},
-        {"vocab", &p->model.vocab},
-        {"causal", &causal},
-        {"cores", &cores},
+        {"layers", &p->model.n_layers},   {"hidden", &p->model.hidden},
+        {"heads", &p->model.n_heads},     {"kv_heads", &p->model.n_kv_heads},
+        {"head_dim", &p->model.head_dim}, {"ffn", &p->model.ffn},
+        {"vocab", &p->model.vocab},       {"cores", &cores},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         TD_TRY(header_i64(s, numbers[i].key, INT32_MAX, numbers[i].out, err));
+    TD_TRY(header_i64(s, "causal", 1, &causal, err));
     p->model.causal = causal != 0;
     p->cores = (int32_t)cores;
     for (int t = TYPE_FP32; t <= TYPE_FP16; t++)
@@ -178,6 +174,11 @@ static void report_open(fitter *f, const char *what, const selection *sel, unsig
                      what);
     if (sel->what == SAMPLE_PRODUCT && (used & 2u) == 0)
         td_text_addf(f->report, "%s: its rate could not be determined; measure larger ones\n",
+                     what);
+    if (sel->what != SAMPLE_PASS && sel->what != SAMPLE_PRODUCT && (used & 2u) == 0)
+        td_text_addf(f->report,
+                     "%s: no change with size could be determined; predictions hold for the "
+                     "measured size alone\n",
                      what);
     if (sel->what == SAMPLE_MESSAGE && (used & 3u) != 3u)
         td_text_addf(f->report,

@@ -117,17 +117,18 @@ void calibrate_curve(double *x, double *ns, size_t n, profile_curve *out)
 {
     double weight[PROFILE_POINTS_MAX] = {0}; /* samples of a size */
     double level[PROFILE_POINTS_MAX] = {0}, pooled[PROFILE_POINTS_MAX] = {0};
+    const double beyond = 2; /* times what a larger size takes: that was disturbed */
     int32_t count = 0, pools = 0, of[PROFILE_POINTS_MAX] = {0};
     *out = (profile_curve){0};
     gsl_sort2(x, 1, ns, 1, n);
     for (size_t i = 0, end = 0; i < n; i = end) {
-        double sum = 0;
-        for (end = i; end < n && x[end] <= x[i]; end++) sum += ns[end];
+        for (end = i; end < n && x[end] <= x[i]; end++) continue;
+        const double median = gsl_stats_median(ns + i, 1, end - i);
+        while (count > 0 && out->ns[count - 1] > beyond * median) count--;
         if (count == PROFILE_POINTS_MAX) return; /* more than a curve holds: the line has them */
         out->x[count] = x[i];
         weight[count] = (double)(end - i);
-        out->ns[count] = sum / weight[count];
-        count++;
+        out->ns[count++] = median;
     }
     for (int32_t i = 0; i < count; i++) {
         level[pools] = out->ns[i];

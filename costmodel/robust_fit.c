@@ -11,9 +11,7 @@
 
 enum { SCALE_ROUNDS = 4 };
 
-/* Length of a column after taking out its parts along the columns before it (Gram and Schmidt), as
- * a share of its own length. */
-static double new_share(double *columns, size_t n, int at, const bool *kept)
+double robust_share(double *columns, size_t n, int at, const bool *kept)
 {
     double *const col = columns + (size_t)at * n;
     double before = 0, after = 0;
@@ -41,7 +39,7 @@ static td_status determined(const fit_row *rows, size_t n, td_arena *a, unsigned
     if (columns == NULL) return td_fail(err, TD_ENOMEM, "calibrate: out of memory");
     for (int t = 0; t < PROFILE_TERMS; t++) {
         for (size_t i = 0; i < n; i++) columns[(size_t)t * n + i] = rows[i].x[t] / rows[i].y;
-        kept[t] = (allowed >> t & 1u) != 0 && new_share(columns, n, t, kept) > 1e-3;
+        kept[t] = (allowed >> t & 1u) != 0 && robust_share(columns, n, t, kept) > 1e-3;
         if (kept[t]) *used |= 1u << t;
     }
     return TD_OK;
@@ -76,76 +74,88 @@ static gsl_fit gsl_fit_new(size_t n, size_t p)
 }
 
 /* Fits rows whose equations are divided by scale[i]. */
-static int solve_scaled(gsl_fit *g, const fit_row *rows, const double *scale, size_t n,
-                        unsigned used)
+static int solve_scaled(gsl_fit *g, const fit_table *t, const double *scale)
 {
-    for (size_t i = 0; i < n; i++) {
-        for (size_t t = 0, k = 0; t < PROFILE_TERMS; t++)
-            if (used >> t & 1u) gsl_matrix_set(g->x, i, k++, rows[i].x[t] / scale[i]);
-        gsl_vector_set(g->y, i, rows[i].y / scale[i]);
+    for (size_t i = 0; i < t->n; i++) {
+        for (size_t k = 0; k < t->p; k++) gsl_matrix_set(g->x, i, k, t->x[i * t->p + k] / scale[i]);
+        gsl_vector_set(g->y, i, t->y[i] / scale[i]);
     }
     (void)gsl_multifit_robust_maxiter(1000, g->work);
     const int rc = gsl_multifit_robust(g->x, g->y, g->c, g->cov, g->work);
     return rc == GSL_EMAXITER ? GSL_SUCCESS : rc;
 }
 
-static void take_result(const gsl_fit *g, size_t n, size_t p, unsigned used, profile_fit *out)
+static void take_result(const gsl_fit *g, const fit_table *t, estimate *c, double *error)
 {
-    const double t975 = n > p ? gsl_cdf_tdist_Pinv(0.975, (double)(n - p)) : 0;
-    *out = (profile_fit){.n = (int32_t)n};
-    for (size_t k = 0, t = 0; t < PROFILE_TERMS; t++) {
-        if ((used >> t & 1u) == 0) continue;
+    const bool spare = t->n > t->p;
+    const double t975 = spare ? gsl_cdf_tdist_Pinv(0.975, (double)(t->n - t->p)) : 0;
+    for (size_t k = 0; k < t->p; k++) {
         const double variance = gsl_matrix_get(g->cov, k, k);
-        out->c[t] = (estimate){gsl_vector_get(g->c, k),
-                               n > p && variance >= 0 ? t975 * sqrt(variance) : (double)INFINITY};
-        k++;
+        c[k] = (estimate){gsl_vector_get(g->c, k),
+                          spare && variance >= 0 ? t975 * sqrt(variance) : (double)INFINITY};
     }
-    out->error = n > p ? gsl_multifit_robust_statistics(g->work).sigma_mad : 0;
+    *error = spare ? gsl_multifit_robust_statistics(g->work).sigma_mad : 0;
 }
 
-static int solve(gsl_fit *g, const fit_row *rows, double *scale, size_t n, size_t p, unsigned used,
-                 profile_fit *out)
+static int solve(gsl_fit *g, const fit_table *t, double *scale, estimate *c, double *error)
 {
     int rc = GSL_SUCCESS;
-    for (size_t i = 0; i < n; i++) scale[i] = rows[i].y;
+    for (size_t i = 0; i < t->n; i++) scale[i] = t->y[i];
     for (int round = 0; round < SCALE_ROUNDS && rc == GSL_SUCCESS; round++) {
-        rc = solve_scaled(g, rows, scale, n, used);
-        if (rc == GSL_SUCCESS) take_result(g, n, p, used, out);
+        rc = solve_scaled(g, t, scale);
+        if (rc == GSL_SUCCESS) take_result(g, t, c, error);
         /* divided by what was measured, an outlier would hide in its own scale; what was fitted is
-         * a scale that outliers do not touch */
-        for (size_t i = 0; i < n; i++) {
+         * a scale that outliers do not touch, but one far above it would pull at the first round */
+        for (size_t i = 0; i < t->n; i++) {
             double fitted = 0;
-            for (int t = 0; t < PROFILE_TERMS; t++) fitted += out->c[t].value * rows[i].x[t];
-            if (fitted > 0) scale[i] = fitted;
+            for (size_t k = 0; k < t->p; k++) fitted += c[k].value * t->x[i * t->p + k];
+            if (fitted > 0) scale[i] = t->y[i] > 2 * fitted ? t->y[i] : fitted;
         }
     }
     return rc;
 }
 
-static td_status fit_terms(const fit_row *rows, size_t n, td_arena *a, unsigned used,
-                           profile_fit *out, td_err *err)
+td_status robust_solve(const fit_table *t, td_arena *a, estimate *c, double *error, td_err *err)
 {
-    size_t p = 0;
-    for (int t = 0; t < PROFILE_TERMS; t++) p += used >> t & 1u;
-    if (p == 0) return td_fail(err, TD_EUSAGE, "the samples determine no term of the fit");
-    if (n < p) return td_fail(err, TD_EUSAGE, "%zu samples for %zu terms", n, p);
-    if (n == p && n == 1) {
+    *error = 0;
+    if (t->n < t->p) return td_fail(err, TD_EUSAGE, "%zu samples for %zu terms", t->n, t->p);
+    if (t->n == 1) {
         /* one shape measured once: its time is all that is known */
-        memset(out, 0, sizeof *out);
-        for (int t = 0; t < PROFILE_TERMS; t++)
-            if (used >> t & 1u) out->c[t] = (estimate){rows[0].y / rows[0].x[t], (double)INFINITY};
-        out->n = 1;
+        c[0] = (estimate){t->y[0] / t->x[0], (double)INFINITY};
         return TD_OK;
     }
     gsl_error_handler_t *const old = gsl_set_error_handler_off();
-    double *const scale = TD_NEW_N(a, double, n);
-    gsl_fit g = gsl_fit_new(n, p);
+    double *const scale = TD_NEW_N(a, double, t->n);
+    gsl_fit g = gsl_fit_new(t->n, t->p);
     const bool whole = g.x && g.cov && g.y && g.c && g.work && scale != NULL;
-    const int rc = whole ? solve(&g, rows, scale, n, p, used, out) : GSL_ENOMEM;
+    const int rc = whole ? solve(&g, t, scale, c, error) : GSL_ENOMEM;
     gsl_fit_free(&g);
     (void)gsl_set_error_handler(old);
     if (rc == GSL_ENOMEM) return td_fail(err, TD_ENOMEM, "calibrate: out of memory");
     if (rc != GSL_SUCCESS) return td_fail(err, TD_EUSAGE, "the fit failed: %s", gsl_strerror(rc));
+    return TD_OK;
+}
+
+static td_status fit_terms(const fit_row *rows, size_t n, td_arena *a, unsigned used,
+                           profile_fit *out, td_err *err)
+{
+    estimate c[PROFILE_TERMS];
+    size_t p = 0;
+    for (int t = 0; t < PROFILE_TERMS; t++) p += used >> t & 1u;
+    if (p == 0) return td_fail(err, TD_EUSAGE, "the samples determine no term of the fit");
+    fit_table table = {TD_NEW_N(a, double, n *p), TD_NEW_N(a, double, n), n, p};
+    if (table.x == NULL || table.y == NULL)
+        return td_fail(err, TD_ENOMEM, "calibrate: out of memory");
+    for (size_t i = 0; i < n; i++) {
+        size_t k = i * p;
+        for (int t = 0; t < PROFILE_TERMS; t++)
+            if (used >> t & 1u) table.x[k++] = rows[i].x[t];
+        table.y[i] = rows[i].y;
+    }
+    *out = (profile_fit){.n = (int32_t)n};
+    TD_TRY(robust_solve(&table, a, c, &out->error, err));
+    for (int t = 0, k = 0; t < PROFILE_TERMS; t++)
+        if (used >> t & 1u) out->c[t] = c[k++];
     return TD_OK;
 }
 

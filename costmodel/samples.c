@@ -132,18 +132,28 @@ static td_status merge_load(samples *to, const samples *from, td_err *err)
     return TD_OK;
 }
 
+static const char *const same[] = {"model", "dtype",    "hidden", "heads",  "kv_heads",
+                                   "ffn",   "head_dim", "vocab",  "causal", "device"};
+
+const char *samples_header_conflict(const samples *s, const char *key, const char *value)
+{
+    const char *const mine = samples_header_value(s, key);
+    if (mine == NULL || strcmp(mine, value) == 0) return NULL;
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        if (strcmp(key, same[i]) == 0) return mine;
+    return NULL;
+}
+
 td_status samples_merge(samples *to, const samples *from, td_err *err)
 {
-    static const char *const same[] = {"model", "dtype",    "hidden", "heads",  "kv_heads",
-                                       "ffn",   "head_dim", "vocab",  "causal", "device"};
-    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
-        const char *const a = samples_header_value(to, same[i]);
-        const char *const b = samples_header_value(from, same[i]);
-        if (a != NULL && b != NULL && strcmp(a, b) != 0)
+    for (size_t i = 0; i < from->n_headers; i++) {
+        const sample_header *const h = &from->headers[i];
+        const char *const mine = samples_header_conflict(to, h->key, h->value);
+        if (mine != NULL)
             return td_fail(err, TD_EUSAGE,
                            "samples of two benches: %s is '%s' in one and '%s' in the other; "
                            "calibrate each by itself",
-                           same[i], a, b);
+                           h->key, mine, h->value);
     }
     TD_TRY(merge_load(to, from, err));
     for (size_t i = 0; i < from->n_headers; i++)

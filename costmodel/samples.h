@@ -85,6 +85,10 @@ TD_MUST_USE td_status samples_add(samples *s, const sample *one, td_err *err);
 /* The value of a header, or NULL. */
 const char *samples_header_value(const samples *s, const char *key);
 
+/* What s already says, where the header is one of those that tell what was measured (model, sizes,
+ * dtype, device) and says something else; or NULL. */
+const char *samples_header_conflict(const samples *s, const char *key, const char *value);
+
 /* Prints the file's text; parse(print(s)) gives the same samples. */
 void samples_print(const samples *s, td_text *out);
 /* Writes it to a file at once. */

@@ -261,6 +261,13 @@ static td_status parse_header(line_reader *r, char *line, samples *out, td_err *
     if (strcmp(key, "tp") == 0 && td_parse_i64(value, 1, INT32_MAX, key, &r->tp, NULL) != TD_OK)
         return td_fail(err, TD_EPARSE, "%s:%" PRId64 ":1: tp: wants a whole number above 0",
                        r->name, r->line);
+    const char *const before = samples_header_conflict(out, key, value);
+    if (before != NULL)
+        return td_fail(err, TD_EPARSE,
+                       "%s:%" PRId64
+                       ":1: %s: was '%s' above, is '%s' here; calibrate each bench by "
+                       "itself",
+                       r->name, r->line, key, before, value);
     return samples_header(out, key, value, err);
 }
 

@@ -267,6 +267,69 @@ static void finds_contexts(void **state)
     }
 }
 
+/* One sample in ten 3 to 100 times too long, with a context or without: what a context adds is
+ * found all the same, and its interval, which knows that the contexts of one slice share their
+ * difference's other end, holds it. */
+static void contexts_survive_outliers(void **state)
+{
+    static const double added[] = {3000, 20, 40, 0.8};
+    int held[CONTEXT_TERMS] = {0};
+    enum { SEEDS = 20 };
+    for (uint64_t seed = 0; seed < SEEDS; seed++) {
+        td_rng rng = td_rng_seed(seed);
+        samples s = samples_new(*state);
+        td_err err = {0};
+        for (int64_t k = 0; k < 40; k++) {
+            const int64_t b = 1 + k % 2, len = INT64_C(64) << k / 2 % 4, prefix = 128 * (k / 8);
+            const double i = (double)(b * len), j = (double)(b * prefix);
+            double ns = 8000 + 300 * i + 0.9 * i * ((double)len + 1) / 2;
+            if (prefix > 0)
+                ns += added[0] + added[1] * i + added[2] * j + added[3] * i * (double)prefix;
+            ns *= 1 + 0.03 * td_rng_normal(&rng);
+            add(&s, (sample){.what = SAMPLE_PASS,
+                             .pass = PASS_F,
+                             .part = PART_LAYERS,
+                             .layers = 1,
+                             .micro_batch = b,
+                             .slice_len = len,
+                             .prefix = prefix,
+                             .busy = 1,
+                             .ns = td_rng_below(&rng, 10) == 0 ? ns * draw(&rng, 3, 100) : ns});
+        }
+        profile p;
+        td_text report = {0};
+        T_OK(calibrate_fit(&s, &p, &report, &err), &err);
+        td_text_free(&report);
+        const profile_context_fit *const c = &p.shard[0].context[0][PASS_F];
+        T_CLOSE(c->c[3].value, added[3], 0.35, 0);
+        assert_true(c->error < 0.15);
+        for (int k = 0; k < CONTEXT_TERMS; k++)
+            held[k] += fabs(c->c[k].value - added[k]) <= c->c[k].half;
+    }
+    for (int k = 0; k < CONTEXT_TERMS; k++) assert_true(held[k] >= SEEDS * 17 / 20);
+}
+
+/* Sizes that were measured at one value only say so, and so does a header out of its range. */
+static void says_one_size(void **state)
+{
+    static const sample_what kinds[] = {SAMPLE_OPTIMIZER, SAMPLE_NORM, SAMPLE_COPY,
+                                        SAMPLE_ALL_REDUCE};
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        samples s = samples_new(*state);
+        td_err err = {0};
+        profile p;
+        td_text report = {0};
+        for (int i = 0; i < 3; i++)
+            add(&s,
+                (sample){.what = kinds[k], .amount = 999, .members = 2, .busy = 1, .ns = 50 + i});
+        T_OK(calibrate_fit(&s, &p, &report, &err), &err);
+        assert_non_null(strstr(report.s, "no change with size could be determined"));
+        T_OK(samples_header(&s, "causal", "7", &err), &err);
+        T_FAILS(calibrate_fit(&s, &p, &report, &err), TD_EUSAGE, &err, "causal: 7 is out of range");
+        td_text_free(&report);
+    }
+}
+
 /* The gradients of weights are products of a slice's own rows: however their times bend, no
  * attention is read out of them. */
 static void weights_see_no_others(void **state)
@@ -296,7 +359,8 @@ static void weights_see_no_others(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_ARENA(finds_contexts),    WITH_ARENA(recovers_speeds),
+        WITH_ARENA(finds_contexts),    WITH_ARENA(contexts_survive_outliers),
+        WITH_ARENA(says_one_size),     WITH_ARENA(recovers_speeds),
         WITH_ARENA(says_what_is_open), WITH_ARENA(no_interval_is_read_back),
         WITH_ARENA(refuses_nonsense),  WITH_ARENA(weights_see_no_others),
     };

@@ -215,6 +215,27 @@ static void keeps_bent_times(void **state)
     T_CLOSE(profile_between_ns(&p, true, 18432), 4700, 1e-12, 0);
 }
 
+/* What was disturbed is no bend: of one size the median counts, and a size that took twice as long
+ * as a larger one is left out. */
+static void bends_survive_outliers(void **state)
+{
+    static const double ns[] = {100, 110, 9000, 400, 9000, 200000};
+    samples s = samples_new(*state);
+    profile p;
+    td_text report = {0};
+    for (int k = 0; k < 18; k++)
+        add(&s, (sample){.what = SAMPLE_COPY,
+                         .amount = (int64_t)8 << (3 * (k % 6)),
+                         .repeats = 9,
+                         .ns = ns[k % 6] * (k == 4 ? 50 : 1)});
+    fit(&s, &p, &report);
+    td_text_free(&report);
+    assert_int_equal(p.copy_curve.n, 5);
+    T_CLOSE(profile_curve_eval(&p.copy, &p.copy_curve, 64), 110, 1e-12, 0);
+    T_CLOSE(profile_curve_eval(&p.copy, &p.copy_curve, 4096), 400, 1e-12, 0);
+    T_CLOSE(profile_curve_eval(&p.copy, &p.copy_curve, 32768), 9000, 1e-12, 0);
+}
+
 static void too_many_degrees(void **state)
 {
     samples s = samples_new(*state);
@@ -240,6 +261,7 @@ int main(void)
         WITH_ARENA(finds_kernels_and_links), WITH_ARENA(finds_shards_and_modes),
         WITH_ARENA(spread_is_of_repeats),    WITH_ARENA(says_its_doubts),
         WITH_ARENA(too_many_degrees),        WITH_ARENA(keeps_bent_times),
+        WITH_ARENA(bends_survive_outliers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

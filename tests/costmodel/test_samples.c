@@ -92,6 +92,7 @@ static void bad_samples(void **state)
         {"# tandem-samples 9\n", "version"},
         {"# samples 2\nmessage - - 0 0 0 0 - 9 0 1 5\n", "1 of 2 samples; was it cut?"},
         {"# samples 1\nmessage - - 0 0 0 0 - 9 0 1 5", "no end; was it cut?"},
+        {"# device x\n# device y\n", "s:2:1: device: was 'x' above, is 'y' here"},
         {"# samples many\n", "their number"},
         {"# tandem-samples 2\nmessage - - 0 0 0 0 - 9 0 1 5\n",
          "s:2:1: has 12 columns, a sample has 23"},
