@@ -83,8 +83,11 @@ static td_status check(const pexec_options *o, const cli_args *args, const launc
 {
     run_setup setup;
     request q = o->what;
+    cost_model prices = {0};
     q.shards = true;
-    td_status st = request_plan(&q, TYPE_FP32, NULL, a, &setup, err);
+    q.prices = &prices;
+    td_status st = request_machine(o->cluster, o->profile, o->link, q.pp, a, &prices, err);
+    if (st == TD_OK) st = request_plan(&q, TYPE_FP32, NULL, a, &setup, err);
     TD_TRY(team_agree(t, st, err));
     TD_TRY(pexec_same(t, &setup, args, err));
     device *d = NULL;

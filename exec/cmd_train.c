@@ -415,7 +415,10 @@ static td_status find_inputs(training *t, const cli_args *args, td_arena *a, run
         return td_fail(err, TD_EUSAGE, "--save-every: --save says into which folder");
     TD_TRY(check_save(o->save, err));
     request q = o->what;
+    cost_model prices = {0};
     q.shards = true;
+    q.prices = &prices;
+    TD_TRY(request_machine(o->cluster, o->profile, o->link, q.pp, a, &prices, err));
     TD_TRY(request_plan(&q, TYPE_FP32, NULL, a, s, err));
     TD_TRY(plan_check_periods(&s->plan, o->periods, err));
     if (t->engine != NULL && o->periods > 1)

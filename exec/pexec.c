@@ -246,6 +246,29 @@ static const cli_option train_options[] = {
     {.kind = CLI_FLAG, .name = "quiet", .at = AT(quiet), .help = "no progress line"},
 };
 
+static const cli_option order_options[] = {
+    {.kind = CLI_HEADING, .help = "Orders"},
+    {.kind = CLI_TEXT,
+     .name = "cluster",
+     .letter = 'c',
+     .arg = "PRESET|FILE",
+     .at = AT(cluster),
+     .help = "schedules that search find their order for this machine, the one of psim run with "
+             "the same options: a preset of psim list, or a JSON file"},
+    {.kind = CLI_TEXT,
+     .name = "profile",
+     .arg = "FILE",
+     .at = AT(profile),
+     .help = "so too, for the machine that psim calibrate fitted this for"},
+    {.kind = CLI_CHOICE,
+     .name = "link",
+     .arg = "NAME",
+     .at = AT(link),
+     .choices = "threads|mpi|tcp",
+     .def = "threads",
+     .help = "of a --profile: what moves tensors between ranks"},
+};
+
 static const cli_option emulate_options[] = {
     {.kind = CLI_HEADING, .help = "Emulated devices"},
     {.kind = CLI_TEXT,
@@ -254,7 +277,7 @@ static const cli_option emulate_options[] = {
      .arg = "PRESET|FILE",
      .at = AT(cluster),
      .help = "what lies between the devices: a preset of psim list (h100-dgx:2 is two nodes), or a "
-             "JSON file; default: this machine"},
+             "JSON file; default: this machine. Schedules that search find their order for it"},
     {.kind = CLI_TEXT,
      .name = "profile",
      .arg = "FILE",
@@ -324,6 +347,7 @@ static const cli_option bench_options[] = {
 
 static const cli_table run_tables[] = {
     {request_options, REQUEST_OPTION_COUNT, AT(what)},
+    CLI_TABLE(order_options, 0),
     CLI_TABLE(train_options, 0),
     CLI_TABLE(machine_options, 0),
     CLI_TABLE(launch_options, 0),
@@ -336,6 +360,7 @@ static const cli_table emulate_tables[] = {
 };
 static const cli_table check_tables[] = {
     {request_options, REQUEST_OPTION_COUNT, AT(what)},
+    CLI_TABLE(order_options, 0),
     CLI_TABLE(check_options, 0),
     CLI_TABLE(machine_options, 0),
     CLI_TABLE(launch_options, 0),

@@ -79,6 +79,12 @@ typedef struct request_pricing {
 TD_MUST_USE td_status request_price(const void *pricing, int32_t n_stages, sched_stage_cost *out,
                                     td_err *err);
 
+/* The machine that orders are searched for: its cluster (or NULL), its profile (or NULL) with what
+ * moves tensors there (sample_link), and `pp` ranks at work. Both are read into the arena; what is
+ * not given stays NULL. For `prices` of a request. */
+TD_MUST_USE td_status request_machine(const char *cluster, const char *profile_path, int link,
+                                      int64_t pp, td_arena *a, cost_model *out, td_err *err);
+
 /* "channel": as --mapping and the JSON say it. */
 const char *plan_mapping_name(plan_mapping m);
 

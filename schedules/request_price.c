@@ -1,5 +1,6 @@
 /* What stages of a request's model hold and cost, before there is a schedule. */
 #include "base/text.h"
+#include "costmodel/profile.h"
 #include "schedules/request.h"
 
 #include <string.h>
@@ -116,6 +117,26 @@ td_status request_price(const void *pricing, int32_t n_stages, sched_stage_cost 
     for (int32_t s = 0; s < n_stages; s++) {
         out[s] = (sched_stage_cost){0};
         TD_TRY(stage_cost(&c, s, &out[s], err));
+    }
+    return TD_OK;
+}
+
+td_status request_machine(const char *cluster, const char *profile_path, int link, int64_t pp,
+                          td_arena *a, cost_model *out, td_err *err)
+{
+    if (cluster != NULL) {
+        cluster_desc *const known = TD_NEW(a, cluster_desc);
+        if (known == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the cluster");
+        TD_TRY(cluster_load(cluster, known, err));
+        out->cluster = known;
+    }
+    if (profile_path != NULL) {
+        profile *const fitted = TD_NEW(a, profile);
+        if (fitted == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the profile");
+        TD_TRY(profile_read(profile_path, fitted, err));
+        fitted->link = (sample_link)link;
+        out->profile = fitted;
+        out->busy = (int32_t)pp;
     }
     return TD_OK;
 }

@@ -58,13 +58,13 @@ static td_status read_times(const sched_request *q, int32_t chunks, sched_stage_
     return TD_OK;
 }
 
-/* Without any durations every pass takes as long as every other. */
 /* As far from the longest time as sums of all passes of all ranks can go. */
 static int64_t longest(const sched_request *q)
 {
     return INT64_MAX / 64 / ((int64_t)q->microbatches * q->pp);
 }
 
+/* Without any durations every pass takes as long as every other. */
 static td_status take_times(const sched_request *q, int32_t chunks, bool needed,
                             const sched_stage_cost *stages, int64_t *pass_ns[3], td_err *err)
 {
@@ -76,8 +76,8 @@ static td_status take_times(const sched_request *q, int32_t chunks, bool needed,
             if (ns < 0 && (needed || known > 0))
                 return td_fail(err, TD_EUSAGE,
                                "durations: this schedule searches with them, and that of %c of "
-                               "stage %d is missing; give --times F=MS,I=MS,W=MS,comm=MS, or a "
-                               "model and a machine",
+                               "stage %d is missing; give --times F=MS,I=MS,W=MS,comm=MS, or "
+                               "--model with --cluster or --profile",
                                pass_letter(kinds[k]), s);
             if (ns > longest(q))
                 return td_fail(err, TD_EUSAGE, "durations: %lld ns a pass is too long to add up",

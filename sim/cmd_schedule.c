@@ -3,12 +3,23 @@
 
 enum { FORMAT_CSV, FORMAT_TORCH, FORMAT_TORCH_COMMS };
 
+/* What is asked for, on the machine whose durations searches take. */
+static td_status ask(td_arena *a, const cli_args *args, const psim_options *o, request *q,
+                     td_err *err)
+{
+    TD_TRY(psim_request(args, o, q, err));
+    cost_model *const prices = TD_NEW(a, cost_model);
+    if (prices == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    q->prices = prices;
+    return request_machine(o->cluster, o->profile, o->link, q->pp, a, prices, err);
+}
+
 td_status cmd_schedule(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
     const psim_options *const o = options;
     request q;
     TD_TRY(cli_check_outputs(args, err));
-    TD_TRY(psim_request(args, o, &q, err));
+    TD_TRY(ask(a, args, o, &q, err));
     run_setup *const setup = TD_NEW(a, run_setup);
     if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     TD_TRY(request_schedule(&q, a, setup, err));
@@ -59,7 +70,7 @@ td_status cmd_check(td_arena *a, const cli_args *args, const void *options, td_e
 {
     const psim_options *const o = options;
     request q;
-    TD_TRY(psim_request(args, o, &q, err));
+    TD_TRY(ask(a, args, o, &q, err));
     run_setup *const setup = TD_NEW(a, run_setup);
     if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     if (request_plan(&q, TYPE_BF16, NULL, a, setup, err) != TD_OK) return say_unsound(o, err);
@@ -71,7 +82,7 @@ td_status cmd_plan(td_arena *a, const cli_args *args, const void *options, td_er
     const psim_options *const o = options;
     request q;
     TD_TRY(cli_check_outputs(args, err));
-    TD_TRY(psim_request(args, o, &q, err));
+    TD_TRY(ask(a, args, o, &q, err));
     run_setup *const setup = TD_NEW(a, run_setup);
     if (setup == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
     TD_TRY(request_plan(&q, TYPE_BF16, o->after, a, setup, err));

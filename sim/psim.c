@@ -12,7 +12,7 @@
 #define AT(field) offsetof(psim_options, field)
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-static const cli_option cost_options[] = {
+static const cli_option machine_options[] = {
     {.kind = CLI_HEADING, .help = "Machine"},
     {.kind = CLI_TEXT,
      .name = "cluster",
@@ -20,14 +20,6 @@ static const cli_option cost_options[] = {
      .arg = "PRESET|FILE",
      .at = AT(cluster),
      .help = "a cluster preset (h100-dgx:4 is four nodes), or a JSON file"},
-    {.kind = CLI_CHOICE,
-     .name = "placement",
-     .arg = "HOW",
-     .at = AT(what.placement),
-     .choices = "straight|folded",
-     .def = "straight",
-     .help = "pipeline positions in the order of devices; folded: r beside P - 1 - r, so that "
-             "twins share a node"},
     {.kind = CLI_TEXT,
      .name = "profile",
      .arg = "FILE",
@@ -41,6 +33,17 @@ static const cli_option cost_options[] = {
      .def = "threads",
      .help = "of a --profile: what moves tensors between ranks of a machine; where it was not "
              "measured, what was"},
+};
+
+static const cli_option cost_options[] = {
+    {.kind = CLI_CHOICE,
+     .name = "placement",
+     .arg = "HOW",
+     .at = AT(what.placement),
+     .choices = "straight|folded",
+     .def = "straight",
+     .help = "pipeline positions in the order of devices; folded: r beside P - 1 - r, so that "
+             "twins share a node"},
     {.kind = CLI_CHOICE,
      .name = "protocol",
      .arg = "HOW",
@@ -269,13 +272,15 @@ static const cli_option calibrate_options[] = {
         request_options, REQUEST_OPTION_COUNT, AT(what)                                            \
     }
 
+#define MACHINE CLI_TABLE(machine_options, 0)
+
 static const cli_table list_tables[] = {CLI_TABLE(json_options, 0)};
-static const cli_table schedule_tables[] = {WHAT, CLI_TABLE(schedule_options, 0)};
-static const cli_table check_tables[] = {WHAT, CLI_TABLE(json_options, 0)};
-static const cli_table plan_tables[] = {WHAT, CLI_TABLE(plan_options, 0)};
-static const cli_table run_tables[] = {WHAT, CLI_TABLE(cost_options, 0), CLI_TABLE(run_options, 0),
-                                       CLI_TABLE(figure_options, 0)};
-static const cli_table sweep_tables[] = {WHAT, CLI_TABLE(cost_options, 0),
+static const cli_table schedule_tables[] = {WHAT, MACHINE, CLI_TABLE(schedule_options, 0)};
+static const cli_table check_tables[] = {WHAT, MACHINE, CLI_TABLE(json_options, 0)};
+static const cli_table plan_tables[] = {WHAT, MACHINE, CLI_TABLE(plan_options, 0)};
+static const cli_table run_tables[] = {WHAT, MACHINE, CLI_TABLE(cost_options, 0),
+                                       CLI_TABLE(run_options, 0), CLI_TABLE(figure_options, 0)};
+static const cli_table sweep_tables[] = {WHAT, MACHINE, CLI_TABLE(cost_options, 0),
                                          CLI_TABLE(sweep_options, 0), CLI_TABLE(figure_options, 0)};
 static const cli_table compare_tables[] = {
     CLI_TABLE(compare_options, 0), CLI_TABLE(draw_options, 0), CLI_TABLE(figure_options, 0)};

@@ -55,19 +55,11 @@ static td_status check_cluster(const psim_options *o, psim_result *r, td_err *er
 /* Cluster and profile, as far as they can be read before there is a plan. */
 static td_status load_machine(td_arena *a, const psim_options *o, psim_result *r, td_err *err)
 {
-    if (o->cluster != NULL) {
-        TD_TRY(cluster_load(o->cluster, &r->cluster, err));
-        r->has_cluster = true;
-        r->cost.cluster = &r->cluster;
-    }
-    if (o->profile != NULL) {
-        profile *const fitted = TD_NEW(a, profile);
-        if (fitted == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the profile");
-        TD_TRY(profile_read(o->profile, fitted, err));
-        fitted->link = (sample_link)o->link;
-        r->cost.profile = fitted;
-        r->cost.busy = (int32_t)o->what.pp;
-    }
+    TD_TRY(request_machine(o->cluster, o->profile, o->link, o->what.pp, a, &r->cost, err));
+    if (r->cost.cluster == NULL) return TD_OK;
+    r->cluster = *r->cost.cluster; /* local alone grows with the plan */
+    r->has_cluster = true;
+    r->cost.cluster = &r->cluster;
     return TD_OK;
 }
 

@@ -20,6 +20,30 @@ says '*"search_bound_ns":296000000,*'
 expect 2 'psim: *rows of 4 stages, there are 8*' \
     psim run zb-auto --pp 4 --microbatches 8 --times "$work/times" --opt placement=v
 
+# one order for one machine, whatever verb asks for it: run, schedule, plan and the executor
+for name in zb-auto 'zb-auto --opt placement=v' zb-v; do
+    what="--schedule $name --pp 4 --microbatches 8 --model tiny-gpt2 --dtype fp32"
+    on="$what --layers 1,1,2,2,1,1,0,0 --cluster h100-dgx"
+    case $name in zb-auto) on="$what --layers 1,3,2,2 --cluster h100-dgx" ;; esac
+    expect 0 '' psim run $on --json --trace "$work/ran.json"
+    step=$(sed 's/.*"step_ns":\([0-9]*\).*/\1/' "$work/.stdout")
+    expect 0 '' psim plan $on -o "$work/plan"
+    expect 0 '' psim run --plan "$work/plan" --model tiny-gpt2 --dtype fp32 --cluster h100-dgx --json
+    says "*\"step_ns\":$step,*"
+    expect 0 '' psim schedule $on -o "$work/order.csv"
+    expect 0 '' psim check "$work/order.csv"
+    expect 0 '' psim check $on
+    expect 0 '' pexec train $on --data /usr/share/common-licenses/GPL-3 --steps 1 --quiet \
+        --trace "$work/trained.json"
+    expect 0 '' psim compare "$work/ran.json" "$work/trained.json" --json
+    expect 0 '' pexec check $on --json
+done
+expect 2 'pexec: *I of stage 0*' pexec check --schedule zb-auto --pp 4 --microbatches 8 \
+    --model tiny-gpt2 --times F=1
+expect 2 'pexec: *give --times *--model with --cluster or --profile*' \
+    pexec check --schedule zb-auto --pp 4 --microbatches 8 --model tiny-gpt2
+expect 2 'psim: *nowhere*' psim plan zb-v --pp 4 --microbatches 8 --cluster nowhere
+
 # limits: in activations, in bytes, and the least that works
 expect 1 'psim: *legal: --activation-limit 1 or more*' \
     psim run zb-auto --pp 4 --microbatches 8 --times $times --activation-limit 0.5

@@ -154,8 +154,9 @@ static void worked_examples(void **state)
 
 /* A row of the tables of arXiv 2401.10241: profiled times in us, bubble rates of four digits. Each
  * was read in the paper's sources: the evaluation of its authors' repository
- * (sail-sg/zero-bubble-pipeline-parallelism, function iclr_bubble_rates, with its output), but the
- * rates of ZB-V, which are those of the first version's table. */
+ * (sail-sg/zero-bubble-pipeline-parallelism, function iclr_bubble_rates, with its output), the
+ * profiled times of ZB-V too, but not its printed rates: those of the first version's table are
+ * given from memory. */
 typedef struct printed {
     int32_t p, m;
     int f, i, w, comm;
