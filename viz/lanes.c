@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Below this many points a box is merged with its neighbours. */
@@ -244,6 +245,17 @@ static td_status memory_curve(viz_layout *l, const trace *t, uint64_t from, uint
     return viz_add_line(l, l->x0, y + h, l->x1, y + h, 0.25, 0x888888, false);
 }
 
+/* The peak of a rank: bytes, or unit activations where the trace has no model to take sizes from. */
+static void print_peak(const trace *t, int64_t bytes, char *text, size_t size)
+{
+    const char *const unit = trace_meta_get(t, "activation_bytes");
+    const double activation = unit == NULL ? 0.0 : strtod(unit, NULL);
+    if (activation > 0.0)
+        (void)snprintf(text, size, "%.4g act.", (double)bytes / activation);
+    else
+        (void)td_print_bytes(text, size, bytes);
+}
+
 static td_status add_memory(viz_layout *l, const trace *t, double top)
 {
     int64_t most = 0;
@@ -260,7 +272,7 @@ static td_status add_memory(viz_layout *l, const trace *t, double top)
         TD_TRY(memory_curve(l, t, from, to, most, y));
         if (l->memory >= 8.0) {
             char text[40];
-            (void)td_print_bytes(text, sizeof text, peak);
+            print_peak(t, peak, text, sizeof text);
             TD_TRY(viz_add_label(l, l->x0 - 3.0, y + l->memory / 2 + 1.2, 6.0, 0x3b5b7d, VIZ_END,
                                  false, text));
         }
