@@ -183,8 +183,7 @@ static td_status fill_meta(td_arena *a, const cli_args *args, const psim_options
     add_meta(r, "times", o->what.times);
     add_meta(r, "model", r->setup.has_model ? r->setup.model.name : NULL);
     if (!r->setup.has_model && o->what.plan == NULL)
-        add_meta(r, "activation_bytes",
-                 td_sprintf(a, "%lld", (long long)UNIT_ACTIVATION_BYTES));
+        add_meta(r, "activation_bytes", td_sprintf(a, "%lld", (long long)UNIT_ACTIVATION_BYTES));
     add_meta(r, "cluster", r->has_cluster ? r->cluster.name : NULL);
     add_meta(r, "profile", o->profile);
     add_meta(r, "slow", o->slow);

@@ -245,7 +245,7 @@ static td_status memory_curve(viz_layout *l, const trace *t, uint64_t from, uint
     return viz_add_line(l, l->x0, y + h, l->x1, y + h, 0.25, 0x888888, false);
 }
 
-/* The peak of a rank: bytes, or unit activations where the trace has no model to take sizes from. */
+/* The peak of a rank: bytes, or activations where no model gave them a size. */
 static void print_peak(const trace *t, int64_t bytes, char *text, size_t size)
 {
     const char *const unit = trace_meta_get(t, "activation_bytes");
