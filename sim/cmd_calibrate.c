@@ -45,6 +45,8 @@ static td_status read_input(inputs *in, const char *path, td_arena *a, td_err *e
         return TD_OK;
     }
     TD_TRY(samples_parse(text, len, path, a, &s, err));
+    if (s.n == 0)
+        return td_fail(err, TD_EPARSE, "%s: holds no samples; was it cut? run pexec bench", path);
     calibrate_source(&s, &in->sources[in->n_sources++]);
     if (samples_merge(&in->all, &s, err) != TD_OK) return td_wrap(err, "%s", path);
     return TD_OK;

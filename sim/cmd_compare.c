@@ -5,6 +5,7 @@
 #include "sim/psim_viz.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static const char *kind_name(int kind)
 {
@@ -52,7 +53,30 @@ static void json_bytes(const char *key, int64_t bytes, td_text *t)
         td_text_addf(t, ",\"%s\":%lld", key, (long long)bytes);
 }
 
-static void report_json(const trace *p, const compare_report *c, td_text *t)
+/* A rank that runs its passes in another order: durations do not tell of that. */
+static bool parts_ways(const compare_rank *r)
+{
+    return r->predicted_turn != UINT64_MAX || r->measured_turn != UINT64_MAX;
+}
+
+static void turn_name(const trace *t, uint64_t record, td_text *out)
+{
+    if (record == UINT64_MAX)
+        td_text_add(out, "nothing more");
+    else
+        task_name(t, &t->records[record], out);
+}
+
+static void json_turn(const trace *t, const char *key, uint64_t record, td_text *out)
+{
+    td_text name = {0};
+    turn_name(t, record, &name);
+    td_text_addf(out, ",\"%s\":", key);
+    td_text_json(out, name.s == NULL ? "" : name.s);
+    td_text_free(&name);
+}
+
+static void report_json(const trace *p, const trace *m, const compare_report *c, td_text *t)
 {
     td_text_addf(t,
                  "{\"schema\":1,\"predicted_step_ns\":%lld,\"measured_step_ns\":%lld,"
@@ -81,6 +105,10 @@ static void report_json(const trace *p, const compare_report *c, td_text *t)
         if (r->predicted_peak_bytes >= 0 && r->measured_peak_bytes > 0)
             td_text_addf(t, ",\"memory_error_frac\":%.15g",
                          frac(r->predicted_peak_bytes, r->measured_peak_bytes));
+        if (parts_ways(r)) {
+            json_turn(p, "predicted_turn", r->predicted_turn, t);
+            json_turn(m, "measured_turn", r->measured_turn, t);
+        }
         td_text_add(t, "}");
     }
     td_text_add(t, "],\"worst\":[");
@@ -120,7 +148,28 @@ static void text_memory(const compare_report *c, td_text *t)
     }
 }
 
-static void report_text(const trace *p, const compare_report *c, td_text *t)
+static void text_turns(const trace *p, const trace *m, const compare_report *c, td_text *t)
+{
+    const char *const a = trace_meta_get(p, "schedule"), *const b = trace_meta_get(m, "schedule");
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n_ranks; i++) {
+        const compare_rank *const r = &c->ranks[i];
+        if (!parts_ways(r) || n++ > 0) continue;
+        td_text_addf(t, "  the order of passes differs from rank %u on: ", i);
+        turn_name(p, r->predicted_turn, t);
+        td_text_add(t, " predicted, ");
+        turn_name(m, r->measured_turn, t);
+        td_text_add(t, " measured\n");
+    }
+    if (n > 0)
+        td_text_addf(t, "  so the step's error is not that of durations alone: %u of %u ranks", n,
+                     c->n_ranks);
+    if (n > 0 && a != NULL && b != NULL && strcmp(a, b) != 0)
+        td_text_addf(t, "; the schedules are %s and %s", a, b);
+    if (n > 0) td_text_add(t, "\n");
+}
+
+static void report_text(const trace *p, const trace *m, const compare_report *c, td_text *t)
 {
     char a[32], b[32];
     td_text_addf(t, "step: predicted %s, measured %s: %+.1f %%\n\n",
@@ -153,6 +202,7 @@ static void report_text(const trace *p, const compare_report *c, td_text *t)
         td_text_addf(t, "  not in both: %llu tasks only predicted, %llu only measured\n",
                      (unsigned long long)c->n_only_predicted,
                      (unsigned long long)c->n_only_measured);
+    text_turns(p, m, c, t);
 }
 
 /* Each of the traces before the last against the last. */
@@ -165,12 +215,12 @@ static td_status compare_all(const psim_options *o, char *const *names, const tr
         TD_TRY(compare_traces(&traces[i], &traces[n - 1], (uint32_t)o->worst, a, &report, err));
         if (o->json) {
             if (i > 0) td_text_add(out, ",");
-            report_json(&traces[i], &report, out);
+            report_json(&traces[i], &traces[n - 1], &report, out);
             continue;
         }
         if (n > 2)
             td_text_addf(out, "%s%s against %s\n", i > 0 ? "\n" : "", names[i], names[n - 1]);
-        report_text(&traces[i], &report, out);
+        report_text(&traces[i], &traces[n - 1], &report, out);
     }
     if (o->json) td_text_add(out, n > 2 ? "]}\n" : "\n");
     return TD_OK;

@@ -26,10 +26,15 @@ enum { TIMELINE_RANKS_MAX = 64, TIMELINE_TASKS_MAX = 2000000 };
 
 td_status cmd_run_sim(td_arena *a, const cli_args *args, const void *options, td_err *err)
 {
+    static const char *const of_noise[] = {"runs", "spread"};
     const psim_options *const o = options;
     psim_result *const r = TD_NEW(a, psim_result);
     TD_TRY(cli_check_outputs(args, err));
     if (r == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
+    for (size_t i = 0; i < 2 && !o->noise; i++)
+        if (cli_given(args, of_noise[i]))
+            return td_fail(err, TD_EUSAGE, "--%s: says how --noise is drawn; add --noise",
+                           of_noise[i]);
     TD_TRY(psim_simulate(a, args, o, r, err));
     const plan *const p = &r->setup.plan;
     const bool timeline = !o->json && !o->quiet && !o->no_timeline &&

@@ -78,14 +78,18 @@ static void add(compare_sum *s, int64_t predicted, int64_t measured)
     s->absolute_ns += llabs(measured - predicted);
 }
 
+static bool on_compute(const key *k)
+{
+    return k->kind != TASK_SEND && k->kind != TASK_RECV && k->kind != TASK_COLL;
+}
+
 static void match(const trace *p, const trace *m, const key *x, const key *y, compare_pair *pairs,
                   compare_report *out)
 {
     const trace_record *const a = &p->records[x->record], *const b = &m->records[y->record];
     const int64_t predicted = a->end_ns - a->begin_ns, measured = b->end_ns - b->begin_ns;
     if (x->kind < TASK_KIND_COUNT) add(&out->kinds[x->kind], predicted, measured);
-    const bool on_compute = x->kind != TASK_SEND && x->kind != TASK_RECV && x->kind != TASK_COLL;
-    if (x->rank < out->n_ranks && on_compute) add(&out->ranks[x->rank].sum, predicted, measured);
+    if (x->rank < out->n_ranks && on_compute(x)) add(&out->ranks[x->rank].sum, predicted, measured);
     pairs[out->n_matched++] = (compare_pair){
         .predicted = x->record, .measured = y->record, .error_ns = measured - predicted};
 }
@@ -125,6 +129,40 @@ static void fill_ranks(const trace *t, compare_report *out, bool predicted)
     }
 }
 
+static int by_turn(const void *x, const void *y)
+{
+    const key *const a = x, *const b = y;
+    int c = by_number(a->rank, b->rank);
+    if (c == 0) c = by_number(a->begin_ns, b->begin_ns);
+    if (c == 0) c = by_number((int64_t)a->record, (int64_t)b->record);
+    return c;
+}
+
+/* The next of the rank on its compute stream, or NULL. */
+static const key *next_turn(const key *keys, uint64_t n, uint64_t *i, uint32_t rank)
+{
+    while (*i < n && (keys[*i].rank < rank || (keys[*i].rank == rank && !on_compute(&keys[*i]))))
+        (*i)++;
+    return *i < n && keys[*i].rank == rank ? &keys[(*i)++] : NULL;
+}
+
+/* Where the ranks' orders part. Both lists are put into the order of their times. */
+static void find_turns(key *x, uint64_t n, key *y, uint64_t m, compare_report *out)
+{
+    qsort(x, (size_t)n, sizeof *x, by_turn);
+    qsort(y, (size_t)m, sizeof *y, by_turn);
+    uint64_t i = 0, j = 0;
+    for (uint32_t rank = 0; rank < out->n_ranks; rank++) {
+        const key *a = NULL, *b = NULL;
+        do {
+            a = next_turn(x, n, &i, rank);
+            b = next_turn(y, m, &j, rank);
+        } while (a != NULL && b != NULL && same_task(a, b) == 0);
+        out->ranks[rank].predicted_turn = a == NULL ? UINT64_MAX : a->record;
+        out->ranks[rank].measured_turn = b == NULL ? UINT64_MAX : b->record;
+    }
+}
+
 static td_status compare_with(const trace *p, const trace *m, uint32_t max_worst, td_arena *a,
                               td_arena *scratch, compare_report *out, td_err *err)
 {
@@ -136,9 +174,9 @@ static td_status compare_with(const trace *p, const trace *m, uint32_t max_worst
         return td_fail(err, TD_ENOMEM, "out of memory to compare");
     for (uint32_t i = 0; i < out->n_ranks; i++)
         out->ranks[i].predicted_peak_bytes = out->ranks[i].measured_peak_bytes = -1;
-    const key *const x = keys_of(p, scratch, err);
+    key *const x = keys_of(p, scratch, err);
     if (x == NULL) return TD_ENOMEM;
-    const key *const y = keys_of(m, scratch, err);
+    key *const y = keys_of(m, scratch, err);
     if (y == NULL) return TD_ENOMEM;
     align(p, m, x, y, pairs, out);
     if (out->n_matched == 0)
@@ -146,6 +184,7 @@ static td_status compare_with(const trace *p, const trace *m, uint32_t max_worst
                        "the traces have no task in common: %llu and %llu records; "
                        "are they of the same plan?",
                        (unsigned long long)p->n_records, (unsigned long long)m->n_records);
+    find_turns(x, p->n_records, y, m->n_records, out);
     fill_ranks(p, out, true);
     fill_ranks(m, out, false);
     qsort(pairs, (size_t)out->n_matched, sizeof *pairs, by_error);

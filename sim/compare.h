@@ -15,6 +15,9 @@ typedef struct compare_rank {
     compare_sum sum;
     int64_t predicted_peak_bytes, measured_peak_bytes; /* -1 where a trace has none */
     int64_t predicted_last_ns, measured_last_ns;
+    /* the first passes on which the orders of the two disagree: records, UINT64_MAX where one has
+     * no more; the same order: both UINT64_MAX */
+    uint64_t predicted_turn, measured_turn;
 } compare_rank;
 
 /* One task in both: indices of records. */

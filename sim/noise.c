@@ -27,7 +27,7 @@ td_status noise_compute(void *self, uint32_t rank, uint32_t task, int64_t class_
 
 td_status noise_parse_slow(const char *text, uint32_t n_ranks, double *slow, td_err *err)
 {
-    for (uint32_t r = 0; r < n_ranks; r++) slow[r] = 1;
+    for (uint32_t r = 0; r < n_ranks; r++) slow[r] = 0; /* not given yet */
     const char *s = text;
     for (;;) {
         char *end = NULL;
@@ -44,10 +44,15 @@ td_status noise_parse_slow(const char *text, uint32_t n_ranks, double *slow, td_
             return td_fail(err, TD_EUSAGE,
                            "--slow %s: the factor of rank %ld must be above 0 and at most 1e6",
                            text, rank);
+        if (slow[rank] > 0)
+            return td_fail(err, TD_EUSAGE, "--slow %s: rank %ld is given twice", text, rank);
         slow[rank] = factor;
-        if (*end == '\0') return TD_OK;
+        if (*end == '\0') break;
         s = end + 1;
     }
+    for (uint32_t r = 0; r < n_ranks; r++)
+        if (!(slow[r] > 0)) slow[r] = 1;
+    return TD_OK;
 }
 
 static int by_size(const void *a, const void *b)

@@ -344,7 +344,8 @@ static const cli_verb verbs[] = {
     {.name = "compare",
      .summary = "how far off was a prediction?",
      .about = "Each trace is held against the last one, task by task: the step, each kind of pass, "
-              "each rank's memory, and the tasks that carry the error.",
+              "each rank's memory, the tasks that carry the error, and where a rank runs its "
+              "passes in another order.",
      .operands = "PREDICTED... MEASURED",
      .min_operands = 2,
      .max_operands = 64,

@@ -61,6 +61,8 @@ expect 0 '' $unit --noise --spread 0.05 --runs 50 --seed 3 --json
 says '*"noise":{"runs":50,"spread":0.05,"mean_ns":*"p50_ns":*'
 expect 0 '' $unit --slow 3=1.5 --json
 says '*"step_ns":45000000,*"slow":"3=1.5"*'
+expect 2 'psim: --runs: says how --noise is drawn*' $unit --runs 50
+expect 2 'psim: --spread: says how --noise is drawn*' $unit --spread 0.1
 expect 2 'psim: --noise: how much do passes vary?*--spread*' $unit --noise
 expect 2 'psim: --slow 4=2: no rank 4; legal: 0 to 3' $unit --slow 4=2
 expect 2 'psim: --slow fast: expected RANK=FACTOR*' $unit --slow fast

@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -95,6 +96,42 @@ static void small_case(void **state)
     assert_int_equal(r.n_worst, 2);
     assert_int_equal(r.worst[0].error_ns, -40);
     assert_int_equal(r.worst[0].predicted, 1);
+    for (int i = 0; i < 2; i++)
+        assert_true(r.ranks[i].predicted_turn == UINT64_MAX &&
+                    r.ranks[i].measured_turn == UINT64_MAX);
+    td_arena_free(a);
+}
+
+/* The same passes in another order, messages between them apart: where they part is said. */
+static void finds_other_order(void **state)
+{
+    (void)state;
+    td_arena *const a = td_arena_new();
+    trace_stream streams[3] = {{.rank = 0, .n = 3}, {.rank = 1, .n = 1}, {.rank = 0, .n = 1}};
+    trace_record p[] = {{.kind = PASS_F, .begin_ns = 0, .end_ns = 1, .microbatch = 0},
+                        {.kind = PASS_F, .begin_ns = 1, .end_ns = 2, .microbatch = 1},
+                        {.kind = PASS_B, .begin_ns = 2, .end_ns = 3, .microbatch = 0},
+                        {.kind = PASS_F, .begin_ns = 9, .end_ns = 10, .stream = 1},
+                        {.kind = TASK_SEND, .begin_ns = 1, .end_ns = 2, .stream = 2}};
+    trace_record m[5];
+    memcpy(m, p, sizeof m);
+    m[1].begin_ns = 4; /* after B */
+    m[1].end_ns = 5;
+    m[4].begin_ns = 8;
+    const trace x = {.n_ranks = 2, .records = p, .n_records = 5, .streams = streams};
+    trace y = x;
+    y.records = m;
+    compare_report r;
+    td_err err = {0};
+    assert_int_equal(compare_traces(&x, &y, 2, a, &r, &err), TD_OK);
+    assert_int_equal(r.ranks[0].predicted_turn, 1);
+    assert_int_equal(r.ranks[0].measured_turn, 2);
+    assert_true(r.ranks[1].predicted_turn == UINT64_MAX && r.ranks[1].measured_turn == UINT64_MAX);
+    y.n_records = 1; /* it ends early */
+    assert_int_equal(compare_traces(&x, &y, 2, a, &r, &err), TD_OK);
+    assert_int_equal(r.ranks[0].predicted_turn, 1);
+    assert_true(r.ranks[0].measured_turn == UINT64_MAX);
+    assert_int_equal(r.ranks[1].predicted_turn, 3);
     td_arena_free(a);
 }
 
@@ -144,6 +181,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(finds_what_changed), cmocka_unit_test(small_case),
-        cmocka_unit_test(nothing_in_common_is_refused), cmocka_unit_test(prices_follow_unit_times)};
+        cmocka_unit_test(finds_other_order), cmocka_unit_test(nothing_in_common_is_refused),
+        cmocka_unit_test(prices_follow_unit_times)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -100,7 +100,7 @@ static void refuses_bad_ranks(void **state)
 {
     (void)state;
     static const char *const bad[] = {
-        "", "x", "4=1", "-1=2", "1", "1=", "1=0", "1=2,", "1=nan", "1=1e9", "0=1;2=3"};
+        "", "x", "4=1", "-1=2", "1", "1=", "1=0", "1=2,", "1=nan", "1=1e9", "0=1;2=3", "0=1,0=2"};
     double slow[4];
     td_err err = {0};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
