@@ -275,6 +275,7 @@ td_status check_plan(const plan *p, const sizes *z, const check_options *o, td_a
     open.room_for_all = o->run.team != NULL;
     TD_TRY(exec_open(p, z, &open, a, &c.x, err));
     const td_status st = run(&c, o, a, out, err);
+    if (st != TD_OK && o->failed != NULL) o->failed(c.x, st);
     exec_close(c.x);
     if (st != TD_OK) return st;
     const bool equal = out->losses_equal && out->gradients.bitwise && out->weights.bitwise;

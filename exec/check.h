@@ -9,6 +9,8 @@ typedef struct check_options {
     uint64_t seed;
     int64_t steps; /* optimizer steps; weights are compared after the last */
     double clip;   /* as in exec_step */
+    /* called with a run that failed, before it is closed: where it stands; may be NULL */
+    void (*failed)(const executor *x, td_status st);
     exec_options run;
 } check_options;
 

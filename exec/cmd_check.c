@@ -95,6 +95,7 @@ static td_status check(const pexec_options *o, const cli_args *args, const launc
     check_options c = {.seed = (uint64_t)o->seed,
                        .steps = 3,
                        .clip = o->clip,
+                       .failed = pexec_report,
                        .run = {.threads_per_rank = (int)o->threads_per_rank,
                                .blas = pexec_blas(o),
                                .deadline_ns = o->timeout * 1000000000,

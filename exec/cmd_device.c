@@ -32,9 +32,7 @@ td_status pexec_share(const pexec_options *o, team *t, const device *d, td_arena
     TD_TRY(nccl_share(t, d->place, a, &sharing, err));
     run->device_is_shared = sharing > 1;
     if (sharing > 1 && team_index(t) == 0)
-        (void)fprintf(stderr,
-                      "pexec: %u ranks share GPU %s: good for tests, slow; messages go over "
-                      "sockets\n",
-                      sharing, d->place);
+        (void)fprintf(stderr, "pexec: %u ranks share GPU %s: good for tests, slow\n", sharing,
+                      d->place);
     return TD_OK;
 }

@@ -37,6 +37,13 @@ void nccl_describe(td_text *out)
 
 /* --- several processes on one device --- */
 
+static uint64_t hash_text(const char *s)
+{
+    uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
+    for (; *s != '\0'; s++) h = (h ^ (uint8_t)*s) * 0x100000001b3u;
+    return h;
+}
+
 /* What names a device in the whole run: this machine, and its place in it. */
 static uint64_t name_device(const char *place)
 {
@@ -49,33 +56,60 @@ static uint64_t name_device(const char *place)
     (void)gethostname(text, 255);
     const size_t n = strlen(text);
     (void)snprintf(text + n, sizeof text - n, "/%.60s/%.120s", boot, place);
-    uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
-    for (const char *s = text; *s != '\0'; s++) h = (h ^ (uint8_t)*s) * 0x100000001b3u;
-    return h;
+    return hash_text(text);
+}
+
+/* Whether NCCL itself lets processes of one host share a device. */
+static bool nccl_lets_share(void)
+{
+    int version = 0;
+    const char *const many = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
+    return many != NULL && strcmp(many, "1") == 0 && ncclGetVersion(&version) == ncclSuccess &&
+           version >= NUMBER_OF_2_30;
+}
+
+static td_status refuse_share(uint32_t i, uint32_t k, td_err *err)
+{
+    td_text version = {0};
+    nccl_describe(&version);
+    (void)td_fail(err, TD_EUSAGE,
+                  "ranks %u and %u have one GPU and one NCCL_HOSTID, and NCCL refuses two "
+                  "processes of one host on one GPU; leave NCCL_HOSTID out, so that each gets its "
+                  "own, or set NCCL_MULTI_RANK_GPU_ENABLE=1 (from NCCL 2.30 on; this is %s), or "
+                  "start one process: its threads share the GPU",
+                  i, k, version.s == NULL ? "another" : version.s);
+    td_text_free(&version);
+    return TD_EUSAGE;
 }
 
 td_status nccl_share(team *t, const char *place, td_arena *a, uint32_t *sharing, td_err *err)
 {
-    const uint32_t n = team_size(t);
-    uint64_t *const all = TD_NEW_N(a, uint64_t, n);
-    if (all == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the devices' names");
-    all[team_index(t)] = name_device(place);
+    const uint32_t n = team_size(t), me = team_index(t);
+    const char *const given = getenv("NCCL_HOSTID");
+    const bool free = nccl_lets_share();
+    uint64_t *const devices = TD_NEW_N(a, uint64_t, 2 * n);
+    if (devices == NULL) return td_fail(err, TD_ENOMEM, "out of memory for the devices' names");
+    uint64_t *const hosts = devices + n; /* 0: it is on no host that another one can be on */
+    devices[me] = name_device(place);
+    hosts[me] = given == NULL || free ? 0 : hash_text(given);
     *sharing = 0;
     bool any = false;
-    TD_TRY(team_fold(t, TEAM_ADD, all, n, err));
+    TD_TRY(team_fold(t, TEAM_ADD, devices, 2 * n, err));
     for (uint32_t i = 0; i < n; i++) {
-        *sharing += all[i] == all[team_index(t)];
-        for (uint32_t k = 0; k < i; k++) any = any || all[k] == all[i];
+        *sharing += devices[i] == devices[me];
+        for (uint32_t k = 0; k < i; k++) {
+            if (devices[k] != devices[i]) continue;
+            any = true;
+            if (hosts[k] == hosts[i] && hosts[i] != 0)
+                return team_agree(t, refuse_share(k, i, err), err);
+        }
     }
     if (!any) return TD_OK;
-    int version = 0;
-    const char *const many = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
-    (void)ncclGetVersion(&version);
     (void)setenv("NCCL_NVLS_ENABLE", "0", 0);
-    if (many != NULL && strcmp(many, "1") == 0 && version >= NUMBER_OF_2_30) return TD_OK;
+    if (free) return TD_OK;
     /* with a host of its own for each process, NCCL takes them for several nodes: over sockets */
     char host[64];
-    (void)snprintf(host, sizeof host, "tandem-%u", team_index(t));
+    (void)snprintf(host, sizeof host, "tandem-%u", me);
     (void)setenv("NCCL_HOSTID", host, 0);
     (void)setenv("NCCL_NET", "Socket", 0);
     return TD_OK;

@@ -29,7 +29,8 @@ void wire_nccl_memory(wire *w, void *at, int64_t bytes);
 void nccl_prepare(void);
 /* Tells NCCL that this process is on a host of its own, where processes share a device, since it
  * refuses two of them on one otherwise. All processes call it, with what names their device on this
- * machine. *sharing: processes on this one's device, itself included. */
+ * machine. *sharing: processes on this one's device, itself included. Errors: TD_EUSAGE in all
+ * processes where the user's NCCL_HOSTID puts two of one device on one host. */
 TD_MUST_USE td_status nccl_share(team *t, const char *place, td_arena *a, uint32_t *sharing,
                                  td_err *err);
 

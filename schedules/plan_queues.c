@@ -7,9 +7,12 @@
  * is posted). If each rank has at most one stream in a queue, then the order that the communicator
  * keeps is the order of that stream, and nothing waits that the sweep did not let wait. Both ends
  * of a pair of ranks being at the head of their streams when they meet, the k-th send from one to
- * the other meets its k-th receive, as NCCL matches them: it knows no tags. A plan where a rank has
- * two streams in one queue is refused, since NCCL would put an order between them that no stream
- * has. */
+ * the other meets its k-th receive, as NCCL matches them: it knows no tags. Two ranks that exchange
+ * messages need no group for that: where both streams had the send first, or both the receive, the
+ * sweep stopped at them and the plan was refused, whether the streams have one direction or both
+ * (mapping channel, direction, single), and what it accepts has one end sending when the other
+ * receives. A plan where a rank has two streams in one queue is refused, since NCCL would put an
+ * order between them that no stream has. */
 #include "schedules/plan_check.h"
 
 static uint32_t root_of(uint32_t *parent, uint32_t s)
