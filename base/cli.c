@@ -119,7 +119,15 @@ static bool is_list_kind(cli_kind kind)
     return kind == CLI_INT || kind == CLI_REAL || kind == CLI_BYTES || kind == CLI_CHOICE;
 }
 
-/* The items of "a,b,c". */
+/* Whether what stands behind a comma belongs to the setting before: KEY=VALUE, or a number. */
+static bool goes_on(const char *item, size_t len, const char *next)
+{
+    const size_t word = strcspn(next, ",:");
+    return memchr(item, '=', len) != NULL && word > 0 &&
+           (memchr(next, '=', word) != NULL || strspn(next, "0123456789.") == word);
+}
+
+/* The items of "a,b,c"; "a:x=1,2,b:y=F=1,B=2" is two. */
 static td_status split_list(td_arena *a, const char *text, cli_axis *out, td_err *err)
 {
     size_t n = 1;
@@ -127,9 +135,12 @@ static td_status split_list(td_arena *a, const char *text, cli_axis *out, td_err
     char *copy = td_strdup(a, text);
     out->items = TD_NEW_N(a, const char *, n);
     if (copy == NULL || out->items == NULL) return td_fail(err, TD_ENOMEM, "out of memory");
-    for (out->n = 0; out->n < n; out->n++) {
-        out->items[out->n] = copy;
-        copy += strcspn(copy, ",");
+    for (const char *const end = copy + strlen(copy); copy <= end;) {
+        size_t len = strcspn(copy, ",");
+        while (copy[len] == ',' && goes_on(copy, len, copy + len + 1))
+            len += 1 + strcspn(copy + len + 1, ",");
+        out->items[out->n++] = copy;
+        copy += len;
         *copy++ = '\0';
     }
     return TD_OK;

@@ -61,7 +61,8 @@ typedef struct cost_model {
 } cost_model;
 
 /* Each returns nanoseconds >= 0 in *ns; TD_EUSAGE when a needed time was not given or when the
- * result does not fit. */
+ * result does not fit. In unit times full recompute adds R to B, I and pairs, unless it is placed;
+ * selective recompute adds nothing. */
 TD_MUST_USE td_status cost_pass(const cost_model *c, const pass_query *q, int64_t *ns, td_err *err);
 /* An overlapped forward and backward. */
 TD_MUST_USE td_status cost_pair(const cost_model *c, const pass_query *f, const pass_query *b,

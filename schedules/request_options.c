@@ -152,7 +152,8 @@ const cli_option request_options[REQUEST_OPTION_COUNT] = {
      .at = AT(recompute),
      .choices = "none|selective|full",
      .def = "none",
-     .help = "what backward computes again in place of keeping it"},
+     .help = "what backward computes again in place of keeping it; with --times, full adds R to B "
+             "and I, selective nothing"},
     {.kind = CLI_FLAG,
      .name = "zero1",
      .also = "use-distributed-optimizer zero-stage",

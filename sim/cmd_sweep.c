@@ -21,6 +21,7 @@ typedef struct sweep_row {
     bool has_roles;             /* some ranks only run forwards */
     int64_t forward_peak_bytes; /* of those; peak_bytes is over all */
     int32_t microbatches, slices;
+    int32_t parts; /* of the model, one a position: what unit times are of */
     int64_t step_ns, peak_bytes, messages, message_bytes;
     double bubble_frac, span_bubble_frac, peak_activations, tokens_per_s;
 } sweep_row;
@@ -105,6 +106,7 @@ static void take_result(sweep_row *row, const psim_result *r)
     row->devices = plan_devices(p);
     row->microbatches = p->n_microbatches;
     row->slices = p->n_slices;
+    row->parts = p->n_stages / (p->chunks > 1 ? p->chunks : 1);
     row->step_ns = r->period_ns;
     row->messages = r->metrics.messages;
     row->message_bytes = r->metrics.message_bytes;
@@ -327,6 +329,26 @@ static void print_uncut(const sweep *s, td_text *t)
     if (*before == ',') td_text_add(t, "\n");
 }
 
+/* Says when unit times make rows that stand together rows of unlike models. */
+static void print_unlike(const sweep *s, td_text *t)
+{
+    const char *const times = s->o->what.times;
+    if (times == NULL || strchr(times, '=') == NULL) return;
+    for (size_t i = 0; i < s->schedules.n; i++)
+        if (strstr(s->schedules.items[i], ":times=") != NULL) return;
+    for (size_t k = 1; k < s->n_rows; k++) {
+        const sweep_row *const row = &s->rows[k], *const before = row - 1;
+        if (k % s->schedules.n == 0 || row->status != TD_OK || before->status != TD_OK ||
+            row->parts == before->parts)
+            continue;
+        td_text_addf(t,
+                     "\n  --times are of 1/P of the model: of 1/%d and of 1/%d here; rows of one "
+                     "model have times of their own, SCHEDULE:times=F=2,B=4\n",
+                     before->parts, row->parts);
+        return;
+    }
+}
+
 static void print_table(const sweep *s, td_text *t)
 {
     int first = 8;
@@ -346,6 +368,7 @@ static void print_table(const sweep *s, td_text *t)
         print_row(s, &s->rows[k], first, t);
     }
     print_uncut(s, t);
+    print_unlike(s, t);
 }
 
 static td_status draw_rows(const sweep *s, td_err *err)

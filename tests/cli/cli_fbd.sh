@@ -34,6 +34,22 @@ expect 0 '' psim sweep -s 1f1b:pp=4,1f1b:pp=4:recompute=full,fbd:pp=2 -m 8 --mod
     --cluster h100-dgx
 says '*devices  devices\*step  forward peak*iB*'
 
+# full recompute repeats the forward: 11 x 4; on top of fbd's own, (P - 1) F + M (R + b) + (P - 1) b
+expect 0 '' psim run 1f1b --pp 4 -m 8 --recompute full $unit
+says '*"step_ns":44000000,*'
+expect 0 '' psim run fbd --pp 4 -m 8 --recompute full $unit
+says '*"step_ns":44000000,*'
+expect 0 '' psim run zb-h1 --pp 1 -m 8 --recompute full $unit
+says '*"step_ns":32000000,*'
+# at equal devices, half the stages are twice as long: 2 + 8 x 6 + 4
+expect 0 '' psim sweep -m 8 $unit -s \
+    1f1b:pp=4,1f1b:pp=4:recompute=full,fbd:times=F=2,B=4:pp=2,1f1b:times=R=2,F=1,B=2:pp=4:recompute=full
+says '*"1f1b:pp=4",*:33000000,*=full",*:44000000,*B=4:pp=2",*:54000000,*:pp=4:recompute=full",*:55000000,*'
+expect 0 '' psim sweep -m 8 --times F=1,B=2 -s 1f1b:pp=4,fbd:pp=2
+says '*--times are of 1/P of the model: of 1/4 and of 1/2 here*'
+expect 0 '' psim sweep -m 8 --model tiny-gpt2 --times F=1,B=2 -s 1f1b:layers=1,7,1f1b:layers=3,5 --pp 2
+says '*1f1b:layers=1,7 *1f1b:layers=3,5 *'
+
 # --- a schedule that is printed is the same when read back ---
 psim schedule fbd --pp 3 -m 5 --opt topology=lagged --opt weights=all-step >"$work/fbd.csv"
 expect 0 '' psim schedule "$work/fbd.csv"

@@ -171,7 +171,7 @@ expect 0 '' psim sweep --schedule 1f1b,bitpipe,chimera:f=2,interleaved-1f1b:chun
 says '*1f1b *8 *45.0 ms*bitpipe *8 *30.0 ms*chimera:f=2 *8 *28.0 ms*bitpipe *12 *legal: 8 or 16*'
 [ "$(wc -l <"$work/.stdout")" -eq 10 ] || complain "not a line each for 8 rows"
 expect 0 '' psim sweep --schedule 1f1b --pp 2,4 --microbatches 8 --recompute none,full $unit --json
-says '{*"pp":2,"recompute":"none"*"step_ns":27000000*"pp":4,"recompute":"full"*"step_ns":33000000*}'
+says '{*"pp":2,"recompute":"none"*"step_ns":27000000*"pp":4,"recompute":"full"*"step_ns":44000000*}'
 expect 0 '' psim sweep --schedule 1f1b,bitpipe --pp 4 --microbatches 4 $unit -o "$work/two.svg"
 grep -q 'bitpipe' "$work/two.svg" || complain "the figure does not name its panels"
 expect 2 'psim: *--pp: *' psim sweep --schedule 1f1b --pp 2,x --microbatches 8 $unit

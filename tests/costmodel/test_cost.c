@@ -99,6 +99,47 @@ static void unit_rules(void **state)
     assert_true(unit_ns(a, "F=0.0000015,B=2", PASS_F, 1, 8) == 2); /* half a ns goes up */
 }
 
+/* Full recompute: b becomes b + f, in the half that needs the activations first; not where the
+ * schedule places it. */
+static void unit_recompute(void **state)
+{
+    static const struct {
+        pass_kind pass;
+        int64_t none, selective, full; /* ns */
+    } want[] = {{PASS_F, 500000, 500000, 500000},
+                {PASS_B, 1000000, 1000000, 1600000},
+                {PASS_I, 600000, 600000, 1200000},
+                {PASS_W, 400000, 400000, 400000},
+                {PASS_R, 600000, 600000, 600000}};
+    td_err err = {0};
+    unit_times u;
+    int64_t ns = 0;
+    T_OK(unit_times_parse("F=1,B=2,W=0.8,R=1.2", *state, &u, &err), &err);
+    for (int mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++) {
+        const sizes z = {.run = {.tp = 1, .recompute = (recompute_mode)mode}};
+        cost_model c = {.units = &u, .chunks = 2, .sizes = &z};
+        const pass_query f = {.pass = PASS_F, .slice_len = 8, .seq_len = 8};
+        const pass_query b = {.pass = PASS_B, .slice_len = 8, .seq_len = 8};
+        for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+            const pass_query q = {.pass = want[i].pass, .slice_len = 8, .seq_len = 8};
+            T_OK(cost_pass(&c, &q, &ns, &err), &err);
+            assert_true(ns == (mode == RECOMPUTE_NONE        ? want[i].none
+                               : mode == RECOMPUTE_SELECTIVE ? want[i].selective
+                                                             : want[i].full));
+        }
+        T_OK(cost_pair(&c, &f, &b, &ns, &err), &err);
+        assert_true(ns == (mode == RECOMPUTE_FULL ? 2100000 : 1500000));
+        u.pair_given = true;
+        u.pair_ms = 2;
+        T_OK(cost_pair(&c, &f, &b, &ns, &err), &err);
+        assert_true(ns == (mode == RECOMPUTE_FULL ? 1600000 : 1000000));
+        u.pair_given = false;
+        c.recompute_placed = true;
+        T_OK(cost_pass(&c, &b, &ns, &err), &err);
+        assert_true(ns == 1000000);
+    }
+}
+
 static void unit_refusals(void **state)
 {
     td_arena *const a = *state;
@@ -436,6 +477,7 @@ int main(void)
         cmocka_unit_test(presets_cite),
         cmocka_unit_test(efficiency_between_points),
         WITH_ARENA(unit_rules),
+        WITH_ARENA(unit_recompute),
         WITH_ARENA(unit_refusals),
         WITH_ARENA(unit_pairs_and_messages),
         WITH_ARENA(unit_file),
