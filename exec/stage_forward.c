@@ -24,6 +24,16 @@ void stage_project(k_ctx *ctx, long rows, long in, long out, const float *x, con
     k_ops_of(ctx)->gemm(ctx, false, true, rows, out, in, 1.0f, x, in, w, in, 0.0f, y, ldy);
 }
 
+/* The same with a bias, where there is one. */
+static void project_biased(k_ctx *ctx, long rows, long in, long out, const float *x, const float *w,
+                           const float *bias, float *y, long ldy)
+{
+    if (bias != NULL)
+        k_ops_of(ctx)->gemm_bias(ctx, rows, out, in, x, w, bias, y, ldy);
+    else
+        stage_project(ctx, rows, in, out, x, w, y, ldy);
+}
+
 void stage_attend(k_ctx *ctx, const stage_code *c, const stage_args *p, int64_t l,
                   const layer_view *v)
 {
@@ -55,9 +65,8 @@ static void project_qkv(k_ctx *ctx, const stage_code *c, const stage_args *p, in
     for (int i = 0; i < (sliced && !again ? 3 : 1); i++) {
         float *const out = parts[i].out;
         const long first = parts[i].first, n = parts[i].n;
-        stage_project(ctx, d.rows, d.hidden, n, y1, stage_skip(c, w, first * d.hidden), out, n);
-        if (bias != NULL)
-            k_ops_of(ctx)->bias_add(ctx, d.rows, n, out, n, stage_skip(c, bias, first));
+        project_biased(ctx, d.rows, d.hidden, n, y1, stage_skip(c, w, first * d.hidden),
+                       bias != NULL ? stage_skip(c, bias, first) : NULL, out, n);
         if (c->rope != NULL && parts[i].turned > 0)
             k_ops_of(ctx)->rope(ctx, false, d.rows, c->seq, p->prefix, parts[i].turned, m->head_dim,
                                 c->rope, out, n);
@@ -124,8 +133,8 @@ void stage_logits(k_ctx *ctx, const stage_code *c, const stage_args *p, long fir
     const long hidden = c->m->hidden;
     const float *const y = stage_skip(c, stage_head_input(c, p), first * hidden);
     const float *const bias = stage_weight(c, p, -1, PARAM_HEAD_BIAS);
-    stage_project(ctx, n, hidden, c->m->vocab, y, stage_head_weight(c, p), out, c->stash.logits_ld);
-    if (bias != NULL) k_ops_of(ctx)->bias_add(ctx, n, c->m->vocab, out, c->stash.logits_ld, bias);
+    project_biased(ctx, n, hidden, c->m->vocab, y, stage_head_weight(c, p), bias, out,
+                   c->stash.logits_ld);
 }
 
 static void final_norm(k_ctx *ctx, const stage_code *c, const stage_args *p, float *x,

@@ -61,6 +61,13 @@ static void vocab_loss(k_ctx *ctx, long rows, const int32_t *target, const float
     *out = k_vocab_loss(rows, target, stats) * factor;
 }
 
+static void gemm_bias(k_ctx *ctx, long rows, long out, long in, const float *x, const float *w,
+                      const float *bias, float *y, long ldy)
+{
+    k_gemm_cpu(ctx, false, true, rows, out, in, 1.0f, x, in, w, in, 0.0f, y, ldy);
+    k_bias_add_cpu(ctx, rows, out, y, ldy, bias);
+}
+
 static void norms(k_ctx *ctx, const k_adamw_stage *s, double *table)
 {
     for (long i = 0; i < s->n_pieces; i++)
@@ -98,6 +105,7 @@ const k_ops k_ops_cpu = {
     .name = "cpu",
     .gemm = k_gemm_cpu,
     .gemm_grad = k_gemm_cpu,
+    .gemm_bias = gemm_bias,
     .layernorm_fwd = k_layernorm_fwd_cpu,
     .layernorm_bwd = k_layernorm_bwd_cpu,
     .rmsnorm_fwd = k_rmsnorm_fwd_cpu,

@@ -45,6 +45,10 @@ typedef struct k_ops {
     void (*gemm_grad)(k_ctx *ctx, bool trans_a, bool trans_b, long m, long n, long k, float alpha,
                       const float *a, long lda, const float *b, long ldb, float beta, float *c,
                       long ldc);
+    /* y = x w^T + bias, added before y is rounded to elements. x: [rows, in], w: [out, in],
+     * bias: [out], y: [rows, out] with ldy; all are elements. */
+    void (*gemm_bias)(k_ctx *ctx, long rows, long out, long in, const float *x, const float *w,
+                      const float *bias, float *y, long ldy);
     void (*layernorm_fwd)(k_ctx *ctx, long rows, long cols, float eps, const float *x,
                           const float *bias, const float *res, float *sum, const float *gamma,
                           const float *beta, float *y, float *mean, float *rstd);

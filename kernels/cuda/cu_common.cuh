@@ -18,9 +18,10 @@ typedef __nv_bfloat16 bf16;
 enum { CU_ALGOS = 256 };
 #define CU_WORKSPACE ((size_t)64 << 20)
 
-/* A product that has been seen, and how it is computed. */
+/* A product that has been seen, and how it is computed, unless the library has no way. */
 struct cu_algo {
     long key[10];
+    cublasStatus_t found;
     cublasLtMatmulAlgo_t algo;
 };
 
@@ -200,6 +201,7 @@ static __device__ inline float cu_block_max(float x, float *room)
 #define CU_OP(name) std::remove_pointer_t<decltype(k_ops::name)> cu_##name
 CU_OP(gemm);
 CU_OP(gemm_grad);
+CU_OP(gemm_bias);
 CU_OP(layernorm_fwd);
 CU_OP(layernorm_bwd);
 CU_OP(rmsnorm_fwd);

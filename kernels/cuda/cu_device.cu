@@ -251,11 +251,12 @@ void k_cuda_use(k_ctx *ctx, k_cuda_lane *lane)
 }
 
 const k_ops k_ops_cuda = {
-    "cuda",         cu_gemm,           cu_gemm_grad,  cu_layernorm_fwd, cu_layernorm_bwd,
-    cu_rmsnorm_fwd, cu_rmsnorm_bwd,    cu_bias_add,   cu_colsum,        cu_gelu_fwd,
-    cu_gelu_bwd,    cu_swiglu_fwd,     cu_swiglu_bwd, cu_rope,          cu_embed_fwd,
-    cu_embed_bwd,   cu_xent,           cu_loss_sum,   cu_vocab_softmax, cu_vocab_inputs,
-    cu_vocab_join,  cu_vocab_gradient, cu_vocab_loss, cu_attn_fwd,      cu_attn_bwd,
-    cu_add,         cu_axpy,           cu_take_rows,  cu_copy,          cu_copy_rows,
-    cu_zero,        cu_put_pair,       cu_norms,      cu_clip,          cu_adamw,
+    "cuda",           cu_gemm,        cu_gemm_grad,      cu_gemm_bias,  cu_layernorm_fwd,
+    cu_layernorm_bwd, cu_rmsnorm_fwd, cu_rmsnorm_bwd,    cu_bias_add,   cu_colsum,
+    cu_gelu_fwd,      cu_gelu_bwd,    cu_swiglu_fwd,     cu_swiglu_bwd, cu_rope,
+    cu_embed_fwd,     cu_embed_bwd,   cu_xent,           cu_loss_sum,   cu_vocab_softmax,
+    cu_vocab_inputs,  cu_vocab_join,  cu_vocab_gradient, cu_vocab_loss, cu_attn_fwd,
+    cu_attn_bwd,      cu_add,         cu_axpy,           cu_take_rows,  cu_copy,
+    cu_copy_rows,     cu_zero,        cu_put_pair,       cu_norms,      cu_clip,
+    cu_adamw,
 };

@@ -27,6 +27,28 @@ static void product(cuda_pair *p, bool ta, bool tb, long m, long n, long k, bool
     cuda_pair_clear(p);
 }
 
+/* With its bias; `off` elements into it, where the library may have no such product. */
+static void product_bias(cuda_pair *p, long rows, long out, long in, long off)
+{
+    char name[100];
+    const long ldy = out + 8;
+    const cuda_tensor x = cuda_random(p, rows * in, false), w = cuda_random(p, out * in, false);
+    const cuda_tensor bias = cuda_random(p, out + off, false);
+    const cuda_tensor y = cuda_output(p, rows * ldy, false);
+    uint64_t bits[2];
+    for (int i = 0; i < 2; i++) {
+        k_ops_of(p->gpu)->gemm_bias(p->gpu, rows, out, in, cuda_at(&x), cuda_at(&w),
+                                    cuda_skip(p, &bias, off), cuda_at(&y), ldy);
+        bits[i] = cuda_bits(p, &y);
+    }
+    k_gemm_cpu(p->cpu, false, true, rows, out, in, 1.0f, x.cpu, in, w.cpu, in, 0.0f, y.cpu, ldy);
+    k_bias_add_cpu(p->cpu, rows, out, y.cpu, ldy, bias.cpu + off);
+    (void)snprintf(name, sizeof name, "product and bias %ld x %ld x %ld, %ld in", rows, out, in,
+                   off);
+    cuda_report(p, name, cuda_error_rows(p, &y, rows, out, ldy), bits[0] == bits[1]);
+    cuda_pair_clear(p);
+}
+
 static void vectors(cuda_pair *p, long n)
 {
     const cuda_tensor x = cuda_random(p, n, false), y = cuda_random(p, n, false);
@@ -154,6 +176,9 @@ static void test(cuda_pair *p)
             for (int grad = 0; grad < 2; grad++)
                 product(p, t % 2 == 1, t / 2 == 1, sizes[i][0], sizes[i][1], sizes[i][2],
                         grad == 1);
+    for (int i = 0; i < 4; i++)
+        for (long off = 0; off < 3; off++)
+            product_bias(p, sizes[i][0], sizes[i][1], sizes[i][2], off);
     rows_of_bytes(p, 7, 64, 16);
     rows_of_bytes(p, 30, 12, 4);
     rows_of_bytes(p, 5, 7, 3);

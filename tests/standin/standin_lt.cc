@@ -198,6 +198,9 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     *n = 0;
     if (wanted < 1 || !shape_of(d, a, b, c, &shape)) return CUBLAS_STATUS_INVALID_VALUE;
     if (!types_fit(a, b, c, out)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    /* as a library may: who asks for what is fused must be able to go without */
+    if (d->epilogue != CUBLASLT_EPILOGUE_DEFAULT && wish->align[3] < 4)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     for (int i = 0; i < wanted && i < 3; i++) {
         standin_algo algo = {hash_of(d, all), 0, {0, 0, 0, 0}, 0, 0};
         algo.workspace = wish->workspace < 4096 ? wish->workspace : 4096;

@@ -288,6 +288,17 @@ static int not_aligned(void)
     return CASE_RIGHT;
 }
 
+static int fused_not_aligned(void)
+{
+    product biased = some;
+    biased.epilogue = CUBLASLT_EPILOGUE_BIAS;
+    set_up s = prepared(biased);
+    const uint32_t align = 2;
+    good(cublasLtMatmulPreferenceSetAttribute(s.wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+                                              &align, sizeof align));
+    return find(&s) == CUBLAS_STATUS_NOT_SUPPORTED ? CASE_RIGHT : CASE_WRONG;
+}
+
 static int do_not_fit(void)
 {
     set_up s = prepared(some);
@@ -313,6 +324,7 @@ int main(void)
     const standin_case all[] = {
         {"products", products, c::ALL_RIGHT, nullptr},
         {"epilogues", epilogues, c::ALL_RIGHT, nullptr},
+        {"nothing fused for odd addresses", fused_not_aligned, c::ALL_RIGHT, nullptr},
         {"a product leaves nothing in its workspace", workspace_used, c::ALL_RIGHT, nullptr},
         {"another product's algorithm", other_algorithm, c::REFUSED, "another product"},
         {"a workspace too small", small_workspace, c::REFUSED, "too small"},
