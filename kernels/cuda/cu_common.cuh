@@ -16,7 +16,7 @@ typedef __nv_bfloat16 bf16;
 /* --- host side --- */
 
 enum { CU_ALGOS = 256 };
-#define CU_WORKSPACE ((size_t)64 << 20)
+#define CU_WORKSPACE ((size_t)32 << 20)
 
 /* A product that has been seen, and how it is computed, unless the library has no way. */
 struct cu_algo {
