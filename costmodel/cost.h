@@ -30,6 +30,7 @@ typedef struct pass_query {
     pass_kind pass;
     int32_t stage;
     int64_t slice_len, prefix, seq_len; /* tokens; a unit-time slice costs slice_len / seq_len */
+    bool keeps_nothing; /* F of a rank that runs no backward: a profile that measured it knows */
 } pass_query;
 
 typedef enum coll_kind {

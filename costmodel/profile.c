@@ -317,9 +317,12 @@ td_status profile_pass_ns(const profile *p, const sizes *z, const pass_query *q,
     *ns = 0;
     for (int part = 0; part < PART_FUSED_HEAD; part++) {
         if (!has_part(z, s, q->pass, (stage_part)part)) continue;
+        /* under full recomputation a forward of layers keeps nothing either */
+        const bool bare_forward = q->keeps_nothing && q->pass == PASS_F && part == PART_LAYERS &&
+                                  shard->pass[RECOMPUTE_FULL][PASS_F][part].n > 0;
         const part_query one = {.p = shard,
                                 .part = (stage_part)part,
-                                .mode = z->run.recompute,
+                                .mode = bare_forward ? RECOMPUTE_FULL : z->run.recompute,
                                 .tokens = tokens,
                                 .attended = tokens * context,
                                 .bare = tokens * bare,

@@ -77,7 +77,7 @@ static td_status stage_cost(const cost_model *c, int32_t stage, sched_stage_cost
     message_cost m = {0};
     const bool priced = c->units != NULL || c->cluster != NULL || c->profile != NULL;
     for (int k = 0; k < PASS_COUNT; k++) {
-        const pass_query q = {(pass_kind)k, stage, tokens, 0, tokens};
+        const pass_query q = {(pass_kind)k, stage, tokens, 0, tokens, false};
         if (!priced || cost_pass(c, &q, &out->pass_ns[k], NULL) != TD_OK) out->pass_ns[k] = -1;
     }
     if (c->sizes->model != NULL) {

@@ -58,7 +58,8 @@ static pass_query query_of(const plan *p, const plan_class *c, const cost_model 
                         .stage = i->stage,
                         .slice_len = c->slice_len,
                         .prefix = c->prefix,
-                        .seq_len = p->seq_len};
+                        .seq_len = p->seq_len,
+                        .keeps_nothing = c->kind == PASS_F && i->forward_row != i->backward_row};
 }
 
 /* An overlapped cell: in a plan's class, bytes and second name the members' classes. */

@@ -260,8 +260,10 @@ static void finds_contexts(void **state)
         const stage_desc stage = {.n_layers = 4};
         const sizes z = {.model = &m, .run = run, .stages = &stage, .n_stages = 1, .chunks = 1};
         double slice = 0, whole = 0;
-        T_OK(profile_pass_ns(&p, &z, &(pass_query){PASS_F, 0, 128, 0, 512}, &whole, &err), &err);
-        T_OK(profile_pass_ns(&p, &z, &(pass_query){PASS_F, 0, 128, 192, 512}, &slice, &err), &err);
+        T_OK(profile_pass_ns(&p, &z, &(pass_query){PASS_F, 0, 128, 0, 512, false}, &whole, &err),
+             &err);
+        T_OK(profile_pass_ns(&p, &z, &(pass_query){PASS_F, 0, 128, 192, 512, false}, &slice, &err),
+             &err);
         T_CLOSE(slice - whole,
                 4 * (added[0] + added[1] * 256 + added[2] * 384 + added[3] * 256 * 192), 0.02, 0);
     }

@@ -276,11 +276,12 @@ static void slices_add_up(void **state)
         for (int64_t at = 0; at < 2048;) {
             int64_t len = 1 + td_rng_below(&rng, 700);
             if (at + len > 2048) len = 2048 - at;
-            T_OK(pass_work_of(&r.z, &(pass_query){PASS_F, 0, len, at, 2048}, &w, &err), &err);
+            T_OK(pass_work_of(&r.z, &(pass_query){PASS_F, 0, len, at, 2048, false}, &w, &err),
+                 &err);
             sum += w.flops;
             at += len;
         }
-        T_OK(pass_work_of(&r.z, &(pass_query){PASS_F, 0, 2048, 0, 2048}, &w, &err), &err);
+        T_OK(pass_work_of(&r.z, &(pass_query){PASS_F, 0, 2048, 0, 2048, false}, &w, &err), &err);
         whole = w.flops;
         T_CLOSE(sum, whole, 1e-9, 0);
     }
@@ -290,7 +291,7 @@ static double slice_flops(gpt3_run *r, pass_kind pass, int64_t len, int64_t pref
 {
     td_err err = {0};
     pass_work w;
-    const pass_query q = {pass, 0, len, prefix, 2048};
+    const pass_query q = {pass, 0, len, prefix, 2048, false};
     T_OK(pass_work_of(&r->z, &q, &w, &err), &err);
     return w.flops;
 }

@@ -146,7 +146,7 @@ static void cost_of_stage(void **state)
     for (int32_t b = 1; b <= 2; b++)
         for (int32_t end = 1; end <= 8; end++)
             for (int32_t len = 1; len <= end; len++) {
-                pass_query q = {PASS_F, 0, 64 * len, 64 * (end - len), 512};
+                pass_query q = {PASS_F, 0, 64 * len, 64 * (end - len), 512, false};
                 int64_t f = 0, back = 0;
                 message_cost msg;
                 z.run.micro_batch = b;

@@ -121,9 +121,29 @@ static double price(tiny_run *r, pass_kind pass, int32_t stage)
 {
     td_err err = {0};
     int64_t ns = 0;
-    const pass_query q = {pass, stage, 64, 0, 64};
+    const pass_query q = {pass, stage, 64, 0, 64, false};
     T_OK(cost_pass(&r->cost, &q, &ns, &err), &err);
     return (double)ns;
+}
+
+/* A forward of a rank without backwards is priced as what was measured to keep nothing, and as any
+ * other where none was. */
+static void forward_that_keeps_nothing(void **state)
+{
+    (void)state;
+    tiny_run r;
+    tiny_start(&r);
+    td_err err = {0};
+    const pass_query q = {PASS_F, 1, 64, 0, 64, true};
+    int64_t ns = 0;
+    T_OK(cost_pass(&r.cost, &q, &ns, &err), &err);
+    const double usual = price(&r, PASS_F, 1);
+    T_CLOSE((double)ns, usual, 0, 0.5);
+    r.p.shard[0].pass[RECOMPUTE_FULL][PASS_F][PART_LAYERS] =
+        (profile_fit){.n = 5, .c = {{700, 1}, {9, 1}, {0.25, 1}}};
+    T_OK(cost_pass(&r.cost, &q, &ns, &err), &err);
+    T_CLOSE((double)ns, usual - 3 * (300 + 128), 0, 0.5);
+    T_CLOSE(price(&r, PASS_F, 1), usual, 0, 0.5);
 }
 
 static void profile_prices(void **state)
@@ -212,7 +232,7 @@ static void profile_refusals(void **state)
     td_err err = {0};
     tiny_run r;
     int64_t ns = 0;
-    const pass_query f = {PASS_F, 0, 64, 0, 64}, s = {PASS_S, 1, 64, 0, 64};
+    const pass_query f = {PASS_F, 0, 64, 0, 64, false}, s = {PASS_S, 1, 64, 0, 64, false};
     tiny_start(&r);
     T_FAILS(cost_pass(&r.cost, &s, &ns, &err), TD_EUSAGE, &err, "pass S of the head");
     r.m.hidden = 128;
@@ -322,8 +342,8 @@ static void links_and_degrees(void **state)
     T_OK(cost_message(&r.cost, 0, 1, 8, &m, &err), &err);
     assert_int_equal(m.latency_ns, 5000);
     r.z.run.tp = 2;
-    T_FAILS(cost_pass(&r.cost, &(pass_query){PASS_F, 0, 64, 0, 64}, &ns, &err), TD_EUSAGE, &err,
-            "measured with tensor-parallel degree 1, this run has 2");
+    T_FAILS(cost_pass(&r.cost, &(pass_query){PASS_F, 0, 64, 0, 64, false}, &ns, &err), TD_EUSAGE,
+            &err, "measured with tensor-parallel degree 1, this run has 2");
     /* noise: of the kind, else the largest of all */
     r.p.shard[0].pass[0][PASS_F][PART_LAYERS].spread = 0.02;
     r.p.shard[0].pass[0][PASS_F][PART_HEAD].spread = 0.03;
@@ -343,10 +363,15 @@ static void links_and_degrees(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(profile_version_1),  cmocka_unit_test(profiles_merge),
-        cmocka_unit_test(measured_shards),    cmocka_unit_test(links_and_degrees),
-        cmocka_unit_test(profile_round_trip), cmocka_unit_test(profile_prices),
-        cmocka_unit_test(profile_refusals),   cmocka_unit_test(profile_sums),
+        cmocka_unit_test(profile_version_1),
+        cmocka_unit_test(profiles_merge),
+        cmocka_unit_test(measured_shards),
+        cmocka_unit_test(links_and_degrees),
+        cmocka_unit_test(profile_round_trip),
+        cmocka_unit_test(profile_prices),
+        cmocka_unit_test(forward_that_keeps_nothing),
+        cmocka_unit_test(profile_refusals),
+        cmocka_unit_test(profile_sums),
         cmocka_unit_test(profile_shards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -114,7 +114,7 @@ static void test_bytes(void **state)
 
 static double flops_of(const sizes *z, pass_kind pass, int32_t stage)
 {
-    const pass_query q = {pass, stage, z->run.seq_len, 0, z->run.seq_len};
+    const pass_query q = {pass, stage, z->run.seq_len, 0, z->run.seq_len, false};
     pass_work w;
     td_err err = {0};
     T_OK(pass_work_of(z, &q, &w, &err), &err);
