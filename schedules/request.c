@@ -251,12 +251,7 @@ static td_status take_plan(const request *q, const char *text, const char *name,
     if (q->microbatches != 0 && q->microbatches != p->n_microbatches)
         return td_fail(err, TD_EUSAGE, "--microbatches %lld: %s has %d", (long long)q->microbatches,
                        name, p->n_microbatches);
-    bool apart = false;
-    for (uint32_t i = 0; i < p->n_insts; i++)
-        apart |= p->insts[i].forward_row != p->insts[i].backward_row;
-    if (q->pp != 0 && q->pp != p->n_rows && !apart)
-        return td_fail(err, TD_EUSAGE, "--pp %lld: %s has %d rows", (long long)q->pp, name,
-                       p->n_rows);
+    TD_TRY(request_check_given(q, p, name, err));
     if (q->slice_tokens != NULL)
         return td_fail(err, TD_EUSAGE, "--slice-tokens: %s is cut already; leave it out", name);
     TD_TRY(check_given(q, name, p->chunks, p->n_slices, err));

@@ -85,6 +85,11 @@ TD_MUST_USE td_status request_price(const void *pricing, int32_t n_stages, sched
 TD_MUST_USE td_status request_machine(const char *cluster, const char *profile_path, int link,
                                       int64_t pp, td_arena *a, cost_model *out, td_err *err);
 
+/* Whether the options that lowering takes say what `p`, read from `name`, is: TD_EUSAGE with one
+ * line where they say otherwise. Values that are an option's default are not looked at. */
+TD_MUST_USE td_status request_check_given(const request *q, const plan *p, const char *name,
+                                          td_err *err);
+
 /* "channel": as --mapping and the JSON say it. */
 const char *plan_mapping_name(plan_mapping m);
 

@@ -34,7 +34,7 @@ cmp -s "$work/a" "$work/b" || complain "lengths for a file are not those of the 
 
 # --- plans the same, and the sizes they were lowered for ---
 expect 0 '' psim run --plan "$work/s.plan" $tiny --cluster local:2
-expect 2 'psim: --pp 5: *s.plan has 2 rows' psim run --plan "$work/s.plan" --pp 5 $unit
+expect 2 'psim: --pp 5: *s.plan has 2 rows*' psim run --plan "$work/s.plan" --pp 5 $unit
 expect 2 'psim: --slices 2: *s.plan has 3' psim run --plan "$work/s.plan" --slices 2 $unit
 expect 2 'psim: --opt f=2: *' psim run --plan "$work/s.plan" --opt f=2 $unit
 expect 2 'psim: --slice-tokens: *cut already*' \
@@ -42,6 +42,23 @@ expect 2 'psim: --slice-tokens: *cut already*' \
 expect 2 'psim: --tp 2 *lowered for 1 and 1' psim run --plan "$work/s.plan" --tp 2 $unit
 expect 2 'psim: plan: its weights *--dtype bf16*' \
     psim run --plan "$work/s.plan" --model tiny-gpt2 --cluster local:2
+for said in '--seq-len 64:lowered with 128' '--lookahead 4:lowered with 1' \
+    '--send-window 1:lowered with 0' '--mapping single:lowered with channel' \
+    '--account-for-loss:has its layers' '--sequence-parallel:no tensor' \
+    '--post-validation:no such validation' '--placement folded:has its devices'; do
+    expect 2 "psim: ${said%%:*}*: *s.plan*${said#*:}*" \
+        psim run --plan "$work/s.plan" $tiny ${said%%:*} --cluster local:2
+done
+expect 2 'psim: --layers: *has its layers*' psim run --plan "$work/s.plan" --layers 1,7 $unit
+expect 2 'psim: --layout: *has its layers*' psim run --plan "$work/s.plan" --layout 'Et|t*7L' $unit
+expect 0 '' psim run --plan "$work/s.plan" $tiny --seq-len 128 --pp 2 --cluster local:2
+psim plan --schedule fbd --pp 2 -m 2 --dp 2 $tiny --seq-len 16 -o "$work/fbd.plan"
+expect 2 'psim: --pp 4: *4 rows and 2 stages' psim run --plan "$work/fbd.plan" --pp 4 $unit
+expect 2 'psim: --zero1: *whole optimizer*' psim run --plan "$work/fbd.plan" --zero1 $unit
+expect 2 'psim: --fold: *all its replicas*' psim run --plan "$work/fbd.plan" --fold $unit
+expect 2 'pexec: --seq-len 32: *lowered with 16*' \
+    pexec check --plan "$work/fbd.plan" --model tiny-gpt2 --seq-len 32
+expect 0 '' pexec check --plan "$work/fbd.plan" --model tiny-gpt2 --pp 2 --dp 2 --seq-len 16
 
 expect 2 'psim: --tp 3: does not divide the 4 heads of tiny-gpt2; legal: 1, 2, 4' \
     psim run 1f1b --pp 2 --microbatches 2 --tp 3 $tiny --cluster h100-dgx
