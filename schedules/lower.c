@@ -124,23 +124,26 @@ td_status lower_add_streams(td_arena *a, const plan *in, const new_stream *strea
         return td_fail(err, TD_ENOMEM, "out of memory for %u tasks", out->n_tasks);
     memcpy(out->tasks, in->tasks, in->n_tasks * sizeof *tasks);
     if (n_tasks > 0) memcpy(out->tasks + in->n_tasks, tasks, n_tasks * sizeof *tasks);
+    memcpy(out->ranks, in->ranks, in->n_ranks * sizeof *out->ranks);
+    for (uint32_t i = 0; i < n_streams; i++) out->ranks[streams[i].rank].n_streams++;
     uint32_t at = 0;
     for (uint32_t r = 0; r < in->n_ranks; r++) {
         plan_rank *const rank = &out->ranks[r];
-        *rank = in->ranks[r];
-        memcpy(&out->streams[at], &in->streams[rank->first_stream],
-               rank->n_streams * sizeof *out->streams);
+        const plan_rank *const old = &in->ranks[r];
         rank->first_stream = at;
         at += rank->n_streams;
-        for (uint32_t i = 0; i < n_streams; i++) {
-            if (streams[i].rank != r) continue;
-            out->streams[at++] = (plan_stream){.kind = streams[i].kind,
-                                               .rank = r,
-                                               .first_task = in->n_tasks + streams[i].first,
-                                               .n_tasks = streams[i].n,
-                                               .channel = streams[i].channel};
-            rank->n_streams++;
-        }
+        rank->n_streams = old->n_streams;
+        memcpy(&out->streams[rank->first_stream], &in->streams[old->first_stream],
+               old->n_streams * sizeof *out->streams);
+    }
+    for (uint32_t i = 0; i < n_streams; i++) {
+        plan_rank *const rank = &out->ranks[streams[i].rank];
+        out->streams[rank->first_stream + rank->n_streams++] =
+            (plan_stream){.kind = streams[i].kind,
+                          .rank = streams[i].rank,
+                          .first_task = in->n_tasks + streams[i].first,
+                          .n_tasks = streams[i].n,
+                          .channel = streams[i].channel};
     }
     return TD_OK;
 }
