@@ -12,10 +12,11 @@ printf 'To be, or not to be, that is the question: %.0s' 1 2 3 4 5 6 7 8 9 10 11
 # shellcheck disable=SC2016
 processes 4 sh -c 'echo $$ >"'"$work"'/pid.$OMPI_COMM_WORLD_RANK"; exec pexec "$@"' sh train \
     --schedule 1f1b --pp 4 --microbatches 8 --model tiny-gpt2 --micro-batch 1 --seq-len 16 \
-    --data "$work/text.txt" --steps 1000000 --quiet --timeout 2 >"$work/out" 2>&1 &
+    --data "$work/text.txt" --steps 1000000 --val-every 20 --val-batches 1 --timeout 2 \
+    >"$work/out" 2>&1 &
 job=$!
-while [ ! -s "$work/pid.2" ]; do sleep 0.02; done
-sleep 1
+# under way: what stops before is a start that takes too long
+while kill -0 "$job" 2>/dev/null && ! grep -q '^step ' "$work/out"; do sleep 0.1; done
 kill -STOP "$(cat "$work/pid.2")"
 waited=0
 while kill -0 "$job" 2>/dev/null && [ "$waited" -lt 150 ]; do
