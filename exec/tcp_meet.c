@@ -198,6 +198,12 @@ static td_status next_caller(meeting *m, hello *h, int *fd, place *from, td_err 
         socklen_t len = sizeof s;
         *fd = accept(m->listener, (struct sockaddr *)(void *)&s, &len);
         if (*fd < 0) {
+            /* the caller stays in the queue, so waiting for one would not wait */
+            if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+                return td_fail(err, TD_EDEVICE,
+                               "rank %u cannot take another rank's call: %s; it needs a file for "
+                               "each of the %u ranks (ulimit -n)",
+                               m->l->rank, strerror(errno), m->l->size);
             (void)wait_for(m->listener, POLLIN, m->until_ns);
             continue;
         }

@@ -173,6 +173,14 @@ wait "$first"
 RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 MASTER_ADDR=no-such-host.invalid MASTER_PORT=$port $check \
     >"$work/out.9" 2>&1 && complain "an unknown host was taken"
 said 9 "rank 0's host no-such-host.invalid"
+# no file is left for the third connection
+port=$((port + 1))
+rank 0 4 sh -c 'ulimit -n 6; exec "$@"' sh $check --timeout 5
+for i in 1 2 3; do rank $i 4 $check --timeout 5; done
+for i in 0 1 2 3; do
+    eval "wait \$pid_$i" && complain "rank $i of 4 was content without files"
+done
+said 0 'rank 0 cannot .*: Too many open files'
 # variables that are missing
 RANK=1 $check >"$work/out.9" 2>&1 && complain "RANK alone was taken"
 said 9 'WORLD_SIZE is not set'
