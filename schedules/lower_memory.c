@@ -277,12 +277,14 @@ td_status plan_check_limit(const plan *p, int64_t limit, td_err *err)
     char need[32], over[32], most[32], fixed[32];
     return td_fail(err, TD_EPLAN,
                    "rank %u needs %s, %s over the limit of %s (%s of it weights, gradients and "
-                   "optimizer; %u of %u ranks are over); more --pp or --tp, --recompute, or a "
-                   "schedule with fewer microbatches in flight would help",
+                   "optimizer; %u of %u ranks are over); legal: --memory-limit %lld or more; more "
+                   "--pp or --tp, --recompute, or a schedule with fewer microbatches in flight "
+                   "would help",
                    worst, td_print_bytes(need, sizeof need, k->arena_bytes),
                    td_print_bytes(over, sizeof over, k->arena_bytes - limit),
                    td_print_bytes(most, sizeof most, limit),
-                   td_print_bytes(fixed, sizeof fixed, k->persistent_bytes), n_over, p->n_ranks);
+                   td_print_bytes(fixed, sizeof fixed, k->persistent_bytes), n_over, p->n_ranks,
+                   (long long)k->arena_bytes);
 }
 
 td_status lower_memory(const lowering *l, const plan *in, plan *out, td_err *err)

@@ -76,11 +76,12 @@ static void add_weights(v_slots *v, bool split, row_view *view)
     v->n_weights[1] = split ? v->m : 0;
 }
 
-/* Peak of live chunk activations of a row; without W in it, each W takes the first free slot. */
-static int32_t row_peak(const row_view *view, bool weights)
+/* Peak of live chunk activations in the first n slots of a row; without W in it, each W takes the
+ * first free slot. */
+static int32_t row_peak(const row_view *view, int32_t n, bool weights)
 {
     int32_t live = 0, peak = 0, pending = 0;
-    for (int32_t s = 0; s < view->n; s++) {
+    for (int32_t s = 0; s < n; s++) {
         const int kind = view->at[s] - 1;
         if (kind == V_FD || kind == V_FU) live++;
         if (kind >= V_WD) live--;
@@ -130,6 +131,14 @@ static int32_t earliest(const v_slots *v, const v_pass *x)
     return lo + 1;
 }
 
+/* Whether a row keeps within the peak after a pass of it came from slot `from` to an earlier one.
+ * With W in their slots only an earlier F keeps more, and only up to where it came from. */
+static bool keeps_peak(const packer *t, const row_view *row, int kind, int32_t from)
+{
+    if (!t->weights) return row_peak(row, row->n, false) <= t->peak;
+    return (kind != V_FD && kind != V_FU) || row_peak(row, from, true) <= t->peak;
+}
+
 /* Moves a pass to the first earlier free slot that keeps the peak. Slots before the pass's own
  * hold only passes that were visited, so what is free there stays free. */
 static void move_pass(packer *t, const v_pass *x)
@@ -139,7 +148,7 @@ static void move_pass(packer *t, const v_pass *x)
         if (row->at[s] != 0) continue;
         row->at[s] = row->at[x->slot];
         row->at[x->slot] = 0;
-        if (row_peak(row, t->weights) <= t->peak) {
+        if (keeps_peak(t, row, x->kind, x->slot)) {
             v_row(t->v, x->kind, x->rank)[x->k] = s;
             return;
         }
@@ -158,7 +167,7 @@ static td_status pack(packer *t, td_arena *a, td_err *err)
     if (t->weights) add_weights(v, false, &t->row[0]);
     for (int32_t r = 0; r < v->p; r++) {
         view_row(v, r, &t->row[r]);
-        const int32_t peak = row_peak(&t->row[r], t->weights);
+        const int32_t peak = row_peak(&t->row[r], t->row[r].n, t->weights);
         if (peak > t->peak) t->peak = peak;
     }
     TD_TRY(v_visit(v, a, &all, &n, err));

@@ -55,6 +55,14 @@ least=$(sed 's/.*works is \([0-9]*\) bytes.*/\1/' "$work/.stderr")
 expect 0 '' $run --memory-limit "$least"
 expect 1 'psim: *the least that works is *' $run --memory-limit $((least - 1))
 
+for name in zb-h1 zb-h2 zb-v v-half v-min 1f1b-v interleaved-zb; do
+    run="psim run $name --pp 4 --microbatches 8 --model tiny-gpt2 --cluster h100-dgx --json"
+    expect 1 'psim: *needs *legal: --memory-limit * or more*' $run --memory-limit 1KiB
+    least=$(sed 's/.*--memory-limit \([0-9]*\) or more.*/\1/' "$work/.stderr")
+    expect 0 '' $run --memory-limit "$least"
+    expect 1 'psim: *needs *' $run --memory-limit $((least - 1))
+done
+
 # an order that stays the same for a little less does not end in one microbatch at a time
 for limit in 3700 3750; do
     expect 0 '' psim run zb-auto --pp 4 --microbatches 12 --model gpt2-355m --cluster a100-dgx \
