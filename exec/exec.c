@@ -42,6 +42,19 @@ static td_status refuse_plan(const plan *p, const sizes *z, td_err *err)
     return TD_OK;
 }
 
+/* Shards of another degree are put together on the cores. */
+static td_status refuse_on_device(const plan *p, td_err *err)
+{
+    for (uint32_t r = 0; r < p->n_ranks; r++)
+        if (p->ranks[r].tp != p->tp)
+            return td_fail(err, TD_EUSAGE,
+                           "rank %u of tensor-parallel degree %d takes weights from shards of "
+                           "degree %d, which is not executed on a device; give all ranks one "
+                           "degree, or use --backend cpu",
+                           r, p->ranks[r].tp, p->tp);
+    return TD_OK;
+}
+
 /* --- opening --- */
 
 static uint32_t position_after(const plan_stream *compute, uint32_t gate)
@@ -206,6 +219,7 @@ td_status exec_open(const plan *p, const sizes *z, const exec_options *o, td_are
         return td_fail(err, TD_EUSAGE,
                        "post-validation is not executed on a device: ranks decide on the cores; "
                        "leave out --post-validation or use --backend cpu");
+    if (o->device != NULL) TD_TRY(refuse_on_device(p, err));
     TD_TRY(plan_check_sizes(p, z, err));
     if (z->run.dtype != TYPE_FP32 && (o->device == NULL || z->run.dtype != TYPE_BF16))
         return td_fail(err, TD_EUSAGE, "--dtype %s: %s", data_type_name(z->run.dtype),

@@ -144,7 +144,13 @@ train() {
 }
 
 case $part in
-few) for name in 1f1b zb-h1 dualpipev; do law $name --model tiny-llama; done ;;
+few)
+    for name in 1f1b zb-h1 dualpipev; do law $name --model tiny-llama; done
+    # what is put together on the cores is refused
+    "$bin/pexec" check --backend cuda --schedule fbd --pp 2 --microbatches 2 --tp 2 --seq-len 16 \
+        --opt merge-forward=1 --model tiny-gpt2 >"$work/out" 2>"$work/err"
+    [ $? -eq 2 ] && grep -q 'shards of degree 2' "$work/err" || { cat "$work/err"; bad=1; }
+    ;;
 schedules | options | runs | train) $part ;;
 *) echo "no part $part"; exit 1 ;;
 esac
