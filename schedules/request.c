@@ -339,25 +339,34 @@ static td_status least_memory(const request *q, const char *after, td_arena *a, 
 
 /* A search within bytes counts activations; what lives beside them is known once the plan is. So
  * it is asked again for less by as much as the plan needs too much, and by twice as much each time
- * that was not enough: an order may stay the same for a while. */
+ * that changed nothing: an order may stay the same for a while. Where that leaves too little for
+ * any order, the middle between it and the last order that was too large comes next. */
 static td_status fit_memory(const request *q, const char *after, td_arena *a, run_setup *out,
                             td_err *err)
 {
-    enum { TRIES = 10 };
+    enum { TRIES = 16 };
     request less = *q;
-    int64_t step = 0;
-    for (int i = 0; i < TRIES; i++) {
+    int64_t step = 0, last = INT64_MAX, too_large = q->memory_limit, too_little = 0;
+    bool halves = false;
+    for (int i = 0; i < TRIES && less.memory_limit > too_little; i++) {
         int64_t excess = 0;
         char *text = NULL;
-        if (less.memory_limit <= 0 || make_schedule(&less, a, out, &text, err) != TD_OK)
-            return least_memory(q, after, a, out, err);
-        TD_TRY(lower_schedule(q, after, a, out, err));
-        for (uint32_t r = 0; r < out->plan.n_ranks; r++)
-            if (out->plan.ranks[r].arena_bytes - q->memory_limit > excess)
-                excess = out->plan.ranks[r].arena_bytes - q->memory_limit;
-        if (excess == 0) return TD_OK;
-        step = excess > 2 * step ? excess : 2 * step;
-        less.memory_limit -= step;
+        if (make_schedule(&less, a, out, &text, err) != TD_OK) {
+            if (i == 0) break; /* the limit itself */
+            too_little = less.memory_limit;
+            halves = true;
+        } else {
+            TD_TRY(lower_schedule(q, after, a, out, err));
+            for (uint32_t r = 0; r < out->plan.n_ranks; r++)
+                if (out->plan.ranks[r].arena_bytes - q->memory_limit > excess)
+                    excess = out->plan.ranks[r].arena_bytes - q->memory_limit;
+            if (excess == 0) return TD_OK;
+            too_large = less.memory_limit;
+            step = excess < last ? excess : 2 * step;
+            last = excess;
+        }
+        halves = halves || too_large - step <= too_little;
+        less.memory_limit = halves ? too_little + (too_large - too_little) / 2 : too_large - step;
     }
     return least_memory(q, after, a, out, err);
 }

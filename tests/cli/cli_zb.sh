@@ -106,4 +106,14 @@ for name in v-min v-half 1f1b; do
     last=$now
 done
 
+# more memory is never much worse, also where much of it goes to what no order decides
+last=
+for limit in 5593497 6000000 6991872; do
+    expect 0 '' psim run --schedule zb-auto --model tiny-gpt2 --pp 4 --microbatches 9 \
+        --cluster h100-dgx --post-validation --memory-limit $limit --json
+    now=$(sed 's/.*"step_ns":\([0-9]*\).*/\1/' "$work/.stdout")
+    [ -z "$last" ] || expect 0 '' test $((now * 100)) -le $((last * 105))
+    last=$now
+done
+
 finish
