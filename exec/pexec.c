@@ -246,6 +246,12 @@ static const cli_option train_options[] = {
     {.kind = CLI_FLAG, .name = "quiet", .at = AT(quiet), .help = "no progress line"},
 };
 
+#define LINK_OPTION                                                                                \
+    {                                                                                              \
+        .kind = CLI_CHOICE, .name = "link", .arg = "NAME", .at = AT(link),                         \
+        .choices = "threads|mpi|tcp", .def = "threads",                                            \
+        .help = "of a --profile: what moves tensors between ranks"                                 \
+    }
 static const cli_option order_options[] = {
     {.kind = CLI_HEADING, .help = "Orders"},
     {.kind = CLI_TEXT,
@@ -260,13 +266,7 @@ static const cli_option order_options[] = {
      .arg = "FILE",
      .at = AT(profile),
      .help = "so too, for the machine that psim calibrate fitted this for"},
-    {.kind = CLI_CHOICE,
-     .name = "link",
-     .arg = "NAME",
-     .at = AT(link),
-     .choices = "threads|mpi|tcp",
-     .def = "threads",
-     .help = "of a --profile: what moves tensors between ranks"},
+    LINK_OPTION,
 };
 
 static const cli_option emulate_options[] = {
@@ -284,13 +284,7 @@ static const cli_option emulate_options[] = {
      .at = AT(profile),
      .help = "what psim calibrate fitted for this machine, instead of a cluster: the ranks share "
              "its cores, and messages take what was measured"},
-    {.kind = CLI_CHOICE,
-     .name = "link",
-     .arg = "NAME",
-     .at = AT(link),
-     .choices = "threads|mpi|tcp",
-     .def = "threads",
-     .help = "of a --profile: what moves tensors between ranks"},
+    LINK_OPTION,
     {.kind = CLI_BYTES,
      .name = "offload",
      .arg = "BYTES",

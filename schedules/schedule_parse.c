@@ -133,7 +133,8 @@ static td_status parse_cell(parser *p, const char *at, const char *end, row_writ
         TD_TRY(parse_simple(p, &at, end, &c));
         row_add_cell(w, c);
     }
-    return at == end ? TD_OK : bad(p, at, "unexpected text after the pass");
+    return at == end ? TD_OK
+                     : bad(p, at, "unexpected text after the pass; a comma stands between passes");
 }
 
 static td_status parse_row(parser *p)

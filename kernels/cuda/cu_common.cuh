@@ -196,6 +196,29 @@ static __device__ inline float cu_block_max(float x, float *room)
     return all;
 }
 
+/* The largest element of a row and the sum of exp(element - largest), in one pass and in all
+ * threads of the block; `room` is 32 shared floats. */
+template <typename T, int V>
+static __device__ void cu_row_softmax(const T *x, long count, float *room, float *largest,
+                                      float *total)
+{
+    float top = -INFINITY, sum = 0;
+    for (long c = (long)threadIdx.x * V; c < count; c += (long)blockDim.x * V) {
+        float v[V], most = top;
+        cu_load_before<T, V>(x, c, count, -INFINITY, v);
+#pragma unroll
+        for (int i = 0; i < V; i++) most = fmaxf(most, v[i]);
+        if (most > top) {
+            sum *= expf(top - most);
+            top = most;
+        }
+#pragma unroll
+        for (int i = 0; i < V; i++) sum += v[i] == -INFINITY ? 0.0f : expf(v[i] - top);
+    }
+    *largest = cu_block_max(top, room);
+    *total = cu_block_sum(top == -INFINITY ? 0.0f : sum * expf(top - *largest), room);
+}
+
 /* --- the functions of the table --- */
 
 #define CU_OP(name) std::remove_pointer_t<decltype(k_ops::name)> cu_##name

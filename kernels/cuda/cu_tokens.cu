@@ -230,21 +230,8 @@ template <typename T, int V> __global__ void xent_kernel(xent_args a, const T *l
     CU_SHARED(float, room, [32]);
     const T *const x = logits + blockIdx.x * a.ld;
     const int32_t target = a.target[blockIdx.x];
-    float top = -INFINITY, sum = 0;
-    for (long c = (long)threadIdx.x * V; c < a.vocab; c += (long)blockDim.x * V) {
-        float v[V], most = top;
-        cu_load_before<T, V>(x, c, a.vocab, -INFINITY, v);
-#pragma unroll
-        for (int i = 0; i < V; i++) most = fmaxf(most, v[i]);
-        if (most > top) {
-            sum *= expf(top - most);
-            top = most;
-        }
-#pragma unroll
-        for (int i = 0; i < V; i++) sum += v[i] == -INFINITY ? 0.0f : expf(v[i] - top);
-    }
-    const float all = cu_block_max(top, room);
-    sum = cu_block_sum(top == -INFINITY ? 0.0f : sum * expf(top - all), room);
+    float all, sum;
+    cu_row_softmax<T, V>(x, a.vocab, room, &all, &sum);
     const double lse = (double)all + log((double)sum);
     if (threadIdx.x == 0) {
         a.loss[blockIdx.x] = target < 0 ? 0.0 : lse - (double)cu_float(x[target]);

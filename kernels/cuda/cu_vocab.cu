@@ -17,21 +17,8 @@ __global__ void softmax_kernel(long rows, k_vocab_shard w, T *y, float *stats)
     T *const x = y + blockIdx.x * w.ld;
     const long words = w.words.count;
     const int32_t target = w.target[blockIdx.x];
-    float top = -INFINITY, sum = 0;
-    for (long c = (long)threadIdx.x * V; c < words; c += (long)blockDim.x * V) {
-        float v[V], most = top;
-        cu_load_before<T, V>(x, c, words, -INFINITY, v);
-#pragma unroll
-        for (int i = 0; i < V; i++) most = fmaxf(most, v[i]);
-        if (most > top) {
-            sum *= expf(top - most);
-            top = most;
-        }
-#pragma unroll
-        for (int i = 0; i < V; i++) sum += v[i] == -INFINITY ? 0.0f : expf(v[i] - top);
-    }
-    const float all = cu_block_max(top, room);
-    sum = cu_block_sum(top == -INFINITY ? 0.0f : sum * expf(top - all), room);
+    float all, sum;
+    cu_row_softmax<T, V>(x, words, room, &all, &sum);
     if (threadIdx.x == 0) {
         const bool here = word_here(w.words, target);
         stats[blockIdx.x] = all;

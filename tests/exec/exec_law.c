@@ -60,6 +60,15 @@ const model_desc law_bert = {.name = "law-bert",
                              .learned_positions = true,
                              .norm_eps = 1e-12};
 
+model_desc law_four_heads(const model_desc *m, int64_t kv_heads)
+{
+    model_desc n = *m;
+    n.n_heads = 4;
+    n.n_kv_heads = kv_heads;
+    n.head_dim = 6;
+    return n;
+}
+
 /* Even shares of the layers; the first stages take what is left over. */
 static void share_layers(const model_desc *m, int32_t n, stage_desc *out)
 {

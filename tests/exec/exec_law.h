@@ -8,6 +8,9 @@
 /* Models of eight layers that train in milliseconds. */
 extern const model_desc law_gpt2, law_llama, law_bert;
 
+/* One of them with four heads of six columns, so that up to four shards divide them. */
+model_desc law_four_heads(const model_desc *m, int64_t kv_heads);
+
 typedef struct exec_law {
     const model_desc *model;
     int32_t dp, tp;         /* 0: 1 */

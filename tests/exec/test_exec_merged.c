@@ -12,15 +12,6 @@
 
 #include <cmocka.h>
 
-static model_desc four_heads(const model_desc *m, int64_t kv_heads)
-{
-    model_desc n = *m;
-    n.n_heads = 4;
-    n.n_kv_heads = kv_heads;
-    n.head_dim = 6;
-    return n;
-}
-
 static void hold(exec_law k, const char *option, int32_t pp)
 {
     td_arena *const a = td_arena_new();
@@ -43,7 +34,7 @@ static const char *const options[] = {
 static void test_degrees(void **state)
 {
     (void)state;
-    const model_desc gpt2 = four_heads(&law_gpt2, 4), llama = four_heads(&law_llama, 4);
+    const model_desc gpt2 = law_four_heads(&law_gpt2, 4), llama = law_four_heads(&law_llama, 4);
     for (int32_t tp = 2; tp <= 4; tp *= 2)
         for (int32_t pp = 1; pp <= 4; pp *= 2)
             for (int32_t dp = 1; dp <= 2; dp++)

@@ -12,15 +12,6 @@
 
 #include <cmocka.h>
 
-static model_desc four_heads(const model_desc *m, int64_t kv_heads)
-{
-    model_desc n = *m;
-    n.n_heads = 4;
-    n.n_kv_heads = kv_heads;
-    n.head_dim = 6;
-    return n;
-}
-
 static void hold(exec_law k, const char *name, const char *option, int32_t pp, int32_t chunks)
 {
     td_arena *const a = td_arena_new();
@@ -35,7 +26,7 @@ static void hold(exec_law k, const char *name, const char *option, int32_t pp, i
 static void test_degrees(void **state)
 {
     (void)state;
-    const model_desc gpt2 = four_heads(&law_gpt2, 4), llama = four_heads(&law_llama, 4);
+    const model_desc gpt2 = law_four_heads(&law_gpt2, 4), llama = law_four_heads(&law_llama, 4);
     for (int32_t tp = 2; tp <= 4; tp *= 2)
         for (int32_t pp = 1; pp <= 4; pp *= 2)
             for (int32_t dp = 1; dp <= 2; dp++) {
@@ -57,7 +48,7 @@ static void test_recompute(void **state)
 static void test_schedules(void **state)
 {
     (void)state;
-    const model_desc gpt2 = four_heads(&law_gpt2, 4);
+    const model_desc gpt2 = law_four_heads(&law_gpt2, 4);
     hold((exec_law){.model = &gpt2, .tp = 2}, "interleaved-1f1b", NULL, 2, 2);
     hold((exec_law){.model = &gpt2, .tp = 2}, "chimera", NULL, 2, 0);
     hold((exec_law){.model = &gpt2, .tp = 2}, "seq1f1b", NULL, 2, 0);
@@ -81,7 +72,7 @@ static void test_disaggregation(void **state)
     static const char *const options[] = {
         "topology=direct", "topology=lagged,weights=all-step", "merge-forward=1,topology=direct",
         "merge-forward=1,topology=lagged", "merge-forward=1,topology=lagged,weights=all-step"};
-    const model_desc gpt2 = four_heads(&law_gpt2, 4);
+    const model_desc gpt2 = law_four_heads(&law_gpt2, 4);
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
         hold((exec_law){.model = &gpt2, .tp = 2}, "fbd", options[i], 2, 0);
         hold((exec_law){.model = &law_llama, .tp = 2, .dp = 2}, "fbd", options[i], 2, 0);
@@ -93,7 +84,7 @@ static void test_disaggregation(void **state)
 static void test_memory_is_divided(void **state)
 {
     (void)state;
-    const model_desc gpt2 = four_heads(&law_gpt2, 4);
+    const model_desc gpt2 = law_four_heads(&law_gpt2, 4);
     const stage_desc stages[3] = {{.n_layers = 2, .embedding = true},
                                   {.first_layer = 2, .n_layers = 4},
                                   {.first_layer = 6, .n_layers = 2, .head = true}};

@@ -13,15 +13,6 @@
 
 #include <cmocka.h>
 
-static model_desc four_heads(const model_desc *m, int64_t kv_heads)
-{
-    model_desc n = *m;
-    n.n_heads = 4;
-    n.n_kv_heads = kv_heads;
-    n.head_dim = 6;
-    return n;
-}
-
 static void hold(exec_law k, const char *name, const char *option, int32_t pp, int32_t chunks)
 {
     td_arena *const a = td_arena_new();
@@ -36,7 +27,7 @@ static void hold(exec_law k, const char *name, const char *option, int32_t pp, i
 static void test_degrees(void **state)
 {
     (void)state;
-    const model_desc gpt2 = four_heads(&law_gpt2, 4), llama = four_heads(&law_llama, 4);
+    const model_desc gpt2 = law_four_heads(&law_gpt2, 4), llama = law_four_heads(&law_llama, 4);
     for (int32_t tp = 2; tp <= 4; tp *= 2)
         for (int32_t pp = 1; pp <= 4; pp *= 2)
             for (int32_t dp = 1; dp <= 2; dp++) {
@@ -62,7 +53,7 @@ static void test_grouped_queries(void **state)
 static void test_shared_keys(void **state)
 {
     (void)state;
-    model_desc biased = four_heads(&law_llama, 2);
+    model_desc biased = law_four_heads(&law_llama, 2);
     biased.hidden = 32;
     biased.head_dim = 16;
     biased.qkv_bias = true;
@@ -76,7 +67,7 @@ static void test_shared_keys(void **state)
     hold((exec_law){.model = &law_llama, .tp = 4}, "fbd", "weights=all-step", 2, 0);
     hold((exec_law){.model = &law_llama, .tp = 4, .sequence_parallel = true}, "1f1b", NULL, 2, 1);
     for (int64_t kv = 1; kv <= 4; kv *= 2) {
-        const model_desc few = four_heads(&law_llama, kv);
+        const model_desc few = law_four_heads(&law_llama, kv);
         hold((exec_law){.model = &few, .tp = 2}, "gpipe", NULL, 1, 1);
         hold((exec_law){.model = &few, .tp = 4, .clip = 0.01}, "gpipe", NULL, 1, 1);
     }
@@ -85,7 +76,7 @@ static void test_shared_keys(void **state)
 static void test_schedules(void **state)
 {
     (void)state;
-    const model_desc gpt2 = four_heads(&law_gpt2, 4);
+    const model_desc gpt2 = law_four_heads(&law_gpt2, 4);
     hold((exec_law){.model = &gpt2, .tp = 2}, "interleaved-1f1b", NULL, 2, 2);
     hold((exec_law){.model = &gpt2, .tp = 2}, "zb-h1", NULL, 2, 0);
     hold((exec_law){.model = &law_llama, .tp = 2}, "zb-h1", NULL, 2, 0);
@@ -100,7 +91,7 @@ static void test_schedules(void **state)
 static void test_bert(void **state)
 {
     (void)state;
-    const model_desc four = four_heads(&law_bert, 4);
+    const model_desc four = law_four_heads(&law_bert, 4);
     hold((exec_law){.model = &law_bert, .tp = 3}, "1f1b", NULL, 2, 1);
     for (int32_t tp = 2; tp <= 4; tp *= 2)
         for (int32_t pp = 1; pp <= 4; pp *= 2)
@@ -118,7 +109,7 @@ static void test_bert(void **state)
 static void test_shared_optimizer(void **state)
 {
     (void)state;
-    const model_desc gpt2 = four_heads(&law_gpt2, 4);
+    const model_desc gpt2 = law_four_heads(&law_gpt2, 4);
     hold((exec_law){.model = &gpt2, .tp = 2, .dp = 2, .zero1 = true}, "1f1b", NULL, 2, 1);
     hold((exec_law){.model = &law_llama, .tp = 2, .dp = 3, .zero1 = true}, "zb-h1", NULL, 2, 0);
     hold((exec_law){.model = &gpt2, .tp = 4, .zero1 = true}, "chimera", NULL, 2, 0);
@@ -150,7 +141,7 @@ static void test_cut_and_join(void **state)
     (void)state;
     td_arena *const a = td_arena_new();
     td_err err = {0};
-    const model_desc gpt2 = four_heads(&law_gpt2, 4);
+    const model_desc gpt2 = law_four_heads(&law_gpt2, 4);
     const stage_desc at = {.n_layers = 2, .embedding = true, .head = true};
     const model_desc *const models[] = {&gpt2, &law_llama};
     for (int m = 0; m < 2; m++) {

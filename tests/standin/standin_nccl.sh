@@ -2,7 +2,7 @@
 # standin_nccl.sh BIN PART: processes with a GPU each, on the host that stands in for both GPUs and
 # NCCL. Messages hold nothing and end late at random, so that an order that could hang does.
 #   few        a schedule of each kind of collective
-#   schedules  those that issue 9 names, on two and on four processes
+#   schedules  one of each family, on two and on four processes
 #   options    mappings, replicas, sums in order, seeds
 #   faults     a link that stalls, a process that is killed, what is refused
 set -u
